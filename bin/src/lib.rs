@@ -1,1 +1,6 @@
 //! graven
+
+#[cfg(feature = "node")]
+pub mod config;
+#[cfg(feature = "node")]
+pub mod members;
