@@ -1,0 +1,1 @@
+//! Lanes between nodes: control messages and appends.

@@ -1,0 +1,1 @@
+//! Sockets and quinn profiles that peers and clients share.
