@@ -1,0 +1,196 @@
+//! Messages between clients and nodes, shared by the client library and the listener.
+//!
+//! `net/PROTOCOL.md` describes the bytes. Control messages pass through [`wire`](crate::wire); what carries records is laid out by
+//! hand, in [`append`] and [`feed`]. The one table of who may do what is [`role_needed`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::tls::Role;
+
+pub mod append;
+pub(crate) mod chunks;
+mod failure;
+pub mod feed;
+mod status;
+
+pub use failure::{Detail, ErrorCode, Failure, Outcome};
+pub use status::{Bounds, ClusterStatus, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus};
+
+/// Name of the client protocol in the TLS handshake.
+pub use crate::tls::ALPN_CLIENT as ALPN;
+/// The protocol version this code speaks.
+pub const VERSION: u16 = 1;
+/// The oldest version it still speaks.
+pub const OLDEST_VERSION: u16 = 1;
+/// The cluster feature level this code knows.
+pub const FEATURE_LEVEL: u32 = 1;
+/// The largest control message. Ours are a few hundred bytes; a report on a cluster of seven stays below 4 KiB.
+pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
+/// Close code: the side that closes is done, nothing is wrong.
+pub const CLOSE_DONE: u32 = 0;
+/// Close code: the node is going away; connect to another one.
+pub const CLOSE_SHUTDOWN: u32 = 1;
+/// Close code: the node has as many connections as it takes.
+pub const CLOSE_BUSY: u32 = 2;
+/// Close code: the bytes received are not this protocol.
+pub const CLOSE_PROTOCOL: u32 = 3;
+/// Close code: the certificate is valid, but not for a client of this cluster.
+pub const CLOSE_UNAUTHENTICATED: u32 = 4;
+
+/// The first byte of every stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum StreamKind {
+    /// The first bidirectional stream: [`Hello`], answered by [`HelloReply`].
+    Hello = 1,
+    /// One [`Request`], answered by one [`Response`].
+    Unary = 2,
+    /// Append groups, answered by [`append::Answer`]s.
+    Append = 3,
+    /// A [`feed::SubscribeRequest`], answered by feed items.
+    Subscribe = 4,
+    /// Unidirectional, from the node: one [`LeaderView`] whenever it changes.
+    Leader = 5,
+}
+
+impl StreamKind {
+    /// The kind with this number.
+    #[must_use]
+    pub fn from_u8(number: u8) -> Option<StreamKind> {
+        [StreamKind::Hello, StreamKind::Unary, StreamKind::Append, StreamKind::Subscribe, StreamKind::Leader]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
+}
+
+/// What a client says first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The oldest protocol version it speaks.
+    pub oldest: u16,
+    /// The newest protocol version it speaks.
+    pub newest: u16,
+    /// The highest cluster feature level it knows.
+    pub feature_level: u32,
+    /// Its software version, for logs.
+    pub software: String,
+}
+
+/// The node's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HelloReply {
+    /// The connection may be used.
+    Welcome(Welcome),
+    /// It may not: no common version, for example.
+    Refused(Failure),
+}
+
+/// Who the client is connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The protocol version to use.
+    pub version: u16,
+    /// The cluster's feature level.
+    pub feature_level: u32,
+    /// The cluster.
+    pub cluster: u128,
+    /// The node's id.
+    pub node: u64,
+    /// The node's name.
+    pub name: String,
+    /// The node's software version.
+    pub software: String,
+}
+
+/// Who leads, as one node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeaderView {
+    /// The node's term.
+    pub term: u64,
+    /// The leader of that term, when known.
+    pub leader: Option<String>,
+    /// Where clients reach the leader.
+    pub address: Option<String>,
+}
+
+impl LeaderView {
+    /// Nobody is known to lead in `term`.
+    #[must_use]
+    pub fn nobody(term: u64) -> LeaderView {
+        LeaderView { term, leader: None, address: None }
+    }
+}
+
+/// What a client asks on a unary stream. New requests are added at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Request {
+    /// Opens an append session; at the leader only. Safe to repeat: a lost answer wastes a session and no more.
+    OpenSession,
+    /// What the node says about itself.
+    NodeStatus,
+    /// Where the log begins and ends. Linearizable: not before every append acknowledged until now is covered.
+    Bounds {
+        /// Confirm with a majority, and wait until this node has applied that far.
+        linearizable: bool,
+    },
+    /// Hands the leadership to the named node; at the leader only. Answered when that node leads.
+    Transfer {
+        /// Name of the node.
+        node: String,
+    },
+    /// The process's counters.
+    NodeStats,
+}
+
+/// The answer to a [`Request`]. New answers are added at the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Response {
+    /// To [`Request::OpenSession`].
+    SessionOpened {
+        /// The session's id: the index of the entry that opened it.
+        session: u64,
+    },
+    /// To [`Request::NodeStatus`].
+    NodeStatus(Box<NodeReport>),
+    /// To [`Request::Bounds`].
+    Bounds(Bounds),
+    /// To [`Request::Transfer`]: the node leads.
+    Transferred,
+    /// To [`Request::NodeStats`].
+    NodeStats(NodeStats),
+    /// The node does not lead, and the request needs the leader.
+    NotLeader(LeaderView),
+    /// The request failed.
+    Failed(Failure),
+}
+
+/// Everything a client may ask for, for [`role_needed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action<'a> {
+    /// A unary request.
+    Unary(&'a Request),
+    /// Opening an append stream.
+    Append,
+    /// Opening a subscription.
+    Subscribe,
+}
+
+/// The one table of who may do what: the least role for an action.
+///
+/// | action | role |
+/// |---|---|
+/// | subscribe, status, bounds, counters | read |
+/// | open a session, append | append |
+/// | transfer | admin |
+#[must_use]
+pub fn role_needed(action: Action<'_>) -> Role {
+    match action {
+        Action::Subscribe => Role::Read,
+        Action::Unary(Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats) => Role::Read,
+        Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
+        Action::Unary(Request::Transfer { .. }) => Role::Admin,
+    }
+}

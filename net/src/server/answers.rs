@@ -1,0 +1,232 @@
+//! What an append stream still owes its client: answers ready to be written, and bytes received but not answered.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::BytesMut;
+use tokio::sync::Notify;
+
+use crate::protocol::append::{Ack, Answer, Rejection, encode_answer};
+
+/// The place where the answer to one group goes. Cheap: no task, no allocation, one wake-up for many answers.
+#[derive(Debug)]
+pub struct AppendReply {
+    answers: Arc<Answers>,
+    /// Given back when the group is answered.
+    _charges: [Charge; 2],
+    session: u64,
+    sequence: u64,
+    answered: bool,
+}
+
+impl AppendReply {
+    /// Gives the answer. It leaves with all others that are ready by then.
+    pub fn done(mut self, result: Result<Ack, Rejection>) {
+        self.answer(result);
+    }
+
+    /// The group's session.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// The group's sequence number.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    fn answer(&mut self, result: Result<Ack, Rejection>) {
+        self.answered = true;
+        self.answers.push(&Answer { session: self.session, sequence: self.sequence, result });
+    }
+}
+
+impl Drop for AppendReply {
+    fn drop(&mut self) {
+        if !self.answered {
+            // The service lost the group: it went down, or dropped its queue. Whether the group was taken is not known
+            // here; under its session the client repeats it safely.
+            self.answer(Err(Rejection::Unsure));
+        }
+    }
+}
+
+/// The answers of one append stream, in the order in which they were given.
+#[derive(Debug, Default)]
+pub(super) struct Answers {
+    state: Mutex<State>,
+    ready: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Encoded answers.
+    buffer: BytesMut,
+    /// Groups handed to the service and not answered.
+    owed: usize,
+    /// No more groups will come.
+    last: bool,
+    /// The stream is gone: nobody reads answers.
+    closed: bool,
+}
+
+impl Answers {
+    /// A reply for one group.
+    pub(super) fn reply(self: &Arc<Self>, session: u64, sequence: u64, charges: [Charge; 2]) -> AppendReply {
+        self.lock().owed += 1;
+        AppendReply { answers: self.clone(), _charges: charges, session, sequence, answered: false }
+    }
+
+    /// An answer that belongs to no group: for the whole stream.
+    pub(super) fn push_for_stream(&self, rejection: Rejection) {
+        self.lock().owed += 1;
+        self.push(&Answer { session: 0, sequence: 0, result: Err(rejection) });
+    }
+
+    /// No more groups will come: [`Answers::next`] ends when all are answered.
+    pub(super) fn finish(&self) {
+        self.lock().last = true;
+        self.ready.notify_one();
+    }
+
+    /// Nobody reads answers any more.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.buffer = BytesMut::new();
+    }
+
+    /// All answers that are ready; waits for at least one. `None` when all groups are answered and no more will come.
+    pub(super) async fn next(&self) -> Option<BytesMut> {
+        loop {
+            {
+                let mut state = self.lock();
+                if !state.buffer.is_empty() {
+                    return Some(state.buffer.split());
+                }
+                if state.last && state.owed == 0 {
+                    return None;
+                }
+            }
+            self.ready.notified().await;
+        }
+    }
+
+    fn push(&self, answer: &Answer) {
+        let mut state = self.lock();
+        state.owed = state.owed.saturating_sub(1);
+        if state.closed {
+            return;
+        }
+        let first = state.buffer.is_empty();
+        encode_answer(answer, &mut state.buffer);
+        drop(state);
+        if first {
+            self.ready.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A bound on bytes received but not answered, shared by the streams of a connection or of the whole server.
+#[derive(Debug)]
+pub(super) struct Budget {
+    limit: usize,
+    used: Mutex<usize>,
+    freed: Notify,
+}
+
+impl Budget {
+    pub(super) fn new(limit: usize) -> Arc<Budget> {
+        Arc::new(Budget { limit, used: Mutex::new(0), freed: Notify::new() })
+    }
+
+    pub(super) fn used(&self) -> usize {
+        *self.lock()
+    }
+
+    /// Waits until `bytes` fit, or nothing else is there: a group larger than the bound passes alone.
+    pub(super) async fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            // Registered before the look, so that room made between the look and the wait is not missed.
+            freed.as_mut().enable();
+            {
+                let mut used = self.lock();
+                if *used == 0 || *used + bytes <= self.limit {
+                    *used += bytes;
+                    return Charge { budget: self.clone(), bytes };
+                }
+            }
+            freed.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, usize> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A part of a [`Budget`], given back when dropped.
+#[derive(Debug)]
+pub(super) struct Charge {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        *self.budget.lock() -= self.bytes;
+        self.budget.freed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::append::decode_answer;
+
+    fn decoded(mut bytes: BytesMut) -> Vec<(u64, bool)> {
+        std::iter::from_fn(|| decode_answer(&mut bytes).unwrap()).map(|answer| (answer.sequence, answer.result.is_ok())).collect()
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_ready_leave_together_and_dropped_replies_are_answered() {
+        let (answers, budget) = (Arc::new(Answers::default()), Budget::new(100));
+        let mut replies = Vec::new();
+        for sequence in 1..=3 {
+            let charges = [budget.charge(10).await, budget.charge(10).await];
+            replies.push(answers.reply(7, sequence, charges));
+        }
+        assert_eq!(budget.used(), 60);
+        answers.finish();
+        let ack = Ack { first: 0, last: 0, records: 1, term: 1, timestamp: 1 };
+        let lost = replies.pop();
+        replies.into_iter().for_each(|reply| reply.done(Ok(ack)));
+        assert_eq!(decoded(answers.next().await.unwrap()), [(1, true), (2, true)]);
+        drop(lost);
+        assert_eq!(decoded(answers.next().await.unwrap()), [(3, false)]);
+        assert!(answers.next().await.is_none());
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn budget_lets_one_too_large_group_pass_alone() {
+        let budget = Budget::new(100);
+        let large = budget.charge(1000).await;
+        let waiting = tokio::spawn({
+            let budget = budget.clone();
+            async move { budget.charge(1).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(large);
+        drop(waiting.await.unwrap());
+        assert_eq!(budget.used(), 0);
+    }
+}

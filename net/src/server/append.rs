@@ -1,0 +1,153 @@
+//! One append stream: groups in, answers out.
+//!
+//! A group is read in the chunks in which it arrives; they are not joined unless it has many small records. Its length is
+//! bounded and charged to the connection's and the server's budget before its bytes are read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use graven_frame::Group;
+use tokio::sync::watch;
+
+use super::answers::{Answers, Budget};
+use super::{Busy, Rejection, Service};
+use crate::protocol::append::{GROUP_PREFIX_BYTES, decode_prefix};
+use crate::protocol::chunks::{Chunks, body_for, peek};
+
+/// What the append streams of one connection share.
+pub(super) struct Appends {
+    pub(super) connection: Arc<Budget>,
+    pub(super) server: Arc<Budget>,
+    /// Becomes true when the node goes down: no more groups are read, those taken are answered.
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// Serves an append stream to its end.
+///
+/// # Errors
+/// A sentence, when the client's bytes are not append groups: the connection is then closed.
+pub(super) async fn serve<S: Service>(
+    service: &S,
+    appends: &Appends,
+    mut send: quinn::SendStream,
+    recv: quinn::RecvStream,
+) -> Result<(), String> {
+    let answers = Arc::new(Answers::default());
+    let _closed = CloseOnDrop(&answers);
+    let mut draining = appends.draining.clone();
+    let reader = async {
+        let ended = tokio::select! {
+            ended = read_groups(service, appends, &answers, recv) => ended,
+            _ = draining.wait_for(|draining| *draining) => Ok(()),
+        };
+        answers.finish();
+        ended
+    };
+    let writer = write_answers(&answers, &mut send);
+    tokio::pin!(reader, writer);
+    let ended = tokio::select! {
+        ended = &mut reader => ended,
+        // The client reads no more answers: there is nobody to serve.
+        () = &mut writer => return Ok(()),
+    };
+    if ended.is_ok() {
+        writer.await;
+    }
+    ended
+}
+
+/// Refuses a whole append stream.
+pub(super) async fn refuse(rejection: Rejection, mut send: quinn::SendStream) {
+    let answers = Answers::default();
+    answers.push_for_stream(rejection);
+    answers.finish();
+    write_answers(&answers, &mut send).await;
+}
+
+async fn write_answers(answers: &Answers, send: &mut quinn::SendStream) {
+    while let Some(bytes) = answers.next().await {
+        if send.write_chunk(bytes.freeze()).await.is_err() {
+            return;
+        }
+    }
+    if send.finish().is_ok() {
+        // Closing the connection would throw away what the client has not received yet.
+        let _ = send.stopped().await;
+    }
+}
+
+async fn read_groups<S: Service>(
+    service: &S,
+    appends: &Appends,
+    answers: &Arc<Answers>,
+    mut recv: quinn::RecvStream,
+) -> Result<(), String> {
+    let mut chunks = Chunks::default();
+    loop {
+        let prefix = loop {
+            if let Some(prefix) = chunks.take_array::<GROUP_PREFIX_BYTES>() {
+                break prefix;
+            }
+            if !fill(&mut chunks, &mut recv).await {
+                return Ok(());
+            }
+        };
+        let (len, crc) = decode_prefix(prefix).ok_or("the length of an append group is impossible")?;
+        let connection = appends.connection.charge(len + GROUP_OVERHEAD_BYTES).await;
+        let server = appends.server.charge(len + GROUP_OVERHEAD_BYTES).await;
+        let parts = loop {
+            if let Some(parts) = chunks.take(len) {
+                break parts;
+            }
+            // A group that was begun and never ends would hold its charge for good.
+            match tokio::time::timeout(GROUP_STALL, fill(&mut chunks, &mut recv)).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(_) => return Err(format!("an append group of {len} bytes stopped half-way")),
+            }
+        };
+        let group = parse(parts, crc)?;
+        let (Some(session), Some(sequence)) = (group.header().session, group.header().sequence) else {
+            return Err("an append group has no session".to_owned());
+        };
+        let mut offer = (group, answers.reply(session, sequence, [connection, server]));
+        while let Err(Busy(back)) = service.append(offer.0, offer.1) {
+            offer = *back;
+            service.ready().await;
+        }
+    }
+}
+
+fn parse(parts: Vec<Bytes>, crc: u32) -> Result<Group, String> {
+    // The count stands behind the length. It is only a guess at the work here: `Group` checks it.
+    let count = peek::<8>(&parts).map_or(0, |head| u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
+    Group::parse_checked(body_for(parts, count as usize), crc).map_err(|cause| cause.to_string())
+}
+
+/// Reads what is there; `false` when the stream ended or broke.
+async fn fill(chunks: &mut Chunks, recv: &mut quinn::RecvStream) -> bool {
+    let mut parts = [const { Bytes::new() }; CHUNKS_A_READ];
+    match recv.read_chunks(&mut parts).await {
+        Ok(Some(count)) => {
+            parts.into_iter().take(count).for_each(|part| chunks.push(part));
+            true
+        }
+        Ok(None) | Err(_) => false,
+    }
+}
+
+struct CloseOnDrop<'a>(&'a Answers);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What a group costs besides its bytes: its place in queues, and its answer.
+const GROUP_OVERHEAD_BYTES: usize = 256;
+/// As many packets as one receive batch brings on most systems.
+const CHUNKS_A_READ: usize = 32;
+/// A client writes a whole group at once; so long without a byte of it means the client is gone or means harm.
+const GROUP_STALL: Duration = Duration::from_secs(10);

@@ -1,0 +1,284 @@
+//! One client connection: who it is, hello, the leader's name pushed, and its streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::answers::Budget;
+use super::append::{self, Appends};
+use super::{Caller, ErrorCode, Failure, LeaderView, Rejection, Request, Response, Service, SubscribeRequest, subscribe};
+use crate::protocol::{
+    Action, CLOSE_PROTOCOL, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED, FEATURE_LEVEL, Hello, HelloReply, MAX_MESSAGE_BYTES,
+    OLDEST_VERSION, StreamKind, VERSION, Welcome, role_needed,
+};
+use crate::tls::{Identity, UnixTime, Verified};
+use crate::wire;
+
+/// What all connections of a server share.
+pub(super) struct Shared<S> {
+    pub(super) service: S,
+    pub(super) welcome: Welcome,
+    pub(super) budget: Arc<Budget>,
+    pub(super) connection_bytes: usize,
+    pub(super) handshake_timeout: Duration,
+    pub(super) draining: watch::Receiver<bool>,
+}
+
+/// Serves a connection whose handshake is done until it ends.
+pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn::Connection) {
+    let (caller, not_after) = match caller_of(&connection, &shared.welcome) {
+        Ok(found) => found,
+        Err(sentence) => {
+            tracing::info!(address = %connection.remote_address(), "client refused: {sentence}");
+            connection.close(CLOSE_UNAUTHENTICATED.into(), sentence.as_bytes());
+            return;
+        }
+    };
+    match tokio::time::timeout(shared.handshake_timeout, greet(&shared, &connection)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(sentence)) => {
+            tracing::info!(client = %caller.name, "connection closed: {sentence}");
+            connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
+            return;
+        }
+        Err(_) => {
+            connection.close(CLOSE_PROTOCOL.into(), b"no hello in time");
+            return;
+        }
+    }
+    tracing::debug!(client = %caller.name, role = %caller.role, address = %connection.remote_address(), "client connected");
+    let mut draining = shared.draining.clone();
+    tokio::select! {
+        () = push_leader(shared.service.leader(), &connection) => {}
+        sentence = accept_streams(&shared, &caller, &connection) => {
+            if let Some(sentence) = sentence {
+                tracing::warn!(client = %caller.name, "connection closed: {sentence}");
+                connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
+            }
+        }
+        () = expiry(not_after) => {
+            connection.close(CLOSE_UNAUTHENTICATED.into(), b"the client's certificate expired; issue a new one with `graven certs client`");
+        }
+    }
+    if *draining.borrow_and_update() {
+        connection.close(CLOSE_SHUTDOWN.into(), b"the node is shutting down");
+    }
+}
+
+fn caller_of(connection: &quinn::Connection, welcome: &Welcome) -> Result<(Caller, UnixTime), String> {
+    let verified = Verified::of(connection).map_err(|cause| cause.to_string())?;
+    match verified.identity {
+        Identity::Client(client) if client.cluster == welcome.cluster => {
+            Ok((Caller { name: client.name.into(), role: client.role }, verified.not_after))
+        }
+        other => Err(format!("{other} is no client of this cluster; use a certificate made by `graven certs client`")),
+    }
+}
+
+/// Resolves when a certificate has expired. Wakes once a day, because timers do not reach years ahead.
+async fn expiry(not_after: UnixTime) {
+    loop {
+        let Ok(left) = u64::try_from(not_after.0.saturating_sub(UnixTime::now().0)) else { return };
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(left.min(24 * 60 * 60))).await;
+    }
+}
+
+/// Exchanges hellos on the first stream.
+async fn greet<S: Service>(shared: &Shared<S>, connection: &quinn::Connection) -> Result<(), String> {
+    let (mut send, mut recv) = connection.accept_bi().await.map_err(|cause| cause.to_string())?;
+    if kind_of(&mut recv).await != Some(StreamKind::Hello) {
+        return Err("the first stream is no hello".to_owned());
+    }
+    let hello: Hello = read_message(&mut recv).await?;
+    let common = hello.oldest <= VERSION && hello.newest >= OLDEST_VERSION;
+    let reply = if common {
+        HelloReply::Welcome(Welcome { version: hello.newest.min(VERSION), ..shared.welcome.clone() })
+    } else {
+        HelloReply::Refused(Failure::refused(
+            ErrorCode::Config,
+            format!(
+                "client speaks versions {} to {} of the client protocol, node {} speaks {OLDEST_VERSION} to {VERSION}; upgrade the older one",
+                hello.oldest, hello.newest, shared.welcome.name
+            ),
+        ))
+    };
+    write_message(&mut send, &reply).await;
+    if common { Ok(()) } else { Err("no common protocol version".to_owned()) }
+}
+
+/// Tells the client who leads, now and whenever it changes.
+async fn push_leader(mut views: watch::Receiver<LeaderView>, connection: &quinn::Connection) {
+    let push = async {
+        let mut send = connection.open_uni().await.ok()?;
+        send.write_all(&[StreamKind::Leader as u8]).await.ok()?;
+        loop {
+            let view = views.borrow_and_update().clone();
+            let bytes = wire::encode::<MAX_MESSAGE_BYTES>(&view).ok()?;
+            // The limit fits into the length.
+            let mut message = (bytes.len() as u32).to_le_bytes().to_vec();
+            message.extend_from_slice(&bytes);
+            send.write_all(&message).await.ok()?;
+            views.changed().await.ok()?;
+        }
+    };
+    let _: Option<()> = push.await;
+    // Views can no longer be pushed: the connection is closing, or the service is. Its streams go on until they end.
+    connection.closed().await;
+}
+
+/// Accepts streams until the connection ends or the node drains. A sentence when the client broke the protocol.
+async fn accept_streams<S: Service>(
+    shared: &Arc<Shared<S>>,
+    caller: &Caller,
+    connection: &quinn::Connection,
+) -> Option<String> {
+    let appends = Arc::new(Appends {
+        connection: Budget::new(shared.connection_bytes),
+        server: shared.budget.clone(),
+        draining: shared.draining.clone(),
+    });
+    let mut draining = shared.draining.clone();
+    // Streams run as tasks that end with this set; their number is bounded by the transport's stream limit.
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = connection.accept_bi() => {
+                let (send, recv) = accepted.ok()?;
+                let (shared, caller, appends) = (shared.clone(), caller.clone(), appends.clone());
+                streams.spawn(async move { serve_stream(&shared, caller, &appends, send, recv).await });
+            }
+            Some(ended) = streams.join_next() => {
+                if let Ok(Err(sentence)) = ended {
+                    return Some(sentence);
+                }
+            }
+            _ = draining.wait_for(|draining| *draining) => break,
+        }
+    }
+    drain(&appends, &mut streams).await;
+    None
+}
+
+/// Waits until the append streams have delivered their answers; other streams are cut.
+async fn drain(appends: &Appends, streams: &mut JoinSet<Result<(), String>>) {
+    let answered = async {
+        while appends.connection.used() > 0 && streams.join_next().await.is_some() {}
+        // Answers were given; a moment for them to arrive before the close throws away what has not.
+        tokio::time::timeout(DELIVERY, async { while streams.join_next().await.is_some() {} }).await
+    };
+    let _ = tokio::time::timeout(DRAIN, answered).await;
+}
+
+async fn serve_stream<S: Service>(
+    shared: &Shared<S>,
+    caller: Caller,
+    appends: &Appends,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) -> Result<(), String> {
+    match tokio::time::timeout(shared.handshake_timeout, kind_of(&mut recv)).await.ok().flatten() {
+        Some(StreamKind::Unary) => {
+            let request: Request = read_message(&mut recv).await?;
+            // A client that gives up stops the stream: its request is dropped with it.
+            let stopped = send.stopped();
+            let answer = async {
+                match check(&caller, Action::Unary(&request)) {
+                    Ok(()) => shared.service.unary(caller, request).await,
+                    Err(failure) => Response::Failed(failure),
+                }
+            };
+            let response = tokio::select! {
+                response = answer => response,
+                _ = stopped => return Ok(()),
+            };
+            write_message(&mut send, &response).await;
+            Ok(())
+        }
+        Some(StreamKind::Append) => match check(&caller, Action::Append) {
+            Ok(()) => append::serve(&shared.service, appends, send, recv).await,
+            Err(failure) => {
+                append::refuse(Rejection::Failed(failure), send).await;
+                Ok(())
+            }
+        },
+        Some(StreamKind::Subscribe) => {
+            let request: SubscribeRequest = read_message(&mut recv).await?;
+            serve_subscription(shared, caller, request, send).await;
+            Ok(())
+        }
+        Some(StreamKind::Hello | StreamKind::Leader) => Err("a stream of this kind is not expected here".to_owned()),
+        None if recv.received_reset().await.is_ok_and(|reset| reset.is_some()) => Ok(()),
+        None => Err("a stream of an unknown kind".to_owned()),
+    }
+}
+
+async fn serve_subscription<S: Service>(
+    shared: &Shared<S>,
+    caller: Caller,
+    request: SubscribeRequest,
+    mut send: quinn::SendStream,
+) {
+    // A feed waits for records without writing: only this tells that the client has gone.
+    let stopped = send.stopped();
+    let serve = async {
+        let served = match check(&caller, Action::Subscribe) {
+            Ok(()) => subscribe::serve(&shared.service, caller, request, &mut send).await,
+            Err(failure) => subscribe::fail(failure, &mut send).await,
+        };
+        if served.is_ok() && send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        _ = stopped => {}
+    }
+}
+
+fn check(caller: &Caller, action: Action<'_>) -> Result<(), Failure> {
+    let needed = role_needed(action);
+    if caller.role >= needed {
+        return Ok(());
+    }
+    let message = format!(
+        "client {} has the role {}, this needs {needed}; use a certificate made by `graven certs client NAME --role {needed}`",
+        caller.name, caller.role
+    );
+    Err(Failure::refused(ErrorCode::Forbidden, message).with("role", caller.role.as_str()).with("needed", needed.as_str()))
+}
+
+async fn kind_of(recv: &mut quinn::RecvStream) -> Option<StreamKind> {
+    let mut kind = [0];
+    recv.read_exact(&mut kind).await.ok()?;
+    StreamKind::from_u8(kind[0])
+}
+
+async fn read_message<T: serde::de::DeserializeOwned>(recv: &mut quinn::RecvStream) -> Result<T, String> {
+    let bytes = recv.read_to_end(MAX_MESSAGE_BYTES).await.map_err(|cause| cause.to_string())?;
+    wire::decode::<MAX_MESSAGE_BYTES, T>(&bytes).map_err(|cause| cause.to_string())
+}
+
+async fn write_message<T: serde::Serialize>(send: &mut quinn::SendStream, message: &T) {
+    let Ok(bytes) = wire::encode::<MAX_MESSAGE_BYTES>(message) else {
+        tracing::error!("an answer exceeds {MAX_MESSAGE_BYTES} bytes and was not sent");
+        return;
+    };
+    if send.write_chunk(bytes.into()).await.is_ok() && send.finish().is_ok() {
+        let _ = send.stopped().await;
+    }
+}
+
+/// The cluster feature level a node starts with.
+pub(super) const fn feature_level() -> u32 {
+    FEATURE_LEVEL
+}
+
+/// How long a node that goes down waits for its service to answer what it took.
+const DRAIN: Duration = Duration::from_secs(3);
+/// How long it waits for answers to arrive.
+const DELIVERY: Duration = Duration::from_millis(500);
