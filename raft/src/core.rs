@@ -1,215 +1,387 @@
-//! The core: one node's share of the protocol.
+//! The core: its state, its clockwork, and the rules that hold in every role (Raft paper, figure 2, "Rules for Servers").
 
 use std::collections::VecDeque;
 
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+use crate::candidate::Ballot;
 use crate::config::{Config, Restored};
-use crate::errors::{ProposeError, ReadError, TransferError};
-use crate::message::{AppendHead, Message};
-use crate::output::Output;
-use crate::types::{
-    Entry, EntryMeta, HardState, Index, LogId, Membership, NodeId, Role, Term, Tick,
-};
+use crate::log::Log;
+use crate::message::Message;
+use crate::output::{Alarm, Output};
+use crate::persist::{DiskWatch, Pending};
+use crate::progress::{Follower, Progress};
+use crate::read_index::Reads;
+use crate::transfer::Transfer;
+use crate::types::{HardState, Index, LogId, Membership, NodeId, Role, Term, Tick};
 
 /// One node's share of the protocol. Inputs change state; outputs are fetched with [`Core::poll`].
 #[derive(Debug, Clone)]
 pub struct Core {
-    config: Config,
-    restored: Restored,
-    outputs: VecDeque<Output>,
-}
+    pub(crate) config: Config,
+    rng: Xoshiro256PlusPlus,
+    pub(crate) now: Tick,
+    pub(crate) outputs: VecDeque<Output>,
+    /// What was last told by `Output::Role`.
+    told: (Role, Term, Option<NodeId>),
 
-/// What a leader knows of one follower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Follower {
-    /// The follower.
-    pub node: NodeId,
-    /// The highest index known durable there.
-    pub matched: Index,
-    /// The next index to send.
-    pub next: Index,
-    /// How it is being fed.
-    pub state: ProgressState,
-}
+    pub(crate) hard: HardState,
+    pub(crate) role: Role,
+    pub(crate) leader: Option<NodeId>,
 
-/// How a follower is being fed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProgressState {
-    /// One append at a time, until the logs are known to meet.
-    Probe,
-    /// A window of appends in flight.
-    Replicate,
-    /// Waiting for the driver to install a checkpoint there.
-    Snapshot,
+    pub(crate) log: Log,
+    pub(crate) commit: Index,
+    pub(crate) applied: Index,
+    /// What was known to be committed at the start: until it is applied, this node does not stand for election.
+    pub(crate) must_apply: Index,
+
+    /// The end of what is known durable, for the log as it is now.
+    pub(crate) durable: Index,
+    /// Persists put out and not yet reported, oldest first.
+    pub(crate) pending: VecDeque<Pending>,
+    pub(crate) disk: DiskWatch,
+
+    /// The end of what was found equal to the log of this term's leader.
+    pub(crate) verified: Index,
+    /// When this term's leader was last heard.
+    pub(crate) heard_leader: Option<Tick>,
+    pub(crate) election_due: Tick,
+    pub(crate) ballot: Ballot,
+
+    /// The followers; empty unless leading.
+    pub(crate) progress: Vec<Progress>,
+    pub(crate) next_request: u64,
+    pub(crate) heartbeat_due: Tick,
+    pub(crate) round: u64,
+    /// The no-op that opened this leadership.
+    pub(crate) term_start: Index,
+
+    pub(crate) reads: Reads,
+    pub(crate) transfer: Option<Transfer>,
 }
 
 impl Core {
-    /// Starts from what recovery found.
+    /// Starts from what recovery found. Nothing is sent or decided before this.
     #[must_use]
     pub fn new(config: Config, restored: Restored, now: Tick) -> Core {
-        let _ = now;
-        Core {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(config.seed);
+        let first_token = rng.random();
+        let log = Log::restore(&restored);
+        let commit = restored.commit.min(log.last()).max(log.base().index);
+        let mut core = Core {
             config,
-            restored,
+            rng,
+            now,
             outputs: VecDeque::new(),
+            told: (Role::Follower, restored.hard_state.term, None),
+            hard: restored.hard_state,
+            role: Role::Follower,
+            leader: None,
+            commit,
+            applied: restored.applied.min(commit),
+            must_apply: commit,
+            durable: log.last(),
+            log,
+            pending: VecDeque::new(),
+            disk: DiskWatch::default(),
+            verified: Index(0),
+            heard_leader: None,
+            election_due: now,
+            ballot: Ballot::default(),
+            progress: Vec::new(),
+            next_request: 1,
+            heartbeat_due: now,
+            round: 0,
+            term_start: Index(0),
+            reads: Reads::new(first_token),
+            transfer: None,
+        };
+        core.restart_election_timer();
+        if core.commit > core.applied {
+            core.outputs.push_back(Output::Commit { up_to: core.commit });
+        }
+        core
+    }
+
+    /// Time passed. May be called at any time; must be called by [`Core::next_deadline`].
+    pub fn tick(&mut self, now: Tick) {
+        self.observe(now);
+        self.tick_transfer();
+        self.tick_disk();
+        self.tick_reads();
+        if self.role == Role::Leader {
+            self.tick_leader();
+        } else if self.may_stand() && self.now >= self.election_due {
+            self.become_pre_candidate();
         }
     }
-    /// Time passed.
-    pub fn tick(&mut self, now: Tick) {
-        let _ = now;
-    }
-    /// When the next [`Core::tick`] is due.
+
+    /// When the next [`Core::tick`] is due. Changes with every input.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        None
+        let election = (self.role != Role::Leader && self.may_stand()).then_some(self.election_due);
+        let leading = (self.role == Role::Leader).then(|| self.leader_deadline());
+        let transfer = self.transfer.as_ref().map(|transfer| transfer.deadline);
+        let rest = [election, leading, transfer, self.reads.deadline(), self.disk_deadline()];
+        rest.into_iter().flatten().min()
     }
-    /// Takes in a control message.
+
+    /// Takes in a message from a peer. Outputs it causes are fetched by [`Core::poll`].
     pub fn receive(&mut self, now: Tick, from: NodeId, message: Message) {
-        let _ = (now, from, message);
+        self.observe(now);
+        if from == self.config.id {
+            return self.malformed(from, "a message from this node's own id");
+        }
+        // Requests for votes decide for themselves whether they touch the term (thesis 9.6, 4.2.3).
+        match message {
+            Message::PreVote { campaign, last, .. } => {
+                return self.on_pre_vote(from, campaign, last);
+            }
+            Message::Vote { term, last, transfer } => return self.on_vote(from, term, last, transfer),
+            _ => {}
+        }
+        let term = message.term();
+        if term > self.hard.term {
+            self.become_follower(term, None, None);
+        } else if term < self.hard.term {
+            return self.on_passed_term(from, &message);
+        }
+        if self.role == Role::Leader {
+            self.on_heard(from);
+        }
+        match message {
+            Message::PreVoteReply { campaign, granted, .. } => self.on_pre_vote_reply(from, campaign, granted),
+            Message::VoteReply { granted, .. } => self.on_vote_reply(from, granted),
+            Message::AppendReply { request, epoch, success, matched, last, hint, .. } => match (success, hint) {
+                (true, _) => self.on_append_success(from, epoch, matched),
+                (false, Some(hint)) => self.on_append_refused(from, request, epoch, last, hint),
+                (false, None) => self.malformed(from, "a refused append without a hint"),
+            },
+            Message::Heartbeat { commit, round, .. } => self.on_heartbeat(from, commit, round),
+            Message::HeartbeatReply { round, .. } => self.on_heartbeat_reply(from, round),
+            Message::Commit { commit, .. } => self.on_commit(from, commit),
+            Message::TimeoutNow { last, .. } => self.on_timeout_now(from, last),
+            Message::ReadIndex { token, .. } => self.on_read_index(from, token),
+            Message::ReadIndexReply { token, index, .. } => self.on_read_index_reply(from, token, index),
+            Message::PreVote { .. } | Message::Vote { .. } => {}
+        }
     }
-    /// Takes in an append.
-    pub fn receive_append(
-        &mut self,
-        now: Tick,
-        from: NodeId,
-        head: AppendHead,
-        entries: Vec<Entry>,
-    ) {
-        let _ = (now, from, head, entries);
+
+    /// Answers a leader of a passed term, so that it learns and steps down; what else is late is dropped (Raft paper 5.1).
+    fn on_passed_term(&mut self, from: NodeId, message: &Message) {
+        let term = self.hard.term;
+        let reply = match *message {
+            Message::Heartbeat { round, .. } => Message::HeartbeatReply { term, round, last: self.log.last() },
+            Message::Commit { .. } | Message::TimeoutNow { .. } => {
+                Message::HeartbeatReply { term, round: 0, last: self.log.last() }
+            }
+            Message::ReadIndex { token, .. } => Message::ReadIndexReply { term, token, index: None },
+            _ => return,
+        };
+        self.send(from, reply);
     }
-    /// Appends an entry.
-    ///
-    /// # Errors
-    /// See [`ProposeError`].
-    pub fn propose(&mut self, now: Tick, meta: EntryMeta) -> Result<LogId, ProposeError> {
-        let _ = (now, meta);
-        Err(ProposeError::NotLeader { leader: None })
-    }
-    /// The oldest unreported [`Output::Persist`] is durable.
-    pub fn durable(&mut self, now: Tick, term: Term, last: Index) {
-        let _ = (now, term, last);
-    }
-    /// Everything up to `index` is applied.
+
+    /// Reports that the state machine has applied everything up to `index`.
     pub fn applied(&mut self, now: Tick, index: Index) {
-        let _ = (now, index);
+        self.observe(now);
+        let waited = self.applied < self.must_apply;
+        self.applied = self.applied.max(index.min(self.commit));
+        if waited && self.applied >= self.must_apply && self.role == Role::Follower && self.now >= self.election_due {
+            self.restart_election_timer();
+        }
     }
-    /// What was attached to an [`Output::Append`].
-    pub fn sent(
-        &mut self,
-        now: Tick,
-        to: NodeId,
-        request: u64,
-        last: Index,
-        bytes: u64,
-        epoch: u64,
-    ) {
-        let _ = (now, to, request, last, bytes, epoch);
-    }
-    /// The lane to `to` is lost.
-    pub fn unreachable(&mut self, now: Tick, to: NodeId) {
-        let _ = (now, to);
-    }
-    /// The lane to `to` stands again.
-    pub fn reachable(&mut self, now: Tick, to: NodeId) {
-        let _ = (now, to);
-    }
-    /// Asks for a read index.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub fn read(&mut self, now: Tick, id: u64) -> Result<(), ReadError> {
-        let _ = (now, id);
-        Err(ReadError::NoLeader)
-    }
-    /// Hands leadership to `to`.
-    ///
-    /// # Errors
-    /// See [`TransferError`].
-    pub fn transfer(&mut self, now: Tick, to: NodeId) -> Result<(), TransferError> {
-        let _ = (now, to);
-        Err(TransferError::NotLeader { leader: None })
-    }
-    /// Entries up to `base` were dropped from the start of the log on disk.
+
+    /// Reports that the driver gave up entries up to `base` from the start of its log. They must be applied.
     pub fn trimmed(&mut self, now: Tick, base: Index) {
-        let _ = (now, base);
+        self.observe(now);
+        self.log.trim(base.min(self.applied));
     }
-    /// The answer to [`Output::SnapshotNeeded`].
-    pub fn snapshot_done(&mut self, now: Tick, to: NodeId, ok: bool) {
-        let _ = (now, to, ok);
-    }
-    /// A checkpoint that ends at `base` was installed here, durably.
-    pub fn installed(&mut self, now: Tick, base: LogId, memberships: Vec<(Index, Membership)>) {
-        let _ = (now, base, memberships);
-    }
-    /// The next thing to do.
+
+    /// The next thing to do, in the order it must be done; `None` when all is done.
     #[must_use]
     pub fn poll(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
+
+    // Shared by all roles.
+
+    /// Follows `term`. A higher term than ours is persisted, with `vote` as the vote in it: `None` unless one is given now
+    /// (Raft paper 5.1). Whoever led or stood stops.
+    pub(crate) fn become_follower(&mut self, term: Term, vote: Option<NodeId>, leader: Option<NodeId>) {
+        debug_assert!(term >= self.hard.term);
+        let led = self.role == Role::Leader;
+        if led {
+            self.progress.clear();
+            self.fail_reads();
+        }
+        let stood = self.role != Role::Follower;
+        self.role = Role::Follower;
+        self.leader = leader;
+        if term > self.hard.term {
+            self.enter_term(term, vote);
+        }
+        if stood {
+            self.restart_election_timer();
+        }
+        self.tell_role();
+    }
+
+    /// Moves to a higher term: facts about the old one's leader end here.
+    pub(crate) fn enter_term(&mut self, term: Term, vote: Option<NodeId>) {
+        debug_assert!(term > self.hard.term);
+        self.hard = HardState { term, vote };
+        self.verified = Index(0);
+        self.heard_leader = None;
+        self.persist_hard_state();
+    }
+
+    /// Puts out role, term and leader when one of them changed. Reads that were forwarded to another leader fail here.
+    pub(crate) fn tell_role(&mut self) {
+        let now = (self.role, self.hard.term, self.leader);
+        if now == self.told {
+            return;
+        }
+        if (now.1, now.2) != (self.told.1, self.told.2) {
+            self.fail_forwarded_reads();
+        }
+        self.told = now;
+        self.outputs.push_back(Output::Role { role: now.0, term: now.1, leader: now.2 });
+        self.settle_transfer();
+    }
+
+    /// Draws the next election timeout from `[e, 2e)` (Raft paper 5.2).
+    pub(crate) fn restart_election_timer(&mut self) {
+        let least = self.config.election_us.max(1);
+        let timeout = self.rng.random_range(least..2 * least);
+        self.election_due = self.now.after(timeout);
+    }
+
+    pub(crate) fn set_commit(&mut self, index: Index) {
+        debug_assert!(index > self.commit && index <= self.log.last());
+        self.commit = index;
+        self.outputs.push_back(Output::Commit { up_to: index });
+    }
+
+    pub(crate) fn observe(&mut self, now: Tick) {
+        self.now = self.now.max(now);
+    }
+
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        self.outputs.push_back(Output::Send { to, message });
+    }
+
+    pub(crate) fn send_after_persist(&mut self, to: NodeId, message: Message) {
+        self.outputs.push_back(Output::SendAfterPersist { to, message });
+    }
+
+    pub(crate) fn alarm(&mut self, alarm: Alarm) {
+        self.outputs.push_back(Output::Alarm(alarm));
+    }
+
+    pub(crate) fn malformed(&mut self, from: NodeId, what: &'static str) {
+        self.alarm(Alarm::Malformed { from, what });
+    }
+}
+
+/// Views.
+impl Core {
     /// This node's role.
     #[must_use]
     pub fn role(&self) -> Role {
-        Role::Follower
+        self.role
     }
+
     /// The current term.
     #[must_use]
     pub fn term(&self) -> Term {
-        self.restored.hard_state.term
+        self.hard.term
     }
-    /// Term and vote.
+
+    /// Term and vote, as last put out for persisting.
     #[must_use]
     pub fn hard_state(&self) -> HardState {
-        self.restored.hard_state
+        self.hard
     }
-    /// The known leader of this term.
+
+    /// The leader of this term, when known.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
-        None
+        self.leader
     }
-    /// The commit index.
+
+    /// The highest index known to be committed.
     #[must_use]
     pub fn commit(&self) -> Index {
-        self.restored.commit
+        self.commit
     }
-    /// The highest index durable here.
+
+    /// The end of what is known durable on this node, for the log as it is now.
     #[must_use]
     pub fn durable_index(&self) -> Index {
-        self.restored.last
+        self.durable
     }
-    /// The highest index applied here.
+
+    /// The highest index reported applied.
     #[must_use]
     pub fn applied_index(&self) -> Index {
-        self.restored.applied
+        self.applied
     }
-    /// The end of the log.
+
+    /// The end of the log, durable or not.
     #[must_use]
     pub fn last_id(&self) -> LogId {
-        LogId::default()
+        self.log.last_id()
     }
+
     /// The entry before the first one held.
     #[must_use]
     pub fn base(&self) -> LogId {
-        self.restored.base
+        self.log.base()
     }
-    /// The term of an entry.
+
+    /// The term of an entry; `None` when it is not held.
     #[must_use]
     pub fn term_at(&self, index: Index) -> Option<Term> {
-        let _ = index;
-        None
+        self.log.term_at(index)
     }
-    /// The membership in force.
+
+    /// The membership in force: the last one in the log, committed or not.
     #[must_use]
     pub fn membership(&self) -> &Membership {
-        &self.restored.memberships[0].1
+        self.log.membership()
     }
+
+    /// The memberships in the log with their indexes, ascending; the last one is in force.
+    #[must_use]
+    pub fn memberships(&self) -> &[(Index, Membership)] {
+        self.log.memberships()
+    }
+
     /// The followers, when leading.
     pub fn progress(&self) -> impl Iterator<Item = Follower> + '_ {
-        std::iter::empty()
+        self.progress.iter().map(Progress::view)
     }
-    /// Whom leadership is being handed to.
+
+    /// Whom leadership is being handed to; proposals are refused meanwhile.
     #[must_use]
     pub fn transferring(&self) -> Option<NodeId> {
-        None
+        let transfer = self.transfer.as_ref().filter(|_| self.role == Role::Leader);
+        transfer.map(|transfer| transfer.to)
     }
+
+    /// Whether a leader has committed an entry of its own term: before that it answers no reads and changes no membership.
+    #[must_use]
+    pub fn is_established(&self) -> bool {
+        self.role == Role::Leader && self.commit >= self.term_start
+    }
+
+    /// Since when the oldest unreported persist waits.
+    #[must_use]
+    pub fn oldest_unsynced(&self) -> Option<Tick> {
+        self.pending.front().map(|pending| pending.started)
+    }
+
     /// The settings.
     #[must_use]
     pub fn config(&self) -> &Config {

@@ -6,27 +6,19 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 /// A leadership's number: at most one leader in each. Zero stands before the first.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Term(pub u64);
 
 /// An entry's position in the log. The first entry of every log is 1; zero stands before the log.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Index(pub u64);
 
 /// A member of the cluster, from 1. Ids are never given twice.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct NodeId(pub u64);
 
 /// Microseconds since an arbitrary start, from a clock that never goes back. The driver brings it; the core has none.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Tick(pub u64);
 
 impl Index {
@@ -86,9 +78,7 @@ impl fmt::Display for NodeId {
 /// An entry's name. Two logs that hold the same `LogId` are equal up to it (Raft paper 5.3, Log Matching).
 ///
 /// The order is that of Raft paper 5.4.1: the later term wins, within one term the longer log.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct LogId {
     /// The term whose leader made the entry.
     pub term: Term,
@@ -134,10 +124,7 @@ impl Membership {
     /// A plain membership of voters.
     #[must_use]
     pub fn of_voters(voters: impl IntoIterator<Item = NodeId>) -> Self {
-        Self {
-            voters: voters.into_iter().collect(),
-            ..Self::default()
-        }
+        Self { voters: voters.into_iter().collect(), ..Self::default() }
     }
 
     /// Whether two majorities are needed (thesis 4.3, joint consensus).
@@ -183,11 +170,7 @@ impl EntryMeta {
     /// An entry that is not a membership.
     #[must_use]
     pub fn plain(kind: EntryKind, bytes: u32) -> Self {
-        Self {
-            kind,
-            bytes,
-            membership: None,
-        }
+        Self { kind, bytes, membership: None }
     }
 }
 

@@ -1,0 +1,149 @@
+//! Elections: pre-vote, votes, and who listens to them.
+//!
+//! A node first asks whether it could win (thesis 9.6), so that one that was cut off raises nobody's term. A voter that
+//! heard its leader within the minimum election timeout refuses both questions without touching its term (thesis 4.2.3),
+//! unless the leader itself asked for the election (thesis 3.10). A leader that lost its quorum falls silent, so that
+//! a bridge node's timer runs out and the connected majority is heard (thesis 6.2).
+
+use std::collections::BTreeSet;
+
+use crate::core::Core;
+use crate::message::Message;
+use crate::quorum;
+use crate::types::{LogId, NodeId, Role, Term};
+
+/// Who answered yes in the election under way.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ballot {
+    pub(crate) granted: BTreeSet<NodeId>,
+}
+
+/// Whether an election is held at the leader's wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Timeout,
+    Transfer,
+}
+
+impl Core {
+    /// Whether this node may stand now: a voter, restored and applied to what was known to be committed, whose disk answers and
+    /// whose last word about term and vote is durable.
+    ///
+    /// The last one makes the timer run from the moment of persistence: a sync slower than the timeout would otherwise
+    /// start the next election before the first vote request left.
+    pub(crate) fn may_stand(&self) -> bool {
+        self.config.may_vote
+            && self.applied >= self.must_apply
+            && self.log.membership().is_voter(self.config.id)
+            && !self.disk_stalled()
+            && !self.hard_state_pending()
+    }
+
+    /// Asks whether it could win, in the term after its own (thesis 9.6).
+    pub(crate) fn become_pre_candidate(&mut self) {
+        self.role = Role::PreCandidate;
+        self.leader = None;
+        self.restart_election_timer();
+        self.ballot.granted.clear();
+        self.ballot.granted.insert(self.config.id);
+        self.tell_role();
+        let (term, last) = (self.hard.term, self.log.last_id());
+        for to in self.other_voters() {
+            self.send(to, Message::PreVote { term, campaign: term.next(), last });
+        }
+        self.maybe_win_pre_vote();
+    }
+
+    /// Stands in a new term (Raft paper 5.2). Its own vote counts, and its requests leave, once term and vote are durable.
+    pub(crate) fn become_candidate(&mut self, cause: Cause) {
+        self.role = Role::Candidate;
+        self.leader = None;
+        self.ballot.granted.clear();
+        self.enter_term(self.hard.term.next(), Some(self.config.id));
+        self.restart_election_timer();
+        self.tell_role();
+        let (term, last) = (self.hard.term, self.log.last_id());
+        let transfer = cause == Cause::Transfer;
+        for to in self.other_voters() {
+            self.send_after_persist(to, Message::Vote { term, last, transfer });
+        }
+    }
+
+    fn other_voters(&self) -> Vec<NodeId> {
+        let members = self.log.membership();
+        let others = members.members().into_iter();
+        others.filter(|&node| node != self.config.id && members.is_voter(node)).collect()
+    }
+
+    /// Term and vote became durable: a candidate's own vote counts from here.
+    pub(crate) fn on_own_vote_durable(&mut self) {
+        if self.role == Role::Candidate {
+            self.ballot.granted.insert(self.config.id);
+            self.maybe_win();
+        }
+    }
+
+    pub(crate) fn on_pre_vote(&mut self, from: NodeId, campaign: Term, last: LogId) {
+        let granted =
+            self.config.may_vote && !self.is_loyal() && campaign > self.hard.term && last >= self.log.last_id();
+        self.send(from, Message::PreVoteReply { term: self.hard.term, campaign, granted });
+    }
+
+    /// Gives or refuses a vote (Raft paper 5.2, 5.4.1).
+    pub(crate) fn on_vote(&mut self, from: NodeId, term: Term, last: LogId, transfer: bool) {
+        if term < self.hard.term || (self.is_loyal() && !transfer) {
+            return self.send(from, Message::VoteReply { term: self.hard.term, granted: false });
+        }
+        let worthy = self.config.may_vote && last >= self.log.last_id();
+        if term > self.hard.term {
+            self.become_follower(term, worthy.then_some(from), None);
+        } else if worthy && self.hard.vote.is_none() && self.leader.is_none() {
+            self.hard.vote = Some(from);
+            self.persist_hard_state();
+        }
+        if worthy && self.hard.vote == Some(from) {
+            self.restart_election_timer();
+            // Power fails between this and the sync: the vote is forgotten, and was never heard of.
+            self.send_after_persist(from, Message::VoteReply { term, granted: true });
+        } else {
+            self.send(from, Message::VoteReply { term, granted: false });
+        }
+    }
+
+    /// Whether this node stands by its leader: it heard it within the minimum election timeout, or it is the leader and
+    /// heard a quorum (thesis 4.2.3, 6.2).
+    fn is_loyal(&self) -> bool {
+        match self.role {
+            Role::Leader => !self.quorum_lost(),
+            _ => self.heard_leader.is_some_and(|heard| self.now.since(heard) < self.config.election_us),
+        }
+    }
+
+    pub(crate) fn on_pre_vote_reply(&mut self, from: NodeId, campaign: Term, granted: bool) {
+        if self.role == Role::PreCandidate && granted && campaign == self.hard.term.next() {
+            self.ballot.granted.insert(from);
+            self.maybe_win_pre_vote();
+        }
+    }
+
+    fn maybe_win_pre_vote(&mut self) {
+        if quorum::agreed(self.log.membership(), |node| self.ballot.granted.contains(&node)) {
+            self.become_candidate(Cause::Timeout);
+        }
+    }
+
+    pub(crate) fn on_vote_reply(&mut self, from: NodeId, granted: bool) {
+        if self.role == Role::Candidate && granted {
+            self.ballot.granted.insert(from);
+            self.maybe_win();
+        }
+    }
+
+    fn maybe_win(&mut self) {
+        // Its own vote is durable before it leads: the quorum is one of votes that survive any crash.
+        let own = self.ballot.granted.contains(&self.config.id);
+        if own && quorum::agreed(self.log.membership(), |node| self.ballot.granted.contains(&node)) {
+            self.become_leader();
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Majorities, joint ones too.
+//!
+//! While a membership change is under way every decision needs a majority of the new voters and one of the outgoing
+//! voters (Raft paper 6; thesis 4.3). Sets are small: counting is cheaper than sorting, and allocates nothing.
+
+use std::collections::BTreeSet;
+
+use crate::types::{Membership, NodeId};
+
+/// The highest value that a quorum has reached; `None` when nobody may vote.
+pub(crate) fn reached<T: Ord + Copy>(membership: &Membership, value: impl Fn(NodeId) -> T) -> Option<T> {
+    let incoming = majority_reached(&membership.voters, &value)?;
+    if membership.outgoing.is_empty() {
+        return Some(incoming);
+    }
+    majority_reached(&membership.outgoing, &value).map(|outgoing| outgoing.min(incoming))
+}
+
+/// Whether those for whom `agrees` holds are a quorum.
+pub(crate) fn agreed(membership: &Membership, agrees: impl Fn(NodeId) -> bool) -> bool {
+    reached(membership, agrees) == Some(true)
+}
+
+fn majority_reached<T: Ord + Copy>(voters: &BTreeSet<NodeId>, value: &impl Fn(NodeId) -> T) -> Option<T> {
+    let majority = voters.len() / 2 + 1;
+    let at_least = |floor: T| voters.iter().filter(|&&voter| value(voter) >= floor).count();
+    voters.iter().map(|&voter| value(voter)).filter(|&candidate| at_least(candidate) >= majority).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(ids: &[u64]) -> BTreeSet<NodeId> {
+        ids.iter().map(|&id| NodeId(id)).collect()
+    }
+
+    #[test]
+    fn a_majority_is_more_than_half() {
+        for (voters, want) in [(1, 10), (2, 10), (3, 20), (4, 20), (5, 30)] {
+            let membership = Membership { voters: (1..=voters).map(NodeId).collect(), ..Membership::default() };
+            assert_eq!(reached(&membership, |node| node.0 * 10), Some(want), "{voters} voters");
+        }
+    }
+
+    #[test]
+    fn a_joint_quorum_needs_both_majorities() {
+        let joint = Membership { voters: set(&[1, 2, 3]), outgoing: set(&[3, 4, 5]), learners: set(&[]) };
+        assert!(!agreed(&joint, |node| node.0 <= 3), "all incoming voters, one outgoing");
+        assert!(!agreed(&joint, |node| node.0 >= 3), "all outgoing voters, one incoming");
+        assert!(agreed(&joint, |node| (2..=4).contains(&node.0)));
+    }
+
+    #[test]
+    fn nobody_agrees_to_nothing() {
+        assert!(!agreed(&Membership::default(), |_| true));
+    }
+
+    proptest::proptest! {
+        /// The rule by counting equals the rule by sorting.
+        #[test]
+        fn counting_equals_sorting(values in proptest::collection::vec(0u64..9, 1..8)) {
+            let membership = Membership { voters: (0..values.len() as u64).map(NodeId).collect(), ..Membership::default() };
+            let mut sorted = values.clone();
+            sorted.sort_unstable();
+            let want = sorted[(sorted.len() - 1) / 2];
+            proptest::prop_assert_eq!(reached(&membership, |node| values[node.0 as usize]), Some(want));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Feeding followers: what to send to whom, and what their answers mean.
+//!
+//! The core says which entries may go; the driver attaches bytes and tells what it attached. Nothing is waited for without
+//! end: an append that is not answered by its deadline turns its follower back into `Probe`, which is how lost
+//! acknowledgements are found, and a follower that answers heartbeats but acknowledges nothing is probed as well.
+//! Source: Raft paper 5.3; thesis 10.2.1.
+
+use crate::core::Core;
+use crate::message::{ConflictHint, Message};
+use crate::output::Output;
+use crate::progress::{Asked, Inflight, ProgressState};
+use crate::types::{Index, LogId, NodeId, Tick};
+
+/// How long after a full lane the next append is offered: a lane drains 256 KiB in less.
+const FULL_LANE_RETRY_US: u64 = 2_000;
+
+impl Core {
+    /// Reports what was attached to the [`Output::Append`] with this `request` and `epoch`: entries up to `last`, of
+    /// `bytes` bytes; `last` is `prev.index` when the head went alone, or nothing went.
+    pub fn sent(&mut self, now: Tick, to: NodeId, request: u64, last: Index, bytes: u64, epoch: u64) {
+        self.observe(now);
+        let Some(at) = self.follower_at(to) else {
+            return;
+        };
+        let deadline = self.now.after(self.config.append_timeout_us);
+        let follower = &mut self.progress[at];
+        let ours = |asked: &Asked| asked.request == request;
+        let Some(asked) = follower.asked.filter(ours).filter(|_| follower.epoch == epoch) else {
+            return;
+        };
+        follower.asked = None;
+        let last = last.clamp(asked.prev, self.log.last());
+        if last == asked.prev && !asked.empty && follower.state == ProgressState::Replicate {
+            follower.paused_until = Some(self.now.after(FULL_LANE_RETRY_US));
+            return;
+        }
+        follower.commit_told = follower.commit_told.max(asked.commit.min(last));
+        let matched = follower.matched;
+        follower.push_inflight(Inflight { request, last, bytes, deadline, matched });
+        if follower.state == ProgressState::Replicate {
+            follower.next = last.next();
+        }
+        self.maybe_append(at);
+        self.maybe_tell_commit(at);
+    }
+
+    /// Reports that the lane to `to` is lost, and with it what was on its way.
+    pub fn unreachable(&mut self, now: Tick, to: NodeId) {
+        self.observe(now);
+        let pause = self.now.after(self.config.append_timeout_us);
+        if let Some(at) = self.follower_at(to)
+            && self.progress[at].state != ProgressState::Snapshot
+        {
+            let follower = &mut self.progress[at];
+            follower.become_probe(follower.next);
+            follower.hopeful = false;
+            follower.paused_until = Some(pause);
+        }
+    }
+
+    /// Reports that a lane to `to` stands. Optional: without it the follower is probed within
+    /// [`crate::Config::append_timeout_us`], or at its next answer to a heartbeat.
+    pub fn reachable(&mut self, now: Tick, to: NodeId) {
+        self.observe(now);
+        if let Some(at) = self.follower_at(to) {
+            let follower = &mut self.progress[at];
+            if follower.state == ProgressState::Probe {
+                follower.forget_inflight();
+            }
+            follower.paused_until = None;
+            self.maybe_append(at);
+        }
+    }
+
+    /// Reports that the install asked for by [`Output::SnapshotNeeded`] ended. It is asked for again if need be.
+    pub fn snapshot_done(&mut self, now: Tick, to: NodeId, ok: bool) {
+        self.observe(now);
+        let pause = self.now.after(self.config.append_timeout_us);
+        let base = self.log.base().index;
+        if let Some(at) = self.follower_at(to)
+            && self.progress[at].state == ProgressState::Snapshot
+        {
+            let follower = &mut self.progress[at];
+            follower.become_probe(base.next());
+            follower.hopeful = false;
+            follower.paused_until = (!ok).then_some(pause);
+            self.maybe_append(at);
+        }
+    }
+
+    pub(crate) fn replicate_all(&mut self) {
+        for at in 0..self.progress.len() {
+            self.maybe_append(at);
+        }
+    }
+
+    /// Asks the driver for an append to this follower, if it may have one.
+    pub(crate) fn maybe_append(&mut self, at: usize) {
+        let (window_bytes, window_messages) = (self.config.window_bytes, self.config.window_messages);
+        let last = self.log.last();
+        let follower = &mut self.progress[at];
+        if !follower.may_ask(self.now, last, window_bytes, window_messages) {
+            return;
+        }
+        follower.paused_until = None;
+        let to = follower.node;
+        let prev = follower.next.previous();
+        let Some(term) = self.log.term_at(prev) else {
+            follower.become_snapshot();
+            self.outputs.push_back(Output::SnapshotNeeded { to });
+            return;
+        };
+        if follower.inflight.is_empty() {
+            follower.moved = self.now;
+        }
+        let probing = follower.state == ProgressState::Probe;
+        let empty = prev == last || (probing && !follower.hopeful);
+        let room = window_bytes.saturating_sub(follower.inflight_bytes);
+        let request = self.next_request;
+        self.next_request += 1;
+        follower.asked = Some(Asked {
+            request,
+            prev,
+            empty,
+            commit: self.commit,
+            deadline: self.now.after(self.config.append_timeout_us),
+        });
+        let epoch = follower.epoch;
+        self.outputs.push_back(Output::Append {
+            to,
+            prev: LogId { term, index: prev },
+            first: prev.next(),
+            last: if empty { prev } else { last },
+            max_bytes: room.min(u64::from(self.config.max_append_bytes)),
+            commit: self.commit,
+            request,
+            epoch,
+            term: self.hard.term,
+        });
+    }
+
+    /// Tells a follower at once that more is committed, when no append is about to. One way, no answer, no disk: cheaper
+    /// than an empty append.
+    pub(crate) fn maybe_tell_commit(&mut self, at: usize) {
+        let follower = &mut self.progress[at];
+        if follower.state != ProgressState::Replicate || follower.asked.is_some() {
+            return;
+        }
+        let commit = self.commit.min(follower.matched);
+        if commit > follower.commit_told {
+            follower.commit_told = commit;
+            let to = follower.node;
+            self.send(to, Message::Commit { term: self.hard.term, commit });
+        }
+    }
+
+    /// Everything up to `matched` is durable on `from`. One answer vouches for all before it, so a lost one costs nothing
+    /// once the next arrives.
+    pub(crate) fn on_append_success(&mut self, from: NodeId, epoch: u64, matched: Index) {
+        let Some(at) = self.follower_at(from) else {
+            return;
+        };
+        if matched > self.log.last() {
+            return self.malformed(from, "an acknowledgement past the end of the leader's log");
+        }
+        let now = self.now;
+        let follower = &mut self.progress[at];
+        if follower.epoch != epoch {
+            return;
+        }
+        let grew = follower.on_matched(now, matched);
+        follower.paused_until = None;
+        if follower.state == ProgressState::Probe && (matched.next() >= follower.next || grew) {
+            follower.become_replicate();
+        }
+        if grew {
+            self.maybe_commit();
+        }
+        // A commit may have ended this leadership: a leader outside of C-new.
+        let Some(at) = self.follower_at(from) else {
+            return;
+        };
+        self.maybe_append(at);
+        self.maybe_tell_commit(at);
+        self.maybe_send_timeout_now();
+    }
+
+    /// The follower does not hold the entry before that append. Only an answer to what is still in flight counts: a late one
+    /// would walk back over ground already won.
+    pub(crate) fn on_append_refused(
+        &mut self,
+        from: NodeId,
+        request: u64,
+        epoch: u64,
+        last: Index,
+        hint: ConflictHint,
+    ) {
+        let Some(at) = self.follower_at(from) else {
+            return;
+        };
+        let follower = &self.progress[at];
+        let sent = follower.inflight.iter().find(|sent| sent.request == request);
+        let Some(sent) = sent.filter(|_| follower.epoch == epoch) else {
+            return;
+        };
+        // It had acknowledged this much before the append left, and now holds less.
+        if last < sent.matched {
+            self.lost_entries(at, last);
+        }
+        let meet = self.log.meet(hint);
+        let follower = &mut self.progress[at];
+        follower.become_probe(meet.next());
+        follower.hopeful = true;
+        self.maybe_append(at);
+    }
+
+    /// Falls back to probing when an answer is overdue.
+    pub(crate) fn tick_follower(&mut self, at: usize) {
+        let now = self.now;
+        let follower = &mut self.progress[at];
+        let asked = follower.asked.is_some_and(|asked| now >= asked.deadline);
+        if asked || follower.inflight.front().is_some_and(|sent| now >= sent.deadline) {
+            if follower.state == ProgressState::Probe {
+                // The same epoch: with a disk slower than the deadline each answer would come too late for its own.
+                follower.forget_inflight();
+            } else {
+                follower.become_probe(follower.next);
+            }
+            follower.hopeful = false;
+        }
+        if follower.paused_until.is_some_and(|until| now >= until) {
+            follower.paused_until = None;
+        }
+        self.maybe_append(at);
+    }
+
+    /// A follower answered a heartbeat. It is alive: when it nevertheless acknowledges nothing of what is outstanding, whatever
+    /// the reason, start over with it.
+    pub(crate) fn watch_progress(&mut self, at: usize) {
+        let (now, last) = (self.now, self.log.last());
+        let patience = 2 * self.config.append_timeout_us;
+        let follower = &mut self.progress[at];
+        let outstanding = follower.matched < last;
+        if follower.state == ProgressState::Replicate && outstanding && now.since(follower.moved) >= patience {
+            follower.become_probe(follower.matched.next());
+            follower.moved = now;
+            follower.hopeful = false;
+        }
+        follower.paused_until = None;
+        self.maybe_append(at);
+    }
+
+    pub(crate) fn read_round_reached(&self, node: NodeId) -> u64 {
+        if node == self.config.id {
+            return u64::MAX;
+        }
+        self.follower_at(node).map_or(0, |at| self.progress[at].round)
+    }
+}
