@@ -1,0 +1,379 @@
+//! A node's threads, started and stopped as one.
+//!
+//! | thread | what it does |
+//! |---|---|
+//! | protocol | the replica and the peers' endpoint ([`super::protocol`]) |
+//! | log | writes and syncs ([`super::log_thread`]) |
+//! | load | reads old frames for followers ([`super::load_thread`]) |
+//!
+//! The client plane ([`super::service`]) runs beside them on a runtime of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use graven_frame::{Chain, FrameError};
+use graven_net::peer::{PeerConfig, PeerPlane, Roster, RosterEntry};
+use graven_net::server::LeaderView;
+use graven_net::tls::{Identity as Certified, TlsFiles, TlsIdentity};
+use graven_raft::{NodeId, Tick};
+use graven_wal::{LogReader, ReadError, RealDisk, SyncMethod, Wal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::info;
+
+use super::counters::Counters;
+use super::input::{Budget, INPUTS_MAX, Input};
+use super::protocol::{Channels, Protocol};
+use super::{load_thread, log_thread};
+use crate::config::{NodeConfig, SyncMode};
+use crate::members::Members;
+use crate::replica::log::Mark;
+use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, Restored, View};
+
+/// Peer events that may wait for the protocol thread: each holds at most an append of about 256 KiB, so 64 MiB; the lanes
+/// stop reading then.
+const PEER_EVENTS_MAX: usize = 256;
+/// Jobs that may wait for the log thread. The leader has a handful in flight, a follower at most its leader's window of
+/// messages; beyond that the protocol thread waits, and the leader sees a slow follower.
+const JOBS_MAX: usize = 1024;
+/// Loads that may wait: one or a few for each of at most six followers.
+const LOADS_MAX: usize = 64;
+/// Bytes of frames read at a time when a node starts.
+const START_READ_BYTES: usize = 4 << 20;
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The certificate, key or authority cannot be used.
+    #[error(transparent)]
+    Tls(#[from] graven_net::tls::TlsError),
+    /// The certificate is somebody else's.
+    #[error("{file}: {reason}; `graven certs check {file}` shows what it is", file = file.display())]
+    WrongCertificate {
+        /// The certificate's file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The log cannot be opened.
+    #[error("{source}")]
+    Log {
+        /// Where it lives.
+        dir: PathBuf,
+        /// Why not.
+        #[source]
+        source: graven_wal::OpenError,
+    },
+    /// The log opened, but reading it back failed.
+    #[error("the log in {} cannot be read: {cause}", dir.display())]
+    Read {
+        /// Where it lives.
+        dir: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+    /// A socket cannot be bound, or the peers' endpoint does not start.
+    #[error(transparent)]
+    Peers(#[from] graven_net::peer::StartError),
+    /// The listener for clients does not start.
+    #[error(transparent)]
+    Clients(#[from] graven_net::server::StartError),
+    /// The system refused a thread or a runtime.
+    #[error("the system refused to start a thread: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Why a running node must stop.
+#[derive(Debug)]
+pub enum Fatal {
+    /// The log failed and is closed.
+    Log(graven_wal::AppendError),
+    /// The replica says so.
+    Alarm(Alarm),
+    /// The state machine failed.
+    Machine(String),
+}
+
+impl std::fmt::Display for Fatal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Fatal::Log(cause) => write!(f, "{cause}"),
+            Fatal::Alarm(alarm) => write!(f, "{alarm}"),
+            Fatal::Machine(cause) => write!(f, "the state machine failed: {cause}"),
+        }
+    }
+}
+
+/// What every part of a node may look at.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: NodeConfig,
+    pub(super) identity: graven_wal::Identity,
+    pub(super) tls: TlsIdentity,
+    pub(super) started: Instant,
+    pub(super) reader: LogReader,
+    pub(super) counters: Arc<Counters>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) view: watch::Receiver<View>,
+    pub(super) leader: watch::Receiver<LeaderView>,
+    pub(super) members: watch::Receiver<Members>,
+    pub(super) inputs: mpsc::Sender<Input>,
+}
+
+/// A node's running threads.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) shared: Arc<Shared>,
+    pub(super) fatal: mpsc::UnboundedReceiver<Fatal>,
+    /// For threads that join later: the state machine's.
+    pub(super) fatal_sender: mpsc::UnboundedSender<Fatal>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Opens the log and starts the threads. `state_machine` tells that somebody will report what is applied.
+    pub(super) async fn start(config: NodeConfig, state_machine: bool) -> Result<Engine, StartError> {
+        let started = Instant::now();
+        let tls = TlsIdentity::load(TlsFiles {
+            ca: config.tls.ca.clone(),
+            certificate: config.tls.certificate.clone(),
+            key: config.tls.key.clone(),
+        })?;
+        let (wal, recovered) = open_log(&config)?;
+        let identity = recovered.identity.clone();
+        check_certificate(&config, &tls, &identity)?;
+        let reader = wal.reader();
+        let replica = restore(&config, &recovered, &reader, state_machine)?;
+        let members = replica.members().cloned().unwrap_or_default();
+        let roster = roster_of(&members);
+
+        let (inputs, inputs_end) = mpsc::channel(INPUTS_MAX);
+        let (peers, peers_end) = mpsc::channel(PEER_EVENTS_MAX);
+        let (reports, reports_end) = mpsc::channel(JOBS_MAX);
+        let (jobs, jobs_end) = sync_channel(JOBS_MAX);
+        let (loads, loads_end) = sync_channel(LOADS_MAX);
+        let (view, view_end) = watch::channel(replica.view());
+        let (leader, leader_end) = watch::channel(LeaderView::default());
+        let (members_sender, members_end) = watch::channel(members);
+        let (fatal_sender, fatal) = mpsc::unbounded_channel();
+        let counters = Arc::new(Counters::default());
+        let channels = Channels {
+            inputs: inputs_end,
+            peers: peers_end,
+            reports: reports_end,
+            jobs,
+            loads,
+            view,
+            leader,
+            members: members_sender,
+            fatal: fatal_sender.clone(),
+        };
+        let shared = Arc::new(Shared {
+            budget: Budget::new(config.limits.queue_bytes),
+            identity,
+            tls: tls.clone(),
+            started,
+            reader: reader.clone(),
+            counters: Arc::clone(&counters),
+            view: view_end,
+            leader: leader_end,
+            members: members_end,
+            inputs: inputs.clone(),
+            config,
+        });
+        let mut threads = Vec::new();
+        let peer_config = peer_config(&shared);
+        threads.push(start_protocol(replica, peer_config, tls, roster, peers, channels, Arc::clone(&counters), started).await?);
+        threads.push(spawn("graven-log", move || log_thread::run(wal, &jobs_end, &reports, &counters))?);
+        threads.push(spawn("graven-load", move || load_thread::run(&reader, &loads_end, &inputs))?);
+        Ok(Engine { shared, fatal, fatal_sender, threads })
+    }
+
+    /// Hands the leadership over if it is here; returns when it is elsewhere, or after a few seconds.
+    pub(super) async fn step_down(&self) {
+        let (done, handed) = oneshot::channel();
+        if self.shared.inputs.send(Input::StepDown(done)).await.is_ok() {
+            // An error means that the protocol thread is gone, and the leadership with it.
+            let _ = handed.await;
+        }
+    }
+
+    /// Ends the threads: the log is synced and closed. Blocks for as long as the disk needs.
+    pub(super) fn stop(self) {
+        let Engine { shared, threads, .. } = self;
+        // A full channel means that the thread is alive and reads; a closed one that it ended already.
+        let _ = shared.inputs.blocking_send(Input::Stop);
+        drop(shared);
+        for thread in threads {
+            // A panic was printed where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn start_protocol(
+    replica: Replica,
+    peer_config: PeerConfig,
+    tls: TlsIdentity,
+    roster: Roster,
+    peers: mpsc::Sender<graven_net::peer::PeerEvent>,
+    channels: Channels,
+    counters: Arc<Counters>,
+    started: Instant,
+) -> Result<JoinHandle<()>, StartError> {
+    let (ready, is_ready) = oneshot::channel();
+    let thread = spawn("graven-protocol", move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(cause) => return drop(ready.send(Err(StartError::Thread(cause)))),
+        };
+        runtime.block_on(async move {
+            match PeerPlane::start(peer_config, tls, roster, peers).await {
+                Ok(plane) => {
+                    let _ = ready.send(Ok(()));
+                    Protocol::new(replica, plane, channels, counters, started).run().await;
+                }
+                Err(cause) => drop(ready.send(Err(cause.into()))),
+            }
+        });
+    })?;
+    match is_ready.await {
+        Ok(result) => result.map(|()| thread),
+        Err(_) => Err(StartError::Thread(std::io::Error::other("the protocol thread ended at once"))),
+    }
+}
+
+fn open_log(config: &NodeConfig) -> Result<(Wal<RealDisk>, graven_wal::Recovered), StartError> {
+    let dir = config.data_dir.clone();
+    let failed = |source| StartError::Log { dir: dir.clone(), source };
+    let disk = RealDisk::open(&config.data_dir).map_err(failed)?;
+    let options = graven_wal::Options {
+        segment_bytes: config.wal.segment_bytes,
+        sync: match config.wal.sync {
+            SyncMode::Fdatasync => SyncMethod::Fdatasync,
+            SyncMode::Dsync => SyncMethod::Dsync,
+            SyncMode::Direct => SyncMethod::Direct,
+            SyncMode::None => SyncMethod::None,
+        },
+        ..graven_wal::Options::default()
+    };
+    let (wal, recovered) = Wal::open(disk, options).map_err(failed)?;
+    info!("log opened: entries {} to {}; {}", recovered.first_index, recovered.last_index, recovered.report);
+    Ok((wal, recovered))
+}
+
+fn check_certificate(config: &NodeConfig, tls: &TlsIdentity, identity: &graven_wal::Identity) -> Result<(), StartError> {
+    let wrong = |reason: String| StartError::WrongCertificate { file: config.tls.certificate.clone(), reason };
+    let credentials = tls.current();
+    match credentials.identity() {
+        Certified::Node(node) if node.cluster != identity.cluster => Err(wrong(format!(
+            "the certificate is of cluster {:032x}, the data directory of cluster {:032x}",
+            node.cluster, identity.cluster
+        ))),
+        Certified::Node(node) if node.id != identity.node || node.name != config.name => Err(wrong(format!(
+            "the certificate is of node {} ({}), this is node {} ({})",
+            node.name, node.id, config.name, identity.node
+        ))),
+        Certified::Node(_) => Ok(()),
+        other => Err(wrong(format!("a node's certificate is needed, this is a {} certificate", other.kind()))),
+    }
+}
+
+fn restore(
+    config: &NodeConfig,
+    recovered: &graven_wal::Recovered,
+    reader: &LogReader,
+    state_machine: bool,
+) -> Result<Replica, StartError> {
+    let mut raft = graven_raft::Config::new(NodeId(recovered.identity.node), rand::random());
+    raft.heartbeat_us = config.raft.heartbeat_ms * 1000;
+    raft.election_us = config.raft.election_ms * 1000;
+    raft.disk_stall_us = config.raft.disk_stall_ms * 1000;
+    let restored = Restored {
+        hard_state: graven_raft::HardState {
+            term: graven_raft::Term(recovered.hard_state.term),
+            vote: recovered.hard_state.vote.map(NodeId),
+        },
+        base: Mark { index: recovered.first_index - 1, term: 0, chain: Chain::START, next_offset: 0, timestamp_ms: 0 },
+        known_commit: recovered.known_commit,
+        last_index: recovered.last_index,
+    };
+    let frames = Frames { reader, next: recovered.first_index, last: recovered.last_index, ready: Vec::new().into_iter() };
+    let now = Now { tick: Tick(0), wall_ms: 0 };
+    let replica_config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
+    Replica::new::<RestoreError>(replica_config, &restored, frames, now)
+        .map_err(|cause| StartError::Read { dir: config.data_dir.clone(), cause: cause.to_string() })
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RestoreError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// All frames of the log, read a few megabytes at a time.
+struct Frames<'a> {
+    reader: &'a LogReader,
+    next: u64,
+    last: u64,
+    ready: std::vec::IntoIter<graven_frame::Frame>,
+}
+
+impl Iterator for Frames<'_> {
+    type Item = Result<graven_frame::Frame, RestoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(frame) = self.ready.next() {
+            return Some(Ok(frame));
+        }
+        if self.next > self.last {
+            return None;
+        }
+        match self.reader.frames(self.next, self.last, START_READ_BYTES) {
+            Ok(frames) => {
+                self.next += frames.len() as u64;
+                self.ready = frames.into_iter();
+                self.ready.next().map(Ok)
+            }
+            Err(cause) => {
+                self.next = self.last + 1;
+                Some(Err(cause.into()))
+            }
+        }
+    }
+}
+
+fn peer_config(shared: &Shared) -> PeerConfig {
+    PeerConfig::new(
+        shared.config.listen.peer,
+        shared.identity.cluster,
+        NodeId(shared.identity.node),
+        shared.identity.incarnation,
+    )
+}
+
+/// Who may talk to this node, as the membership has it.
+pub(super) fn roster_of(members: &Members) -> Roster {
+    let entry = |member: &crate::members::Member| {
+        let entry = RosterEntry {
+            name: member.name.clone(),
+            address: member.peer_address.clone(),
+            incarnation: member.incarnation(),
+        };
+        (NodeId(member.id), entry)
+    };
+    Roster { members: members.nodes.iter().map(entry).collect() }
+}
+
+/// How long a node that stops may take in all before it gives up waiting.
+pub(super) const STOP_MAX: Duration = Duration::from_secs(9);

@@ -1,0 +1,153 @@
+//! The thread that owns the log: it writes, syncs, and prepares segments while nothing else waits.
+//!
+//! It takes all jobs that are queued, writes them, syncs once and reports once: the longer a sync takes, the more share the
+//! next. The first error ends it: the log is closed for the life of the process, nothing more is reported as durable.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use graven_wal::{AppendError, Disk, PrepareState, Wal};
+use tokio::sync::mpsc::Sender;
+use tracing::warn;
+
+use super::counters::Counters;
+use crate::replica::DiskJob;
+use crate::replica::disk;
+
+/// What goes to the log thread.
+#[derive(Debug)]
+pub(super) enum LogInput {
+    /// A job.
+    Job(DiskJob),
+}
+
+/// What comes back.
+#[derive(Debug)]
+pub(super) enum LogReport {
+    /// Jobs up to this one are durable.
+    Done {
+        /// Sequence of the last.
+        sequence: u64,
+        /// Only the reserve is left on the disk.
+        disk_full: bool,
+    },
+    /// The log failed and is closed.
+    Failed(AppendError),
+}
+
+/// Jobs written together at most: bounds the memory that one sync vouches for, and the time until the next report.
+const BATCH_BYTES: usize = 8 << 20;
+/// A sync-point record follows this long after a sync with nothing queued: it shrinks the window in which rot looks like a
+/// torn tail to 10 ms.
+const SYNC_POINT_AFTER: Duration = Duration::from_millis(8);
+/// Preparation goes on in steps of this size, so that a job never waits longer than such a step takes.
+const PREPARE_STEP_BYTES: u64 = 256 << 10;
+/// Pause between steps of preparation: the device is shared with the syncs of other nodes.
+const PREPARE_PAUSE: Duration = Duration::from_millis(4);
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(200);
+/// How often an idle log looks whether there is something to do.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Runs until the channel is closed or the log fails. A closed channel closes the log in order.
+pub(super) fn run<D: Disk>(wal: Wal<D>, jobs: &Receiver<LogInput>, reports: &Sender<LogReport>, counters: &Arc<Counters>) {
+    let mut thread = LogThread { wal, queue: VecDeque::new(), done: 0, full: false, preparing: true, behind_bytes: 0 };
+    if let Err(error) = thread.work(jobs, reports, counters).and_then(|()| thread.wal.close()) {
+        // When nobody listens any more the process is ending anyway, and nothing was acknowledged.
+        let _ = reports.blocking_send(LogReport::Failed(error));
+    }
+}
+
+struct LogThread<D: Disk> {
+    wal: Wal<D>,
+    queue: VecDeque<DiskJob>,
+    done: u64,
+    full: bool,
+    preparing: bool,
+    /// Bytes appended for which no byte of the next segment was prepared yet.
+    behind_bytes: u64,
+}
+
+impl<D: Disk> LogThread<D> {
+    fn work(&mut self, jobs: &Receiver<LogInput>, reports: &Sender<LogReport>, counters: &Counters) -> Result<(), AppendError> {
+        loop {
+            match jobs.recv_timeout(self.pause()) {
+                Ok(LogInput::Job(job)) => self.gather(job, jobs),
+                Err(RecvTimeoutError::Timeout) => self.idle()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if !self.queue.is_empty() || self.full {
+                let appended: usize = self.queue.iter().map(bytes_of).sum();
+                let ran = disk::run(&mut self.wal, &mut self.queue)?;
+                self.done = ran.done.unwrap_or(self.done);
+                self.note_room(ran.disk_full || self.wal.disk_full());
+                self.count(counters);
+                if reports.blocking_send(LogReport::Done { sequence: self.done, disk_full: self.full }).is_err() {
+                    return Ok(());
+                }
+                self.behind_bytes += appended as u64;
+                self.preparing |= appended > 0;
+            }
+            // Under steady load there is no idle moment; preparation then goes on as fast as the log grows.
+            if self.preparing && self.behind_bytes >= PREPARE_STEP_BYTES {
+                self.prepare()?;
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        if self.full {
+            FULL_RETRY
+        } else if self.wal.sync_point_due() {
+            SYNC_POINT_AFTER
+        } else if self.preparing {
+            PREPARE_PAUSE
+        } else {
+            IDLE
+        }
+    }
+
+    fn gather(&mut self, first: DiskJob, jobs: &Receiver<LogInput>) {
+        let mut bytes = bytes_of(&first);
+        self.queue.push_back(first);
+        while bytes < BATCH_BYTES
+            && let Ok(LogInput::Job(job)) = jobs.try_recv()
+        {
+            bytes += bytes_of(&job);
+            self.queue.push_back(job);
+        }
+    }
+
+    fn idle(&mut self) -> Result<(), AppendError> {
+        if self.wal.sync_point_due() {
+            return self.wal.write_sync_point();
+        }
+        self.prepare()
+    }
+
+    fn prepare(&mut self) -> Result<(), AppendError> {
+        self.behind_bytes = self.behind_bytes.saturating_sub(PREPARE_STEP_BYTES);
+        self.preparing = matches!(self.wal.prepare(PREPARE_STEP_BYTES)?, PrepareState::More);
+        Ok(())
+    }
+
+    fn note_room(&mut self, full: bool) {
+        if full != self.full {
+            warn!("{}", if full { "the disk is full: appends wait for room" } else { "the disk has room again" });
+        }
+        self.full = full;
+    }
+
+    fn count(&self, counters: &Counters) {
+        let stats = self.wal.stats();
+        counters.syncs.set(stats.syncs);
+        counters.frames.set(stats.frames);
+        counters.written_bytes.set(stats.bytes_written);
+    }
+}
+
+fn bytes_of(job: &DiskJob) -> usize {
+    job.frames.iter().map(graven_frame::Frame::encoded_len).sum()
+}

@@ -1,0 +1,14 @@
+//! A running node: threads and sockets around a [`crate::replica`].
+
+mod counters;
+pub mod daemon;
+mod embed;
+mod engine;
+mod input;
+mod load_thread;
+mod log_thread;
+mod protocol;
+mod service;
+
+pub use counters::{Counter, Counters};
+pub use engine::{Fatal, StartError};

@@ -1,0 +1,403 @@
+//! The protocol thread: it owns the replica and the endpoint to the peers, and nothing else happens on it.
+//!
+//! One turn: take what has arrived, give it to the replica, carry out the effects, publish the view. No disk call and no
+//! page fault of the log happens here; what is sent to followers is in memory already, or is loaded by another thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use graven_net::peer::{PeerEvent, PeerPlane};
+use graven_net::server::{Ack, Failure, LeaderView, Rejection as Rejected};
+use graven_raft::{NodeId, Role, Tick};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error, info, warn};
+
+use super::counters::Counters;
+use super::engine::{Fatal, roster_of};
+use super::input::{Input, Reply, Waiter};
+use super::log_thread::{LogInput, LogReport};
+use crate::members::Members;
+use crate::replica::{Answer, Effect, Load, Now, Rejection, Replica, RequestId, View};
+
+/// Inputs taken in one turn at most, so that time is looked at between bursts.
+const TURN_INPUTS: usize = 1024;
+/// A node that hands over before it stops waits this long for a successor.
+const STEP_DOWN_MAX: Duration = Duration::from_secs(3);
+
+/// The ends of all channels that the protocol thread holds.
+pub(super) struct Channels {
+    pub(super) inputs: mpsc::Receiver<Input>,
+    pub(super) peers: mpsc::Receiver<PeerEvent>,
+    pub(super) reports: mpsc::Receiver<LogReport>,
+    pub(super) jobs: SyncSender<LogInput>,
+    pub(super) loads: SyncSender<Load>,
+    pub(super) view: watch::Sender<View>,
+    pub(super) leader: watch::Sender<LeaderView>,
+    pub(super) members: watch::Sender<Members>,
+    pub(super) fatal: mpsc::UnboundedSender<Fatal>,
+}
+
+/// See the module's documentation.
+pub(super) struct Protocol {
+    replica: Replica,
+    plane: PeerPlane,
+    channels: Channels,
+    counters: Arc<Counters>,
+    started: Instant,
+    waiting: HashMap<RequestId, Waiting>,
+    next_request: u64,
+    members_index: u64,
+    stepping_down: Option<(Instant, oneshot::Sender<()>)>,
+    led_in: u64,
+    /// Term, leader and membership as last published.
+    leadership: Option<(u64, Option<NodeId>, u64)>,
+}
+
+enum Waiting {
+    Append(Waiter),
+    Other(Reply),
+}
+
+/// Whether the thread goes on.
+#[derive(PartialEq, Eq)]
+enum Go {
+    On,
+    Stop,
+}
+
+impl Protocol {
+    pub(super) fn new(replica: Replica, plane: PeerPlane, channels: Channels, counters: Arc<Counters>, started: Instant) -> Protocol {
+        Protocol {
+            replica,
+            plane,
+            channels,
+            counters,
+            started,
+            waiting: HashMap::new(),
+            next_request: 0,
+            members_index: 0,
+            stepping_down: None,
+            led_in: 0,
+            leadership: None,
+        }
+    }
+
+    /// Runs until it is told to stop or something fatal happens.
+    pub(super) async fn run(mut self) {
+        let mut inputs = Vec::with_capacity(TURN_INPUTS);
+        let mut events = Vec::with_capacity(TURN_INPUTS);
+        self.turn_end();
+        loop {
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                report = self.channels.reports.recv() => match report {
+                    Some(report) => if self.on_report(report) == Go::Stop { break },
+                    None => break,
+                },
+                count = self.channels.peers.recv_many(&mut events, TURN_INPUTS) => if count == 0 { break },
+                count = self.channels.inputs.recv_many(&mut inputs, TURN_INPUTS) => if count == 0 { break },
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    let now = self.now();
+                    self.replica.tick(now);
+                }
+            }
+            for event in events.drain(..) {
+                self.on_peer(event);
+            }
+            if self.on_inputs(&mut inputs) == Go::Stop {
+                break;
+            }
+            self.turn_end();
+        }
+        self.plane.close().await;
+    }
+
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now {
+            tick: Tick(u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)),
+            wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let far = Instant::now() + Duration::from_secs(1);
+        let wanted = self.replica.next_deadline().map_or(far, |tick| self.started + Duration::from_micros(tick.0));
+        let wanted = match &self.stepping_down {
+            Some((until, _)) => wanted.min(*until),
+            None => wanted,
+        };
+        wanted.min(far)
+    }
+
+    fn on_report(&mut self, report: LogReport) -> Go {
+        match report {
+            LogReport::Done { sequence, disk_full } => {
+                let now = self.now();
+                self.replica.disk_done(now, sequence, disk_full);
+                Go::On
+            }
+            LogReport::Failed(cause) => {
+                // Nobody is told anything from here on: what this node has not acknowledged, it never will.
+                let _ = self.channels.fatal.send(Fatal::Log(cause));
+                Go::Stop
+            }
+        }
+    }
+
+    fn on_peer(&mut self, event: PeerEvent) {
+        let now = self.now();
+        match event {
+            PeerEvent::Message { from, message } => self.replica.receive(now, from, message),
+            PeerEvent::Append { from, head, frames } => self.replica.receive_append(now, from, head, frames),
+            PeerEvent::Up { node } => debug!(node = node.0, "peer connected"),
+            PeerEvent::Down { node, reason } => {
+                debug!(node = node.0, %reason, "peer disconnected");
+                self.replica.unreachable(now, node);
+            }
+            other => warn!("{other}"),
+        }
+    }
+
+    fn on_inputs(&mut self, inputs: &mut Vec<Input>) -> Go {
+        let now = self.now();
+        for input in inputs.drain(..) {
+            match input {
+                Input::Append(group, waiter) => {
+                    let request = self.register(Waiting::Append(waiter));
+                    self.replica.append(now, request, group);
+                }
+                Input::OpenSession(reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.open_session(now, request);
+                }
+                Input::ReadIndex(reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.read_index(now, request);
+                }
+                Input::Transfer(to, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.transfer(now, request, NodeId(to));
+                }
+                Input::Applied(index) => self.replica.applied(now, index),
+                Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),
+                Input::StepDown(done) => self.step_down(now, done),
+                Input::Stop => return Go::Stop,
+            }
+        }
+        Go::On
+    }
+
+    fn register(&mut self, waiting: Waiting) -> RequestId {
+        self.next_request += 1;
+        let request = RequestId(self.next_request);
+        self.waiting.insert(request, waiting);
+        request
+    }
+
+    /// Hands the leadership to the follower that is furthest, so that clients wait for a message and not for a timeout.
+    fn step_down(&mut self, now: Now, done: oneshot::Sender<()>) {
+        let core = self.replica.core();
+        let voters = core.progress().filter(|follower| core.membership().is_voter(follower.node) && follower.node != self.replica.id());
+        let best = voters.max_by_key(|follower| follower.matched);
+        if let Some(best) = best.filter(|_| self.replica.leads()) {
+            let (reply, _) = oneshot::channel();
+            let request = self.register(Waiting::Other(reply));
+            self.replica.transfer(now, request, best.node);
+        }
+        self.stepping_down = Some((Instant::now() + STEP_DOWN_MAX, done));
+    }
+
+    /// Carries out what the inputs of this turn caused, and publishes what changed.
+    fn turn_end(&mut self) {
+        let now = self.now();
+        self.replica.flush(now);
+        let mut lost = Vec::new();
+        loop {
+            while let Some(effect) = self.replica.poll() {
+                self.carry_out(effect, &mut lost);
+            }
+            if lost.is_empty() {
+                break;
+            }
+            for peer in lost.drain(..) {
+                self.replica.unreachable(now, peer);
+            }
+        }
+        self.publish();
+        if let Some((until, _)) = &self.stepping_down
+            && (!self.replica.leads() || Instant::now() >= *until)
+            && let Some((_, done)) = self.stepping_down.take()
+        {
+            let _ = done.send(());
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, lost: &mut Vec<NodeId>) {
+        match effect {
+            Effect::Send { to, message } => {
+                // Control messages may be lost: the protocol repeats what matters.
+                let _ = self.plane.send(to, &message);
+            }
+            Effect::SendAppend { to, head, frames } => {
+                if self.plane.send_append(to, head, frames).is_err() {
+                    self.counters.appends_dropped.add(1);
+                    if !lost.contains(&to) {
+                        lost.push(to);
+                    }
+                }
+            }
+            Effect::Disk(job) => {
+                // A closed channel means that the log thread has failed; its report is on the way.
+                let _ = self.channels.jobs.send(LogInput::Job(job));
+            }
+            Effect::Load(load) => {
+                self.counters.cold_loads.add(1);
+                let _ = self.channels.loads.send(load);
+            }
+            Effect::Answer { request, answer } => self.answer(request, answer),
+            Effect::Role { role, term, leader } => self.on_role(role, term.0, leader),
+            Effect::Alarm(alarm) => {
+                error!("{alarm}");
+                if Replica::must_stop(&alarm) {
+                    let _ = self.channels.fatal.send(Fatal::Alarm(alarm));
+                }
+            }
+        }
+    }
+
+    fn on_role(&mut self, role: Role, term: u64, leader: Option<NodeId>) {
+        if role == Role::Leader && self.led_in != term {
+            self.led_in = term;
+            self.counters.elections.add(1);
+            info!(term, "this node leads");
+        } else if role != Role::Leader {
+            info!(term, leader = leader.map(|node| node.0), "role {role:?}");
+            for member in self.replica.members().into_iter().flat_map(|members| &members.nodes) {
+                self.plane.reset_append(NodeId(member.id));
+            }
+        }
+    }
+
+    fn answer(&mut self, request: RequestId, answer: Result<Answer, Rejection>) {
+        match self.waiting.remove(&request) {
+            Some(Waiting::Other(reply)) => {
+                // Whoever asked may have gone away.
+                let _ = reply.send(answer);
+            }
+            Some(Waiting::Append(waiter)) => self.answer_append(waiter, answer),
+            None => debug!(request = request.0, "an answer nobody waits for"),
+        }
+    }
+
+    fn answer_append(&mut self, waiter: Waiter, answer: Result<Answer, Rejection>) {
+        let answer = match answer {
+            Ok(Answer::Appended(placed)) => {
+                self.counters.appends_acked.add(1);
+                self.counters.records_acked.add(u64::from(placed.count));
+                Ok(placed)
+            }
+            Ok(other) => {
+                debug_assert!(false, "an append was answered {other:?}");
+                Err(Rejection::SessionExpired)
+            }
+            Err(rejection) => Err(rejection),
+        };
+        match waiter {
+            Waiter::Embedded(waiting, _) => waiting.done(answer),
+            Waiter::Client(reply, _) => reply.done(match answer {
+                Ok(placed) => Ok(Ack {
+                    first: placed.first,
+                    last: placed.first + u64::from(placed.count) - 1,
+                    records: u64::from(placed.count),
+                    term: placed.term,
+                    timestamp: placed.timestamp_ms,
+                }),
+                Err(rejection) => Err(self.rejected(rejection)),
+            }),
+        }
+    }
+
+    fn rejected(&self, rejection: Rejection) -> Rejected {
+        match rejection {
+            Rejection::NotLeader { .. } => Rejected::NotLeader(self.leader_view()),
+            Rejection::LostLeadership { .. } => Rejected::Unsure,
+            Rejection::Gap { expected } => Rejected::Gap { expected },
+            Rejection::Transferring | Rejection::ReadFailed => Rejected::Again,
+            other => Rejected::Failed(failure(other)),
+        }
+    }
+
+    fn leader_view(&self) -> LeaderView {
+        let leader = self.replica.core().leader();
+        let member = leader.and_then(|id| self.replica.members()?.by_id(id.0));
+        LeaderView {
+            term: self.replica.core().term().0,
+            leader: member.map(|member| member.name.clone()),
+            address: member.map(|member| member.client_address.clone()),
+        }
+    }
+
+    fn publish(&mut self) {
+        if self.members_index != self.replica.members_index()
+            && let Some(members) = self.replica.members().cloned()
+        {
+            self.members_index = self.replica.members_index();
+            self.plane.set_roster(roster_of(&members));
+            self.channels.members.send_replace(members);
+        }
+        let view = self.replica.view();
+        self.channels.view.send_if_modified(|published| {
+            let changed = *published != view;
+            *published = view;
+            changed
+        });
+        let leadership = (view.term.0, view.leader, self.members_index);
+        if self.leadership != Some(leadership) {
+            self.leadership = Some(leadership);
+            self.channels.leader.send_replace(self.leader_view());
+        }
+    }
+}
+
+/// A rejection that ends a session's pipeline, as clients see it.
+pub(super) fn failure(rejection: Rejection) -> Failure {
+    use graven_net::server::ErrorCode;
+    match rejection {
+        Rejection::Conflict { next_offset } => {
+            let message = format!("the next record lands at offset {next_offset}, not at the expected one");
+            Failure::refused(ErrorCode::Conflict, message).with("next_offset", next_offset)
+        }
+        Rejection::Fenced { fence } => {
+            let message = format!("a fencing token of {fence} has been used; this append carries a lower one");
+            Failure::refused(ErrorCode::Fenced, message).with("fence", fence)
+        }
+        Rejection::SessionExpired => Failure::unknown(
+            ErrorCode::SessionExpired,
+            "the session is no longer known, so nobody can tell whether the append is in the log; read it and compare",
+        ),
+        Rejection::DiskFull => Failure::refused(
+            ErrorCode::DiskFull,
+            "the leader's disk is full; free space or trim the log, appends go on by themselves",
+        ),
+        Rejection::Malformed => Failure::refused(ErrorCode::Usage, "the append has no record, or half a session"),
+        Rejection::TransferFailed => Failure::refused(
+            ErrorCode::Conflict,
+            "the node cannot take the leadership: it is unknown, unreachable or too far behind; see `graven status`",
+        ),
+        Rejection::NotLeader { .. } => Failure::refused(ErrorCode::Unavailable, "this node does not lead"),
+        Rejection::LostLeadership { .. } => {
+            Failure::unknown(ErrorCode::Unavailable, "this node stopped leading before the outcome was certain")
+        }
+        Rejection::Transferring => Failure::refused(ErrorCode::Unavailable, "the leadership is being handed over"),
+        Rejection::ReadFailed => {
+            Failure::refused(ErrorCode::Unavailable, "no leader confirmed the read; check that a majority is up")
+        }
+        Rejection::Gap { expected } => {
+            Failure::refused(ErrorCode::Conflict, format!("the session goes on with sequence {expected}"))
+        }
+    }
+}

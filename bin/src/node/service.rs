@@ -1,0 +1,323 @@
+//! What a node does for its clients: the bridge from the client plane to the replica.
+//!
+//! Runs on the client plane's runtime. Appends go to the protocol thread through a bounded channel, under a budget of bytes;
+//! records are read from the log's map here, never on the protocol thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use graven_frame::Group;
+use graven_net::server::{
+    AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberReport, NodeReport,
+    NodeRole, NodeState, NodeStats, NodeStatus, Opened, Request, Response, Service, Start, SubscribeRequest,
+};
+use graven_raft::Role;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::counters::process_usage;
+use super::engine::Shared;
+use super::input::{Input, Waiter};
+use super::protocol::failure;
+use crate::replica::feed::{Feed, Step};
+use crate::replica::{Answer, Rejection, View};
+
+/// A reader with nothing new is told where it stands this often.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct NodeService {
+    shared: Arc<Shared>,
+}
+
+impl NodeService {
+    pub(super) fn new(shared: Arc<Shared>) -> NodeService {
+        NodeService { shared }
+    }
+
+    async fn ask(&self, input: impl FnOnce(super::input::Reply) -> Input) -> Result<Answer, Failure> {
+        ask(&self.shared, input).await?.map_err(failure)
+    }
+
+    async fn read_index(&self) -> Result<u64, Failure> {
+        read_index(&self.shared).await
+    }
+
+    fn not_leader(&self) -> Response {
+        Response::NotLeader(self.shared.leader.borrow().clone())
+    }
+
+    async fn bounds(&self, linearizable: bool) -> Result<Bounds, Failure> {
+        let confirmed = if linearizable { Some(self.read_index().await?) } else { None };
+        let view = *self.shared.view.borrow();
+        Ok(Bounds {
+            first_offset: view.first_offset,
+            next_offset: confirmed.unwrap_or(view.next_offset),
+            term: view.term.0,
+            leader: self.shared.leader.borrow().leader.clone(),
+            node: self.shared.config.name.clone(),
+        })
+    }
+
+    async fn transfer(&self, node: &str) -> Response {
+        let member = self.shared.members.borrow().by_name(node).map(|member| member.id);
+        let Some(id) = member else {
+            let message = format!("no node is named {node}; `graven status` lists them");
+            return Response::Failed(Failure::refused(ErrorCode::Usage, message));
+        };
+        match ask(&self.shared, |reply| Input::Transfer(id, reply)).await {
+            Ok(Ok(_)) => Response::Transferred,
+            Ok(Err(Rejection::NotLeader { .. })) => self.not_leader(),
+            Ok(Err(rejection)) => Response::Failed(failure(rejection)),
+            Err(gone) => Response::Failed(gone),
+        }
+    }
+
+    fn report(&self) -> NodeReport {
+        let members = self.shared.members.borrow().clone();
+        let leader = self.shared.leader.borrow().leader.clone();
+        let report = |member: &crate::members::Member| MemberReport {
+            name: member.name.clone(),
+            id: member.id,
+            address: Some(member.client_address.clone()),
+            peer_address: Some(member.peer_address.clone()),
+        };
+        NodeReport {
+            cluster_id: format!("{:032x}", self.shared.identity.cluster),
+            leader,
+            members: members.nodes.iter().map(report).collect(),
+            status: self.status(&members),
+        }
+    }
+
+    fn status(&self, members: &crate::members::Members) -> NodeStatus {
+        let shared = &self.shared;
+        let view = *shared.view.borrow();
+        let files = shared.reader.stats();
+        let me = members.by_id(shared.identity.node);
+        NodeStatus {
+            name: shared.config.name.clone(),
+            id: Some(shared.identity.node),
+            address: Some(me.map_or(shared.config.advertise.client.clone(), |me| me.client_address.clone())),
+            peer_address: Some(me.map_or(shared.config.advertise.peer.clone(), |me| me.peer_address.clone())),
+            reachable: true,
+            role: role_of(view.role, me.is_some_and(|me| me.voter)),
+            state: Some(if view.disk_full { NodeState::DiskFull } else { NodeState::Ok }),
+            term: Some(view.term.0),
+            commit_index: Some(view.commit_index),
+            last_index: Some(view.last_index),
+            durable_index: Some(view.durable_index),
+            applied_index: Some(view.applied_index),
+            first_offset: Some(view.first_offset),
+            next_offset: Some(view.next_offset),
+            segments: Some(files.segments),
+            bytes: Some(files.bytes),
+            disk_free_bytes: free_bytes(&shared.config.data_dir),
+            incarnation: Some(format!("{:032x}", shared.identity.incarnation)),
+            pid: Some(std::process::id()),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            uptime_ms: Some(u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            certificate_expires: Some(shared.tls.current().not_after().to_string()),
+        }
+    }
+
+    fn counters(&self) -> NodeStats {
+        let counters = &self.shared.counters;
+        let (rss_anon_bytes, cpu_us) = process_usage();
+        NodeStats {
+            rss_anon_bytes,
+            cpu_us,
+            syncs: counters.syncs.now(),
+            frames: counters.frames.now(),
+            written_bytes: counters.written_bytes.now(),
+            elections: counters.elections.now(),
+            appends_acked: counters.appends_acked.now(),
+            records_acked: counters.records_acked.now(),
+        }
+    }
+}
+
+impl Service for NodeService {
+    type Feed = NodeFeed;
+
+    fn append(&self, group: Group, reply: AppendReply) -> Result<(), Busy> {
+        let Some(permit) = self.shared.budget.take(group.body().len()) else {
+            return Err(Busy(Box::new((group, reply))));
+        };
+        match self.shared.inputs.try_send(Input::Append(group, Waiter::Client(reply, permit))) {
+            Err(mpsc::error::TrySendError::Full(Input::Append(group, Waiter::Client(reply, _)))) => {
+                Err(Busy(Box::new((group, reply))))
+            }
+            // A closed channel drops the reply, which tells the client that nothing is sure.
+            _ => Ok(()),
+        }
+    }
+
+    async fn ready(&self) {
+        self.shared.budget.room().await;
+        // A closed channel makes the next append fail for good, which is what should happen.
+        let _ = self.shared.inputs.reserve().await;
+    }
+
+    async fn unary(&self, _caller: Caller, request: Request) -> Response {
+        let failed = Response::Failed;
+        match request {
+            Request::OpenSession => match ask(&self.shared, Input::OpenSession).await {
+                Ok(Ok(Answer::SessionOpened { session })) => Response::SessionOpened { session },
+                Ok(Err(Rejection::NotLeader { .. } | Rejection::LostLeadership { .. } | Rejection::Transferring)) => {
+                    self.not_leader()
+                }
+                Ok(Err(rejection)) => failed(failure(rejection)),
+                Ok(Ok(_)) => failed(Failure::refused(ErrorCode::Internal, "a session was answered with something else")),
+                Err(gone) => failed(gone),
+            },
+            Request::NodeStatus => Response::NodeStatus(Box::new(self.report())),
+            Request::Bounds { linearizable } => match self.bounds(linearizable).await {
+                Ok(bounds) => Response::Bounds(bounds),
+                Err(why) => failed(why),
+            },
+            Request::Transfer { node } => self.transfer(&node).await,
+            Request::NodeStats => Response::NodeStats(self.counters()),
+            _ => failed(Failure::refused(ErrorCode::Usage, "this node does not know the request; upgrade it first")),
+        }
+    }
+
+    async fn subscribe(&self, _caller: Caller, request: SubscribeRequest) -> Result<Opened<NodeFeed>, Failure> {
+        let from = start_offset(&self.shared, &request.start, request.skip_trimmed || request.resume).await?;
+        // A node that lags must not call an offset too large that others have.
+        let next_offset = self.shared.view.borrow().next_offset;
+        if from > next_offset && !request.resume {
+            let next_offset = self.read_index().await.unwrap_or(next_offset).max(next_offset);
+            if from > next_offset {
+                let message = format!("offset {from} is beyond the end; the next record gets offset {next_offset}");
+                return Err(Failure::refused(ErrorCode::OutOfRange, message).with("next_offset", next_offset));
+            }
+        }
+        let feed = NodeFeed::new(&self.shared, from, request.until);
+        Ok(Opened { from, feed })
+    }
+
+    fn leader(&self) -> watch::Receiver<LeaderView> {
+        self.shared.leader.clone()
+    }
+}
+
+/// The offset at which a subscription starts.
+pub(super) async fn start_offset(shared: &Shared, start: &Start, below_first: bool) -> Result<u64, Failure> {
+    let end = match start {
+        Start::End | Start::Last(_) => read_index(shared).await?,
+        _ => 0,
+    };
+    let view = *shared.view.borrow();
+    let from = match start {
+        Start::Beginning => view.first_offset,
+        Start::End => end,
+        Start::Last(count) => end.saturating_sub(*count).max(view.first_offset),
+        Start::Offset(offset) => *offset,
+        Start::Time(ms) => offset_of_time(shared, *ms, &view).map_err(|cause| unreadable(&cause))?,
+        _ => return Err(Failure::refused(ErrorCode::Usage, "this node does not know that kind of start")),
+    };
+    if from < view.first_offset && !below_first {
+        let message = format!("offset {from} was trimmed; the first record is at {}", view.first_offset);
+        return Err(Failure::refused(ErrorCode::Trimmed, message).with("first_offset", view.first_offset));
+    }
+    Ok(from)
+}
+
+fn offset_of_time(shared: &Shared, ms: u64, view: &View) -> Result<u64, graven_wal::ReadError> {
+    let Some(index) = shared.reader.index_of_time(ms)?.filter(|index| *index <= view.readable_index) else {
+        return Ok(view.next_offset);
+    };
+    Ok(shared.reader.frame(index)?.header().base_offset.max(view.first_offset))
+}
+
+fn unreadable(cause: &graven_wal::ReadError) -> Failure {
+    Failure::refused(ErrorCode::Damaged, format!("this node cannot read its log: {cause}; read from another node"))
+}
+
+/// Asks the protocol thread; the error means that the node is stopping.
+pub(super) async fn ask(
+    shared: &Shared,
+    input: impl FnOnce(super::input::Reply) -> Input,
+) -> Result<Result<Answer, Rejection>, Failure> {
+    let stopping = || Failure::unknown(ErrorCode::Unavailable, "the node is stopping; ask another one");
+    let (reply, answer) = oneshot::channel();
+    shared.inputs.send(input(reply)).await.map_err(|_| stopping())?;
+    answer.await.map_err(|_| stopping())
+}
+
+/// An offset past every append acknowledged before the call, readable on this node when it returns.
+pub(super) async fn read_index(shared: &Shared) -> Result<u64, Failure> {
+    match ask(shared, Input::ReadIndex).await?.map_err(failure)? {
+        Answer::ReadIndex { next_offset } => {
+            // The answer may be a moment ahead of what the protocol thread has published.
+            let mut view = shared.view.clone();
+            let _ = view.wait_for(|view| view.next_offset >= next_offset).await;
+            Ok(next_offset)
+        }
+        other => Err(Failure::refused(ErrorCode::Internal, format!("a read was answered {other:?}"))),
+    }
+}
+
+fn role_of(role: Role, voter: bool) -> NodeRole {
+    match role {
+        Role::Leader => NodeRole::Leader,
+        _ if !voter => NodeRole::Learner,
+        Role::Follower => NodeRole::Follower,
+        _ => NodeRole::Candidate,
+    }
+}
+
+fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// A subscription's source of frames.
+#[derive(Debug)]
+pub(super) struct NodeFeed {
+    shared: Arc<Shared>,
+    view: watch::Receiver<View>,
+    feed: Feed,
+    until: Option<u64>,
+}
+
+impl NodeFeed {
+    pub(super) fn new(shared: &Arc<Shared>, from: u64, until: Option<u64>) -> NodeFeed {
+        NodeFeed { shared: Arc::clone(shared), view: shared.view.clone(), feed: Feed::new(from), until }
+    }
+
+    /// Index of the last entry given.
+    pub(super) fn read_up_to(&self) -> u64 {
+        self.feed.read_up_to()
+    }
+}
+
+impl Source for NodeFeed {
+    async fn next(&mut self, max_bytes: usize) -> FeedItem {
+        loop {
+            if self.until.is_some_and(|until| self.feed.next_offset() >= until) {
+                return FeedItem::Done;
+            }
+            let view = *self.view.borrow_and_update();
+            match self.feed.step(&view) {
+                Step::Read => match self.feed.read(&self.shared.reader, &view, max_bytes) {
+                    Ok(frames) if frames.is_empty() => {}
+                    Ok(frames) => return FeedItem::Frames(frames),
+                    Err(cause) => return FeedItem::End(unreadable(&cause)),
+                },
+                Step::Trimmed { from, to } => return FeedItem::Trimmed { from, to },
+                Step::CaughtUp { next_offset } => return FeedItem::CaughtUp { next_offset },
+                Step::Wait => {}
+            }
+            match tokio::time::timeout(PROGRESS_EVERY, self.view.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => {
+                    let message = "the node is stopping; the stream goes on at another one";
+                    return FeedItem::End(Failure::refused(ErrorCode::Unavailable, message));
+                }
+                Err(_) => return FeedItem::Progress { next_offset: self.feed.next_offset() },
+            }
+        }
+    }
+}

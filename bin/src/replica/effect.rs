@@ -1,0 +1,217 @@
+//! What goes into a replica and what comes out of it.
+
+use graven_frame::Frame;
+use graven_raft::{AppendHead, HardState, Message, NodeId, Role, Term, Tick};
+
+use super::sessions::Placed;
+
+/// The moment of an input: the driver's monotonic clock and its wall clock. The replica has no clock of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic time.
+    pub tick: Tick,
+    /// Wall clock in milliseconds since the epoch; stamps entries, decides nothing.
+    pub wall_ms: u64,
+}
+
+/// The driver's name for something it wants answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// Something to do. The order of effects is the order in which they must be started.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send a control message.
+    Send {
+        /// The receiver.
+        to: NodeId,
+        /// What to send.
+        message: Message,
+    },
+    /// Send frames to a follower.
+    SendAppend {
+        /// The follower.
+        to: NodeId,
+        /// What goes before the frames.
+        head: AppendHead,
+        /// The frames, maybe none.
+        frames: Vec<Frame>,
+    },
+    /// Run this on the log, after all jobs before it; report [`super::Replica::disk_done`].
+    Disk(DiskJob),
+    /// Read frames for a follower that is behind the ring; report [`super::Replica::loaded`].
+    Load(Load),
+    /// Answer a request.
+    Answer {
+        /// Which.
+        request: RequestId,
+        /// With what.
+        answer: Result<Answer, Rejection>,
+    },
+    /// The role, term or leader changed. Lanes of a passed leadership may be reset.
+    Role {
+        /// The role now.
+        role: Role,
+        /// The term now.
+        term: Term,
+        /// Who leads, as far as known.
+        leader: Option<NodeId>,
+    },
+    /// Something that a person must know.
+    Alarm(Alarm),
+}
+
+/// Writes for the log, made durable together with whatever stands in the queue beside them.
+#[derive(Debug, Clone)]
+pub struct DiskJob {
+    /// Number of the job; completions are reported by it, in order.
+    pub sequence: u64,
+    /// Commit index known when the job was made; a hint that recovery uses.
+    pub commit: u64,
+    /// Term and vote to write before the frames.
+    pub hard_state: Option<HardState>,
+    /// Frames to append. The first may stand at or below the log's last index: it supersedes.
+    pub frames: Vec<Frame>,
+}
+
+/// Frames wanted from the log's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Names the load; goes back with the frames.
+    pub token: u64,
+    /// First index wanted.
+    pub first: u64,
+    /// Last index wanted.
+    pub last: u64,
+    /// Bytes after which to stop; one frame is always wanted.
+    pub max_bytes: usize,
+}
+
+/// A request that was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The append is committed and durable on a majority, here.
+    Appended(Placed),
+    /// The session is open.
+    SessionOpened {
+        /// Its id.
+        session: u64,
+    },
+    /// Every append acknowledged before the request is below `next_offset`, and readable on this node.
+    ReadIndex {
+        /// Offset after the last committed record.
+        next_offset: u64,
+    },
+    /// Leadership is where it was wanted.
+    Transferred,
+}
+
+/// A request that was not carried out, or may not have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// Refused: this node does not lead.
+    NotLeader {
+        /// Who does, as far as known.
+        leader: Option<NodeId>,
+    },
+    /// Unknown: this node stopped leading before the append was committed; it may or may not survive.
+    LostLeadership {
+        /// Who leads now, as far as known.
+        leader: Option<NodeId>,
+    },
+    /// Refused: the first record would not have landed at the expected offset.
+    Conflict {
+        /// Where the next record lands.
+        next_offset: u64,
+    },
+    /// Refused: a higher fencing token has been used.
+    Fenced {
+        /// That token.
+        fence: u64,
+    },
+    /// Unknown: the session or its result is forgotten, so nobody can tell any more.
+    SessionExpired,
+    /// Refused: an earlier append of the session is missing.
+    Gap {
+        /// The sequence number to go on with.
+        expected: u64,
+    },
+    /// Refused: this node's disk is full.
+    DiskFull,
+    /// Refused: leadership is being handed over.
+    Transferring,
+    /// Refused: the node to lead is unknown, dead or too far behind.
+    TransferFailed,
+    /// No quorum confirmed the read in time.
+    ReadFailed,
+    /// Refused: the group does not follow the rules (a session append without a sequence number, no record).
+    Malformed,
+}
+
+/// Something that a person must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alarm {
+    /// Two logs have the same index and term with different contents. This node stops taking entries.
+    Diverged {
+        /// The entry where it shows.
+        index: u64,
+        /// Whose log differs.
+        peer: NodeId,
+    },
+    /// A peer sent frames that do not follow each other; they were dropped.
+    BadAppend {
+        /// Who sent it.
+        peer: NodeId,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The core's own alarm, in words.
+    Core(String),
+    /// The oldest unsynced write is so old that this process should end.
+    DiskStalled,
+}
+
+/// What others may know of the replica, copied out after every round of inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The current term.
+    pub term: Term,
+    /// The role in it.
+    pub role: Role,
+    /// Who leads.
+    pub leader: Option<NodeId>,
+    /// Index of the newest committed entry known here.
+    pub commit_index: u64,
+    /// Index of the newest entry in the log, synced or not.
+    pub last_index: u64,
+    /// Index of the newest entry that is synced here.
+    pub durable_index: u64,
+    /// Index of the newest entry that readers of this node may see: committed and synced here.
+    pub readable_index: u64,
+    /// Index of the newest entry applied by the state machine; of a node without one, the readable index.
+    pub applied_index: u64,
+    /// The first offset that was not trimmed.
+    pub first_offset: u64,
+    /// Offset after the last readable record.
+    pub next_offset: u64,
+    /// Whether a divergence alarm stopped this node.
+    pub diverged: bool,
+    /// Whether this node's disk is full.
+    pub disk_full: bool,
+}
+
+impl std::fmt::Display for Alarm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Alarm::Diverged { index, peer } => write!(
+                f,
+                "the log differs from that of node {} at entry {index}, where both must be equal; this node stops. Keep its \
+                 data directory for a look at the cause, then replace the node",
+                peer.0
+            ),
+            Alarm::BadAppend { peer, reason } => write!(f, "an append of node {} was dropped: {reason}", peer.0),
+            Alarm::Core(words) => f.write_str(words),
+            Alarm::DiskStalled => f.write_str("a write to the log has not ended for too long; the disk hangs"),
+        }
+    }
+}

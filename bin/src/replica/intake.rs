@@ -1,0 +1,190 @@
+//! What clients want in the log, until the disk is free for it.
+//!
+//! Self-clocking: while this leader's last write is in flight, appends gather here; the moment it ends they become the next
+//! frames. No timer, no waiting for company: a lone append on an idle disk leaves at once, a thousand share one sync.
+
+use std::collections::VecDeque;
+
+use graven_frame::{Body, Frame, Group, HeaderSpec, Kind, combine_crc};
+use graven_raft::{ProposeError, Role};
+
+use super::acks::Acks;
+use super::effect::{Answer, Now, Rejection, RequestId};
+use super::sessions::Verdict;
+use super::{Replica, entry_meta, placed};
+
+/// A frame is closed at this size: a quarter of the replication window, so that several are on their way to a follower.
+const FRAME_BYTES: usize = 256 << 10;
+/// What one round of writing takes at most: more would make those who come next wait longer than the disk needs.
+const ROUND_BYTES: usize = 1 << 20;
+/// Proposed but not yet readable bytes above which nothing more is proposed: the rest of the cluster or this node's disk is
+/// behind, and a longer tail only costs memory.
+const TAIL_BYTES_MAX: usize = 64 << 20;
+
+/// Something that wants to be in the log.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    /// Records.
+    Append(RequestId, Group),
+    /// A session.
+    Session(RequestId),
+}
+
+/// Appends that wait for the disk. Its bound is the driver's: it takes no more than its budget of bytes at a time.
+#[derive(Debug, Default)]
+pub(super) struct Intake {
+    queue: VecDeque<Wanted>,
+}
+
+impl Intake {
+    pub(super) fn push(&mut self, wanted: Wanted) {
+        self.queue.push_back(wanted);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(super) fn drain_requests(&mut self) -> impl Iterator<Item = RequestId> + '_ {
+        self.queue.drain(..).map(|wanted| match wanted {
+            Wanted::Append(request, _) | Wanted::Session(request) => request,
+        })
+    }
+}
+
+/// A frame in the making.
+#[derive(Default)]
+struct Draft {
+    chunks: Vec<bytes::Bytes>,
+    bytes: usize,
+    crc: u32,
+    count: u32,
+    waiting: Vec<(RequestId, Answer)>,
+    judged: Vec<(RequestId, Result<Answer, Rejection>)>,
+}
+
+impl Draft {
+    fn take(&mut self, group: &Group) {
+        self.crc = if self.bytes == 0 { group.crc() } else { combine_crc(self.crc, group.crc(), group.body().len()) };
+        self.bytes += group.body().len();
+        self.count += group.header().count;
+        self.chunks.extend(group.body().chunks().iter().cloned());
+    }
+}
+
+impl Replica {
+    /// Proposes what waits, if this node leads and its last write is done. Returns whether anything was proposed.
+    pub(super) fn propose_waiting(&mut self, now: Now) -> bool {
+        let mut proposed = 0;
+        while proposed < ROUND_BYTES && self.intake.len() > 0 && self.may_propose(proposed) {
+            let Some(bytes) = self.propose_one(now) else { continue };
+            proposed += bytes;
+            // The persist of this frame goes out before the next is judged, so that the log's end is where we think it is.
+            while let Some(output) = self.core.poll() {
+                self.on_output(now, output);
+            }
+        }
+        proposed > 0
+    }
+
+    fn may_propose(&self, proposed: usize) -> bool {
+        let writing = proposed == 0 && self.jobs.iter().any(|job| job.first.is_some());
+        self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < TAIL_BYTES_MAX
+    }
+
+    /// Makes one entry of what waits. `None` when nothing of it may enter the log.
+    fn propose_one(&mut self, now: Now) -> Option<usize> {
+        let last = self.log.last();
+        let index = last.index + 1;
+        let term = self.core.term().0;
+        let timestamp_ms = now.wall_ms.max(last.timestamp_ms);
+        let mut spec =
+            HeaderSpec { kind: Kind::Records, term, index, base_offset: last.next_offset, count: 0, timestamp_ms };
+        let mut draft = Draft::default();
+        if let Some(Wanted::Session(_)) = self.intake.queue.front() {
+            if let Some(Wanted::Session(request)) = self.intake.queue.pop_front() {
+                spec.kind = Kind::Session;
+                self.sessions.open(index);
+                draft.waiting.push((request, Answer::SessionOpened { session: index }));
+            }
+        } else {
+            self.gather(&mut draft, &spec);
+            spec.count = draft.count;
+        }
+        if draft.waiting.is_empty() {
+            self.hold(now, last.index, draft.judged);
+            return None;
+        }
+        let frame = Frame::seal(spec, last.chain, Body::from_chunks(draft.chunks), draft.crc);
+        match self.core.propose(now.tick, entry_meta(spec.kind, frame.encoded_len(), None)) {
+            Ok(id) => assert_eq!(id.index.0, index, "the core's log and the replica's differ"),
+            Err(error) => {
+                self.sessions.truncate(index);
+                let rejection = match error {
+                    ProposeError::Transferring => Rejection::Transferring,
+                    _ => Rejection::NotLeader { leader: self.core.leader() },
+                };
+                let requests = draft.waiting.into_iter().map(|(request, _)| request);
+                let judged = draft.judged.into_iter().map(|(request, _)| request);
+                self.ready.extend(requests.chain(judged).map(|request| (request, Err(rejection))));
+                return None;
+            }
+        }
+        let bytes = frame.encoded_len();
+        self.stash.clear();
+        self.stash.push_back(frame);
+        for (request, answer) in draft.waiting {
+            self.acks.on_commit(index, request, answer);
+        }
+        self.hold(now, index, draft.judged);
+        Some(bytes)
+    }
+
+    /// Judges waiting appends in order and takes those that may enter, until the frame is full.
+    fn gather(&mut self, draft: &mut Draft, spec: &HeaderSpec) {
+        while let Some(Wanted::Append(_, group)) = self.intake.queue.front() {
+            if draft.bytes > 0 && draft.bytes + group.body().len() > FRAME_BYTES {
+                return;
+            }
+            let Some(Wanted::Append(request, group)) = self.intake.queue.pop_front() else { return };
+            let first = spec.base_offset + u64::from(draft.count);
+            let rejection = match self.sessions.judge(group.header(), first) {
+                Verdict::Accept => {
+                    let placed = placed(group.header(), spec.index, first, spec.term, spec.timestamp_ms);
+                    self.sessions.append(group.header(), placed);
+                    draft.take(&group);
+                    draft.waiting.push((request, Acks::appended(placed)));
+                    continue;
+                }
+                Verdict::Duplicate(placed) => Ok(Acks::appended(placed)),
+                Verdict::Expired => Err(Rejection::SessionExpired),
+                Verdict::Gap { expected } => Err(Rejection::Gap { expected }),
+                Verdict::Conflict { next_offset } => Err(Rejection::Conflict { next_offset }),
+                Verdict::Fenced { fence } => Err(Rejection::Fenced { fence }),
+            };
+            draft.judged.push((request, rejection));
+        }
+    }
+
+    /// Holds answers that rest on the log up to `index` until that is certain.
+    fn hold(&mut self, now: Now, index: u64, judged: Vec<(RequestId, Result<Answer, Rejection>)>) {
+        if judged.is_empty() {
+            return;
+        }
+        if index > self.core.commit().0 {
+            for ready in judged {
+                self.acks.hold_until(index, ready);
+            }
+            return;
+        }
+        let round = self.fresh_round();
+        if self.core.read(now.tick, round).is_err() {
+            let rejection = Rejection::LostLeadership { leader: self.core.leader() };
+            self.ready.extend(judged.into_iter().map(|(request, _)| (request, Err(rejection))));
+            return;
+        }
+        for ready in judged {
+            self.acks.hold_for_round(round, ready);
+        }
+    }
+}

@@ -1,0 +1,631 @@
+//! A whole node minus threads, sockets and clocks.
+//!
+//! [`Replica`] holds the Raft core, the view of the log, the session table and everybody who waits for an answer. Inputs
+//! change its state (messages, requests, completions of disk jobs, time); [`Replica::poll`] drains what is to be done. It
+//! makes no disk call and starts nothing: it hands out [`DiskJob`]s in order and takes their completions. The daemon carries
+//! inputs and effects between threads; the simulator runs the very same code on simulated time, network and disk.
+//!
+//! What decides the promises is in here:
+//!
+//! - an append is answered when its entry is committed, and the core counts a node only after its disk reported;
+//! - votes, requests for votes and acknowledgements wait for the disk job they rest on;
+//! - received frames are checked against the chain of the log before the core hears of them;
+//! - readers see an entry when it is committed and durable on this node.
+
+mod acks;
+pub mod disk;
+pub mod effect;
+pub mod feed;
+mod intake;
+pub mod log;
+pub mod sessions;
+mod status;
+
+use std::collections::{HashMap, VecDeque};
+
+use graven_frame::{Body, Frame, FrameError, Group, HeaderSpec, Kind};
+use graven_raft::{
+    AppendHead, Core, Entry, EntryKind, EntryMeta, Index, LogId, Membership, Message, NodeId, Output, Role, Term, Tick, Write,
+};
+
+use crate::members::Members;
+use acks::Acks;
+pub use effect::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, RequestId, View};
+use intake::{Intake, Wanted};
+use log::{LogView, Mark};
+use sessions::{Placed, Sessions};
+
+/// Recent frames kept in memory for followers: sixteen windows of 1 MiB, so that a follower that pauses for a moment is
+/// fed without touching the disk.
+pub const RING_BYTES: usize = 16 << 20;
+
+/// Settings of a replica.
+#[derive(Debug, Clone)]
+pub struct ReplicaConfig {
+    /// Settings of the Raft core, this node's id among them.
+    pub raft: graven_raft::Config,
+    /// Bytes of recent frames kept in memory.
+    pub ring_bytes: usize,
+    /// Whether a state machine reports [`Replica::applied`]; without one, readable is applied.
+    pub state_machine: bool,
+}
+
+/// What a node finds on its disk when it starts.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// Term and vote.
+    pub hard_state: graven_raft::HardState,
+    /// The entry before the first one held: index 0 unless the log was trimmed.
+    pub base: Mark,
+    /// The highest index known to be committed.
+    pub known_commit: u64,
+    /// The last entry's index.
+    pub last_index: u64,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Replica {
+    config: ReplicaConfig,
+    core: Core,
+    log: LogView,
+    first_offset: u64,
+    sessions: Sessions,
+    members: Vec<(u64, Members)>,
+    intake: Intake,
+    acks: Acks,
+    /// Frames of the input in hand, until the core says which of them are new.
+    stash: VecDeque<Frame>,
+    jobs: VecDeque<Job>,
+    job_sequence: u64,
+    durable: u64,
+    /// Messages that wait for a disk job.
+    held: VecDeque<(u64, NodeId, Message)>,
+    loads: HashMap<u64, Feeding>,
+    next_token: u64,
+    next_round: u64,
+    transfers: Vec<(NodeId, RequestId)>,
+    applied: u64,
+    disk_full: bool,
+    diverged: bool,
+    effects: VecDeque<Effect>,
+    ready: Vec<acks::Ready>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    sequence: u64,
+    term: Term,
+    last: Index,
+    /// First index written, when it writes entries.
+    first: Option<u64>,
+}
+
+/// An append that the core wants sent.
+#[derive(Debug, Clone, Copy)]
+struct Feeding {
+    to: NodeId,
+    head: AppendHead,
+    first: u64,
+    last: u64,
+    max_bytes: usize,
+}
+
+impl Replica {
+    /// A replica over the log that `restored` and `frames` describe. `frames` are all entries held, in order.
+    ///
+    /// # Errors
+    /// What reading a frame returned, or a frame that does not decode.
+    pub fn new<E: From<FrameError>>(
+        config: ReplicaConfig,
+        restored: &Restored,
+        frames: impl IntoIterator<Item = Result<Frame, E>>,
+        now: Now,
+    ) -> Result<Replica, E> {
+        let mut log = LogView::new(restored.base, config.ring_bytes);
+        let (mut sessions, mut members, mut term_runs) = (Sessions::default(), Vec::new(), Vec::<(Term, Index)>::new());
+        for frame in frames {
+            let frame = frame?;
+            let (index, term) = (frame.header().index, Term(frame.header().term));
+            if term_runs.last().is_none_or(|(last, _)| *last != term) {
+                term_runs.push((term, Index(index)));
+            }
+            apply_to_sessions(&mut sessions, &frame)?;
+            if let Some(found) = members_of(&frame)? {
+                members.push((index, found));
+            }
+            log.push(frame);
+            if index <= restored.known_commit {
+                log.advance_readable(index);
+                log.shrink(index);
+            }
+        }
+        let commit = log.readable().index;
+        sessions.commit(commit);
+        let core = Core::new(
+            config.raft.clone(),
+            graven_raft::Restored {
+                hard_state: restored.hard_state,
+                first: Index(restored.base.index + 1),
+                base: LogId { term: Term(restored.base.term), index: Index(restored.base.index) },
+                term_runs,
+                last: Index(log.last().index),
+                memberships: members.iter().map(|(index, members)| (Index(*index), membership_of(members))).collect(),
+                commit: Index(commit),
+                applied: Index(if config.state_machine { restored.base.index } else { commit }),
+            },
+            now.tick,
+        );
+        Ok(Replica {
+            durable: log.last().index,
+            applied: if config.state_machine { restored.base.index } else { commit },
+            first_offset: restored.base.next_offset,
+            config,
+            core,
+            log,
+            sessions,
+            members,
+            intake: Intake::default(),
+            acks: Acks::default(),
+            stash: VecDeque::new(),
+            jobs: VecDeque::new(),
+            job_sequence: 0,
+            held: VecDeque::new(),
+            loads: HashMap::new(),
+            next_token: 0,
+            next_round: 0,
+            transfers: Vec::new(),
+            disk_full: false,
+            diverged: false,
+            effects: VecDeque::new(),
+            ready: Vec::new(),
+        })
+    }
+
+    /// Takes in that time has passed.
+    pub fn tick(&mut self, now: Now) {
+        self.core.tick(now.tick);
+        self.settle(now);
+    }
+
+    /// When [`Replica::tick`] must be called at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Tick> {
+        self.core.next_deadline()
+    }
+
+    /// Takes in a control message from a peer.
+    pub fn receive(&mut self, now: Now, from: NodeId, message: Message) {
+        if self.diverged {
+            return;
+        }
+        self.core.receive(now.tick, from, message);
+        self.settle(now);
+    }
+
+    /// Takes in frames from the node that leads. Their header and body checksums have been verified; that they follow each
+    /// other, and what this node's log has, is checked here.
+    pub fn receive_append(&mut self, now: Now, from: NodeId, head: AppendHead, frames: Vec<Frame>) {
+        if self.diverged {
+            return;
+        }
+        let entries = match self.check_append(&head, &frames) {
+            Ok(entries) => entries,
+            Err(alarm) => {
+                self.diverged |= matches!(alarm, Refused::Diverged(_));
+                self.effects.push_back(Effect::Alarm(match alarm {
+                    Refused::Diverged(index) => Alarm::Diverged { index, peer: from },
+                    Refused::Malformed(reason) => Alarm::BadAppend { peer: from, reason },
+                }));
+                return;
+            }
+        };
+        self.stash = frames.into();
+        self.core.receive_append(now.tick, from, head, entries);
+        self.settle(now);
+        self.stash.clear();
+    }
+
+    /// Takes in an append from a client. The answer comes as an effect.
+    pub fn append(&mut self, now: Now, request: RequestId, group: Group) {
+        if let Some(rejection) = self.refusal() {
+            return self.answer(request, Err(rejection));
+        }
+        let header = group.header();
+        if header.count == 0 || header.session.is_some() != header.sequence.is_some() {
+            return self.answer(request, Err(Rejection::Malformed));
+        }
+        self.intake.push(Wanted::Append(request, group));
+        let _ = now;
+    }
+
+    /// Takes in a client's wish for a session.
+    pub fn open_session(&mut self, now: Now, request: RequestId) {
+        if let Some(rejection) = self.refusal() {
+            return self.answer(request, Err(rejection));
+        }
+        self.intake.push(Wanted::Session(request));
+        self.settle(now);
+    }
+
+    /// Takes in a linearizable read: answered with an offset past every append acknowledged before now.
+    pub fn read_index(&mut self, now: Now, request: RequestId) {
+        let round = self.fresh_round();
+        match self.core.read(now.tick, round) {
+            Ok(()) => self.acks.read(round, request),
+            Err(_) => self.answer(request, Err(Rejection::ReadFailed)),
+        }
+        self.settle(now);
+    }
+
+    /// Takes in the wish that `to` should lead.
+    pub fn transfer(&mut self, now: Now, request: RequestId, to: NodeId) {
+        if self.core.role() != Role::Leader {
+            let leader = self.core.leader();
+            let answer = if leader == Some(to) { Ok(Answer::Transferred) } else { Err(Rejection::NotLeader { leader }) };
+            return self.answer(request, answer);
+        }
+        if to == self.config.raft.id {
+            return self.answer(request, Ok(Answer::Transferred));
+        }
+        match self.core.transfer(now.tick, to) {
+            Ok(()) => self.transfers.push((to, request)),
+            Err(_) => self.answer(request, Err(Rejection::TransferFailed)),
+        }
+        self.settle(now);
+    }
+
+    /// Takes in that every disk job up to `sequence` is done, and whether the disk has room for more.
+    pub fn disk_done(&mut self, now: Now, sequence: u64, disk_full: bool) {
+        self.disk_full = disk_full;
+        while let Some(job) = self.jobs.front().copied()
+            && job.sequence <= sequence
+        {
+            self.jobs.pop_front();
+            self.durable = self.durable.max(job.last.0);
+            self.core.durable(now.tick, job.term, job.last);
+        }
+        // A later job may supersede what an earlier one wrote: its entries are not the log's any more.
+        let superseded = self.jobs.iter().filter_map(|job| job.first).min().unwrap_or(u64::MAX);
+        self.durable = self.durable.min(superseded - 1).min(self.log.last().index);
+        while let Some((after, _, _)) = self.held.front()
+            && *after <= sequence
+        {
+            if let Some((_, to, message)) = self.held.pop_front() {
+                self.effects.push_back(Effect::Send { to, message });
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Takes in the frames of [`Effect::Load`]; none when they could not be read.
+    pub fn loaded(&mut self, now: Now, token: u64, frames: Vec<Frame>) {
+        let Some(feeding) = self.loads.remove(&token) else { return };
+        if self.core.term() != feeding.head.term || self.core.role() != Role::Leader {
+            return;
+        }
+        if frames.is_empty() {
+            self.core.unreachable(now.tick, feeding.to);
+        } else {
+            self.send_append(now.tick, &feeding, frames);
+        }
+        self.settle(now);
+    }
+
+    /// Takes in that the state machine has applied everything up to `index`.
+    pub fn applied(&mut self, now: Now, index: u64) {
+        self.applied = self.applied.max(index);
+        self.core.applied(now.tick, Index(self.applied));
+        self.settle(now);
+    }
+
+    /// Takes in that what was sent to `peer` may be lost.
+    pub fn unreachable(&mut self, now: Now, peer: NodeId) {
+        self.core.unreachable(now.tick, peer);
+        self.settle(now);
+    }
+
+    /// Puts what arrived with [`Replica::append`] into the log, as far as the disk is free for it. Called once after a
+    /// burst of appends, so that they share a frame.
+    pub fn flush(&mut self, now: Now) {
+        self.settle(now);
+    }
+
+    /// The next thing to do, in order; `None` when all is done.
+    #[must_use]
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    fn refusal(&self) -> Option<Rejection> {
+        if self.core.role() != Role::Leader || self.diverged {
+            return Some(Rejection::NotLeader { leader: self.core.leader() });
+        }
+        self.disk_full.then_some(Rejection::DiskFull)
+    }
+
+    fn answer(&mut self, request: RequestId, answer: Result<Answer, Rejection>) {
+        self.effects.push_back(Effect::Answer { request, answer });
+    }
+
+    fn fresh_round(&mut self) -> u64 {
+        self.next_round += 1;
+        self.next_round
+    }
+
+    /// Carries out what the core wants, and proposes while the disk is free, until neither has more.
+    fn settle(&mut self, now: Now) {
+        loop {
+            while let Some(output) = self.core.poll() {
+                self.on_output(now, output);
+            }
+            if !self.propose_waiting(now) {
+                break;
+            }
+        }
+        self.advance_readable(now);
+        while let Some(output) = self.core.poll() {
+            self.on_output(now, output);
+        }
+        for (request, answer) in std::mem::take(&mut self.ready) {
+            self.answer(request, answer);
+        }
+    }
+
+    fn on_output(&mut self, now: Now, output: Output) {
+        match output {
+            Output::Send { to, message } => self.effects.push_back(Effect::Send { to, message }),
+            Output::SendAfterPersist { to, message } => match self.jobs.back() {
+                Some(job) => self.held.push_back((job.sequence, to, message)),
+                None => self.effects.push_back(Effect::Send { to, message }),
+            },
+            Output::Persist(write) => self.persist(now, &write),
+            Output::Append { to, prev, first, last, max_bytes, commit, request, epoch, term } => {
+                let prev_chain = self.log.mark(prev.index.0).map_or(0, |mark| mark.chain.0);
+                let head = AppendHead { term, prev, prev_chain, commit, request, epoch };
+                let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+                self.feed(now.tick, Feeding { to, head, first: first.0, last: last.0, max_bytes });
+            }
+            Output::Commit { up_to } => {
+                self.sessions.commit(up_to.0);
+                self.acks.committed(up_to.0, &mut self.ready);
+            }
+            Output::Role { role, term, leader } => self.on_role(role, term, leader),
+            Output::ReadReady { id, index } => self.acks.round_confirmed(id, index.0, &mut self.ready),
+            Output::ReadFailed { id } => self.acks.round_failed(id, &mut self.ready),
+            // Its frame is sealed when the persist that follows asks for it.
+            Output::Noop { .. } => {}
+            Output::Truncated { from } => self.truncate(from.0),
+            Output::TransferDone { to, ok } => self.on_transfer_done(to, ok),
+            Output::Alarm(alarm) => self.on_core_alarm(&alarm),
+            Output::SnapshotNeeded { to } => {
+                let words = format!("node {} needs entries that were trimmed here", to.0);
+                self.effects.push_back(Effect::Alarm(Alarm::Core(words)));
+            }
+        }
+    }
+
+    fn on_role(&mut self, role: Role, term: Term, leader: Option<NodeId>) {
+        if role != Role::Leader {
+            let rejection = Rejection::LostLeadership { leader };
+            self.acks.deposed(rejection, &mut self.ready);
+            for request in self.intake.drain_requests() {
+                self.ready.push((request, Err(Rejection::NotLeader { leader })));
+            }
+            self.loads.clear();
+        }
+        self.effects.push_back(Effect::Role { role, term, leader });
+    }
+
+    fn on_transfer_done(&mut self, to: NodeId, ok: bool) {
+        let answer = if ok { Ok(Answer::Transferred) } else { Err(Rejection::TransferFailed) };
+        let (done, waiting): (Vec<_>, Vec<_>) = self.transfers.drain(..).partition(|(target, _)| *target == to || ok);
+        self.transfers = waiting;
+        self.ready.extend(done.into_iter().map(|(_, request)| (request, answer)));
+    }
+
+    fn on_core_alarm(&mut self, alarm: &graven_raft::Alarm) {
+        let alarm = match alarm {
+            graven_raft::Alarm::DiskDead { .. } => Alarm::DiskStalled,
+            graven_raft::Alarm::Diverged { from, index, .. } => Alarm::Diverged { index: index.0, peer: *from },
+            other => Alarm::Core(format!("{other:?}")),
+        };
+        self.diverged |= matches!(alarm, Alarm::Diverged { .. });
+        self.effects.push_back(Effect::Alarm(alarm));
+    }
+
+    fn truncate(&mut self, from: u64) {
+        self.log.truncate(from);
+        self.sessions.truncate(from);
+        while self.members.len() > 1 && self.members.last().is_some_and(|(index, _)| *index >= from) {
+            self.members.pop();
+        }
+        self.durable = self.durable.min(from - 1);
+    }
+
+    /// Turns what the core wants durable into a disk job, and takes its frames into the log's view.
+    fn persist(&mut self, now: Now, write: &Write) {
+        let mut frames = Vec::new();
+        if let Some(range) = &write.entries {
+            for index in range.start().0..=range.end().0 {
+                let (frame, fresh) = self.frame_for(index, write.term, now);
+                if fresh {
+                    // Its groups were verified on receipt; a frame that does not decode is a peer's lie and changes no session.
+                    let _ = apply_to_sessions(&mut self.sessions, &frame);
+                    if let Ok(Some(members)) = members_of(&frame) {
+                        self.members.push((index, members));
+                    }
+                }
+                self.log.push(frame.clone());
+                frames.push(frame);
+            }
+        }
+        self.job_sequence += 1;
+        self.jobs.push_back(Job {
+            sequence: self.job_sequence,
+            term: write.term,
+            last: write.last,
+            first: write.entries.as_ref().map(|range| range.start().0),
+        });
+        self.effects.push_back(Effect::Disk(DiskJob {
+            sequence: self.job_sequence,
+            commit: self.core.commit().0.min(self.log.last().index),
+            hard_state: write.hard_state,
+            frames,
+        }));
+    }
+
+    /// The frame of an entry that the core just took in, and whether the session table has still to hear of it. What is not
+    /// in the stash is the no-op with which this node opens its term.
+    fn frame_for(&mut self, index: u64, term: Term, now: Now) -> (Frame, bool) {
+        if let Some(first) = self.stash.front().map(|frame| frame.header().index)
+            && let Some(frame) = index.checked_sub(first).and_then(|at| self.stash.get(usize::try_from(at).ok()?))
+        {
+            let own = self.core.role() == Role::Leader;
+            return (frame.clone(), !own);
+        }
+        assert_eq!(self.core.role(), Role::Leader, "an entry at {index} whose bytes nobody brought");
+        let last = self.log.last();
+        let spec = HeaderSpec {
+            kind: Kind::Noop,
+            term: term.0,
+            index,
+            base_offset: last.next_offset,
+            count: 0,
+            timestamp_ms: now.wall_ms.max(last.timestamp_ms),
+        };
+        (Frame::seal(spec, last.chain, Body::default(), 0), true)
+    }
+
+    fn feed(&mut self, tick: Tick, feeding: Feeding) {
+        if feeding.first > feeding.last {
+            return self.send_append(tick, &feeding, Vec::new());
+        }
+        let frames = self.log.frames(feeding.first, feeding.last, feeding.max_bytes);
+        if !frames.is_empty() {
+            return self.send_append(tick, &feeding, frames);
+        }
+        self.next_token += 1;
+        let last = feeding.last.min(self.log.ring_first() - 1);
+        let load = Load { token: self.next_token, first: feeding.first, last, max_bytes: feeding.max_bytes };
+        self.loads.insert(self.next_token, feeding);
+        self.effects.push_back(Effect::Load(load));
+    }
+
+    fn send_append(&mut self, tick: Tick, feeding: &Feeding, frames: Vec<Frame>) {
+        let last = frames.last().map_or(feeding.head.prev.index, |frame| Index(frame.header().index));
+        let bytes = frames.iter().map(Frame::encoded_len).sum::<usize>() as u64;
+        self.core.sent(tick, feeding.to, feeding.head.request, last, bytes, feeding.head.epoch);
+        self.effects.push_back(Effect::SendAppend { to: feeding.to, head: feeding.head, frames });
+    }
+
+    fn advance_readable(&mut self, now: Now) {
+        let readable = self.core.commit().0.min(self.durable);
+        if self.log.advance_readable(readable) && !self.config.state_machine {
+            self.applied = readable;
+            self.core.applied(now.tick, Index(readable));
+        }
+        self.log.shrink(self.durable);
+        let at = self.log.readable();
+        self.acks.readable(at.index, at.next_offset, &mut self.ready);
+    }
+
+    /// Checks frames against each other and against this node's log, before the core hears of them.
+    fn check_append(&self, head: &AppendHead, frames: &[Frame]) -> Result<Vec<Entry>, Refused> {
+        let mut entries = Vec::with_capacity(frames.len());
+        let mut before = self.log.mark(head.prev.index.0).filter(|mark| mark.term == head.prev.term.0);
+        if before.is_some_and(|mark| head.prev_chain != 0 && mark.chain.0 != head.prev_chain) {
+            return Err(Refused::Diverged(head.prev.index.0));
+        }
+        let mut index = head.prev.index.0;
+        for frame in frames {
+            let header = frame.header();
+            index += 1;
+            if header.index != index || header.term > head.term.0 {
+                return Err(Refused::Malformed("indexes or terms do not follow each other"));
+            }
+            if let Some(before) = &before {
+                let follows = header.chain_after(before.chain) == header.chain && header.base_offset == before.next_offset;
+                if !follows && before.index == head.prev.index.0 {
+                    return Err(Refused::Diverged(before.index));
+                }
+                if !follows {
+                    return Err(Refused::Malformed("frames do not follow each other"));
+                }
+            }
+            let mark = Mark::of(frame);
+            // The chain covers the whole log: with equal index and term it must be equal too.
+            if let Some(mine) = self.log.mark(index).filter(|mine| mine.term == mark.term)
+                && mine.chain != mark.chain
+            {
+                return Err(Refused::Diverged(index));
+            }
+            before = Some(mark);
+            entries.push(entry_of(frame).map_err(|_| Refused::Malformed("an entry's body does not decode"))?);
+        }
+        Ok(entries)
+    }
+}
+
+/// Why frames were not taken.
+enum Refused {
+    Diverged(u64),
+    Malformed(&'static str),
+}
+
+/// What the core must know of a frame. Looks into the body, so that an entry that nobody could use is never stored.
+fn entry_of(frame: &Frame) -> Result<Entry, FrameError> {
+    let header = frame.header();
+    frame.check_groups()?;
+    let id = LogId { term: Term(header.term), index: Index(header.index) };
+    Ok(Entry { id, meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.map(|members| membership_of(members))) })
+}
+
+fn entry_meta(kind: Kind, bytes: usize, membership: Option<Membership>) -> EntryMeta {
+    let kind = match kind {
+        Kind::Records => EntryKind::Records,
+        Kind::Noop => EntryKind::Noop,
+        Kind::Membership => EntryKind::Membership,
+        Kind::Trim => EntryKind::Trim,
+        Kind::Session => EntryKind::Session,
+        Kind::Snapshot => EntryKind::Snapshot,
+    };
+    EntryMeta { kind, bytes: u32::try_from(bytes).unwrap_or(u32::MAX), membership }
+}
+
+fn membership_of(members: &Members) -> Membership {
+    let of = |voter: bool| members.nodes.iter().filter(move |member| member.voter == voter).map(|member| NodeId(member.id));
+    Membership { learners: of(false).collect(), ..Membership::of_voters(of(true)) }
+}
+
+fn members_of(frame: &Frame) -> Result<Option<Members>, FrameError> {
+    if frame.header().kind != Kind::Membership {
+        return Ok(None);
+    }
+    Members::decode(&frame.body().concat())
+        .map(Some)
+        .map_err(|_| FrameError::Malformed { what: "membership", at: 0 })
+}
+
+/// Tells the session table of an entry that another node made, or that was found on disk.
+fn apply_to_sessions(sessions: &mut Sessions, frame: &Frame) -> Result<(), FrameError> {
+    let header = frame.header();
+    match header.kind {
+        Kind::Session => sessions.open(header.index),
+        Kind::Records => {
+            let mut first = header.base_offset;
+            for group in frame.groups() {
+                let group = group?;
+                let group = group.header();
+                sessions.append(group, placed(group, header.index, first, header.term, header.timestamp_ms));
+                first += u64::from(group.count);
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn placed(group: &graven_frame::GroupHeader, index: u64, first: u64, term: u64, timestamp_ms: u64) -> Placed {
+    Placed { sequence: group.sequence.unwrap_or(0), index, first, count: group.count, term, timestamp_ms }
+}

@@ -1,0 +1,89 @@
+//! What others may see of a replica.
+
+use graven_raft::{Core, NodeId, Role};
+
+use super::effect::View;
+use super::{Alarm, Replica};
+use crate::members::Members;
+
+impl Replica {
+    /// What others may know, now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let readable = self.log.readable();
+        View {
+            term: self.core.term(),
+            role: self.core.role(),
+            leader: self.core.leader(),
+            commit_index: self.core.commit().0,
+            last_index: self.log.last().index,
+            durable_index: self.durable,
+            readable_index: readable.index,
+            applied_index: self.applied,
+            first_offset: self.first_offset,
+            next_offset: readable.next_offset,
+            diverged: self.diverged,
+            disk_full: self.disk_full,
+        }
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.config.raft.id
+    }
+
+    /// The members as the newest membership entry has them.
+    #[must_use]
+    pub fn members(&self) -> Option<&Members> {
+        self.members.last().map(|(_, members)| members)
+    }
+
+    /// Index of the newest membership entry: changes exactly when the members do.
+    #[must_use]
+    pub fn members_index(&self) -> u64 {
+        self.members.last().map_or(0, |(index, _)| *index)
+    }
+
+    /// The core, to look at.
+    #[must_use]
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Requests that wait: in the intake, and for an answer.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.intake.len(), self.acks.waiting())
+    }
+
+    /// Whether this node may take appends.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.core.role() == Role::Leader
+    }
+
+    /// The chain value and offset after the newest readable entry, for comparing nodes.
+    #[must_use]
+    pub fn readable_mark(&self) -> super::log::Mark {
+        self.log.readable()
+    }
+
+    /// Asserts the replica's invariants; for tests and the simulator, after every step.
+    ///
+    /// # Panics
+    /// When one does not hold.
+    pub fn check(&self) {
+        self.log.check(self.durable);
+        graven_raft::check_state(&self.core);
+        assert!(self.log.readable().index <= self.core.commit().0, "readable above commit");
+        assert!(self.log.readable().index <= self.durable, "readable above durable");
+        assert_eq!(self.log.last().index, self.core.last_id().index.0, "the core's log and the replica's differ");
+    }
+
+    /// Whether an alarm means that the node must stop.
+    #[must_use]
+    pub fn must_stop(alarm: &Alarm) -> bool {
+        matches!(alarm, Alarm::Diverged { .. } | Alarm::DiskStalled)
+    }
+}
