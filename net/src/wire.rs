@@ -30,8 +30,8 @@ pub fn decode<const LIMIT: usize, T: DeserializeOwned>(bytes: &[u8]) -> Result<T
         return Err(WireError::TooLarge { size: bytes.len(), limit: LIMIT });
     }
     let config = bincode::config::standard().with_limit::<LIMIT>();
-    let (value, used) = bincode::serde::decode_from_slice(bytes, config)
-        .map_err(|cause| WireError::Malformed(cause.to_string()))?;
+    let (value, used) =
+        bincode::serde::decode_from_slice(bytes, config).map_err(|cause| WireError::Malformed(cause.to_string()))?;
     if used != bytes.len() {
         return Err(WireError::Trailing { used, size: bytes.len() });
     }

@@ -1,1 +1,492 @@
-//! Lanes between nodes: control messages and appends.
+//! Lanes between nodes: control messages and appends, over QUIC.
+//!
+//! Every node dials every other one, once per [`Lane`], and sends only on connections it dialled; what it receives comes on connections it
+//! accepted. So a connection has one direction and one owner, nobody negotiates which of two connections is the right one, and a control
+//! message never waits behind an append (quinn's send window is per connection, whatever the priority of a stream).
+//!
+//! - Nothing here waits for the network in a caller's time: [`PeerPlane::send`] and [`PeerPlane::send_append`] queue or refuse.
+//! - What is queued is bounded in bytes per peer; what is received is handed over a bounded channel, and while that is full the lane is not
+//!   read, until the sender's own queue is full and its driver is told.
+//! - A lane that is lost takes what was queued with it and [`PeerEvent::Down`] tells; it is dialled again until the roster drops the peer.
+//! - Who the sender of a message is comes from its connection's certificate. No message says it.
+//!
+//! The bytes are described in `PROTOCOL.md`. Runs on the tokio runtime it was started in; a current-thread one is enough.
+
+mod append;
+mod chunks;
+mod hello;
+mod incoming;
+mod outgoing;
+mod queue;
+mod refusals;
+mod stats;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use graven_frame::Frame;
+use graven_raft::{AppendHead, Message, NodeId};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+pub use append::{APPEND_BYTES_MAX, APPEND_FRAMES_MAX, APPEND_HEAD_BYTES_MAX};
+pub use hello::{Lane, Refusal};
+pub use stats::{LaneStats, LinkStats, PeerStats};
+
+use crate::{
+    tls::{ALPN_PEER, Identity, TlsError, TlsIdentity},
+    transport::{self, Mtu, Profile, ResetKey, SOCKET_BUFFER_BYTES, SocketBuffers},
+    wire,
+};
+use hello::Local;
+use outgoing::Peer;
+use refusals::Told;
+
+/// How this node takes part in the peer plane.
+#[derive(Debug, Clone)]
+pub struct PeerConfig {
+    /// Where peers reach us; port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Our cluster.
+    pub cluster: u128,
+    /// Our id.
+    pub node: NodeId,
+    /// The incarnation of our data directory.
+    pub incarnation: u128,
+    /// The newest cluster feature level this build can take part in.
+    pub feature_level: u32,
+    /// Kept in the data directory, so that peers notice at once that we restarted.
+    pub reset_key: Option<ResetKey>,
+    /// The largest datagrams to try.
+    pub mtu: Mtu,
+    /// Bytes of appends in flight to one peer, as Raft's flow control bounds them.
+    pub window_bytes: u64,
+    /// Bytes of appends that may wait here for one peer, beside what quinn has taken.
+    pub queue_bytes: usize,
+    /// Socket buffers to ask the system for.
+    pub socket_buffer_bytes: usize,
+}
+
+impl PeerConfig {
+    /// The configuration with every setting that has a default at its default.
+    #[must_use]
+    pub fn new(listen: SocketAddr, cluster: u128, node: NodeId, incarnation: u128) -> Self {
+        Self {
+            listen,
+            cluster,
+            node,
+            incarnation,
+            feature_level: 1,
+            reset_key: None,
+            mtu: Mtu::Auto,
+            window_bytes: WINDOW_BYTES,
+            queue_bytes: QUEUE_BYTES,
+            socket_buffer_bytes: SOCKET_BUFFER_BYTES,
+        }
+    }
+}
+
+/// Who may talk to us, and where they are. Replaced as a whole when the membership changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Roster {
+    /// Every other node; our own entry is ignored.
+    pub members: BTreeMap<NodeId, RosterEntry>,
+}
+
+/// One node of the roster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RosterEntry {
+    /// Its name, which its certificate must carry.
+    pub name: String,
+    /// Where its peers reach it, `host:port`.
+    pub address: String,
+    /// The incarnation its data directory must have; 0 while that is not known.
+    pub incarnation: u128,
+}
+
+/// What the plane tells its driver, in the order in which it happened on each connection.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum PeerEvent {
+    /// Both lanes towards `node` are up: what is sent now may arrive.
+    Up {
+        /// The peer.
+        node: NodeId,
+    },
+    /// A lane towards `node` was lost with everything on it. It is being dialled again.
+    Down {
+        /// The peer.
+        node: NodeId,
+        /// What happened, for a log line.
+        reason: String,
+    },
+    /// A control message.
+    Message {
+        /// Whose connection it came on.
+        from: NodeId,
+        /// The message.
+        message: Message,
+    },
+    /// An append. Each frame's header was decoded and its body's checksum verified; its place in the chain was not.
+    Append {
+        /// Whose connection it came on.
+        from: NodeId,
+        /// What goes before the frames.
+        head: AppendHead,
+        /// The frames, in the chunks they arrived in.
+        frames: Vec<Frame>,
+    },
+    /// A connection was refused, by us or by them. Told once for each reason until that peer connects.
+    Refused {
+        /// The peer, when it is known which.
+        node: Option<NodeId>,
+        /// Where it is.
+        address: SocketAddr,
+        /// Which side refused.
+        by: RefusedBy,
+        /// Why.
+        refusal: Refusal,
+    },
+}
+
+/// Which side refused a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RefusedBy {
+    /// This node.
+    Us,
+    /// The other side.
+    Them,
+}
+
+/// What a send came to. `Ok` is "queued": it may still be lost with its lane.
+pub type SendResult = Result<(), SendError>;
+
+/// Why nothing was sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// Not in the roster.
+    #[error("node {} is not in the roster", node.0)]
+    Unknown {
+        /// The peer.
+        node: NodeId,
+    },
+    /// The lane is down; [`PeerEvent::Up`] tells when it is up.
+    #[error("node {} is not connected", node.0)]
+    Disconnected {
+        /// The peer.
+        node: NodeId,
+    },
+    /// Too much waits already: the peer does not read, or the path is slow.
+    #[error("{queued} bytes are waiting for node {} already", node.0)]
+    Full {
+        /// The peer.
+        node: NodeId,
+        /// Bytes that wait.
+        queued: usize,
+    },
+    /// More than a peer would take.
+    #[error("append of {size}, the limit is {limit}")]
+    TooLarge {
+        /// Bytes of its frames, or their number.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The message exceeds the limit of control messages.
+    #[error(transparent)]
+    Encode(#[from] wire::WireError),
+}
+
+/// Why the plane could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The address cannot be bound.
+    #[error("cannot listen for peers on {address}: {cause}; free the port or change `listen.peer`")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        cause: io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The certificate is not this node's.
+    #[error("the certificate is of {found}, this is node {} of cluster {cluster:032x}; check [tls] certificate", node.0)]
+    WrongCertificate {
+        /// Whose it is.
+        found: Identity,
+        /// Our id.
+        node: NodeId,
+        /// Our cluster.
+        cluster: u128,
+    },
+}
+
+/// The running peer plane. Dropping it closes every connection.
+pub struct PeerPlane {
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What all tasks of a plane share.
+struct Shared {
+    config: PeerConfig,
+    local: Local,
+    tls: TlsIdentity,
+    endpoint: quinn::Endpoint,
+    buffers: SocketBuffers,
+    events: mpsc::Sender<PeerEvent>,
+    roster: watch::Sender<Arc<Roster>>,
+    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+    incoming: incoming::Registry,
+    told: Told,
+    turned_away: stats::Counter,
+    runtime: Handle,
+}
+
+impl PeerPlane {
+    /// Binds the socket, starts listening, and dials everyone in `roster`.
+    ///
+    /// Events go to `events`; its capacity bounds what was received and not yet processed. A driver that stops reading stops the lanes and
+    /// nothing else.
+    ///
+    /// # Errors
+    /// When the address is taken, or the certificate is not the one of this node.
+    pub async fn start(
+        config: PeerConfig,
+        tls: TlsIdentity,
+        roster: Roster,
+        events: mpsc::Sender<PeerEvent>,
+    ) -> Result<Self, StartError> {
+        let credentials = tls.current();
+        match credentials.identity() {
+            Identity::Node(it) if it.node == config.node.0 && it.cluster == config.cluster => {}
+            found => {
+                let (node, cluster) = (config.node, config.cluster);
+                return Err(StartError::WrongCertificate { found: found.clone(), node, cluster });
+            }
+        }
+        let server = server_config(&config, &tls)?;
+        let bind = |cause| StartError::Bind { address: config.listen, cause };
+        let bound = transport::bind(config.listen, config.socket_buffer_bytes).map_err(bind)?;
+        if bound.buffers.capped() {
+            tracing::info!(?bound.buffers, "socket buffers are capped by the system; raise net.core.rmem_max and wmem_max");
+        }
+        let endpoint = quinn::Endpoint::new(
+            transport::endpoint(config.mtu, config.reset_key.as_ref()),
+            Some(server),
+            bound.socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(bind)?;
+        let local = Local {
+            cluster: config.cluster,
+            node: config.node,
+            incarnation: config.incarnation,
+            boot: rand::random(),
+            feature_level: config.feature_level,
+        };
+        let shared = Arc::new(Shared {
+            config,
+            local,
+            tls,
+            endpoint,
+            buffers: bound.buffers,
+            events,
+            roster: watch::Sender::new(Arc::default()),
+            peers: Mutex::default(),
+            incoming: incoming::Registry::default(),
+            told: Told::default(),
+            turned_away: stats::Counter::default(),
+            runtime: Handle::current(),
+        });
+        let tasks = vec![
+            tokio::spawn(incoming::accept(shared.clone())),
+            tokio::spawn(incoming::follow_roster(shared.clone())),
+            tokio::spawn(follow_credentials(shared.clone())),
+        ];
+        let plane = Self { shared, tasks };
+        plane.set_roster(roster);
+        Ok(plane)
+    }
+
+    /// Replaces who may talk to us. New members are dialled at once, changed ones dialled again, dropped ones cut off; a dropped
+    /// member's [`PeerEvent::Down`] is not told, since the driver dropped it.
+    pub fn set_roster(&self, roster: Roster) {
+        let shared = &self.shared;
+        let mut peers = lock(&shared.peers);
+        peers.retain(|node, peer| {
+            let stays = roster.members.contains_key(node);
+            if !stays {
+                peer.stop();
+            }
+            stays
+        });
+        let new: Vec<NodeId> = roster
+            .members
+            .keys()
+            .filter(|node| **node != shared.local.node && !peers.contains_key(node))
+            .copied()
+            .collect();
+        shared.roster.send_replace(Arc::new(roster));
+        for node in new {
+            peers.insert(node, Peer::start(shared, node));
+        }
+    }
+
+    /// Queues a control message. Never waits; what cannot be queued is dropped, which Raft takes like a lost packet.
+    ///
+    /// # Errors
+    /// [`SendError::Unknown`], [`SendError::Disconnected`], [`SendError::Full`]; [`SendError::Encode`] when it exceeds 64 KiB.
+    pub fn send(&self, to: NodeId, message: &Message) -> SendResult {
+        let peer = self.shared.peer(to)?;
+        let bytes = wire::encode::<CONTROL_MESSAGE_BYTES_MAX>(message)?;
+        peer.count_full(peer.control.push(to, &bytes))
+    }
+
+    /// Queues an append. Never waits, copies no frame; on an error nothing was queued.
+    ///
+    /// # Errors
+    /// [`SendError::Unknown`], [`SendError::Disconnected`], [`SendError::Full`]; [`SendError::TooLarge`] for what no peer takes:
+    /// more than [`APPEND_FRAMES_MAX`] frames or [`APPEND_BYTES_MAX`] bytes.
+    pub fn send_append(&self, to: NodeId, head: AppendHead, frames: Vec<Frame>) -> SendResult {
+        let peer = self.shared.peer(to)?;
+        let (head, bytes) = append::encode_head(&head, &frames)?;
+        let append = queue::Append { head, frames, bytes };
+        peer.count_full(peer.append.push(to, self.shared.config.queue_bytes, append))
+    }
+
+    /// Drops what waits for `to` and gives up the append stream it was to go on, sent or not: after a step-down none of it is worth the
+    /// time. What is sent next goes on a new stream.
+    pub fn reset_append(&self, to: NodeId) {
+        if let Ok(peer) = self.shared.peer(to) {
+            peer.append.reset();
+        }
+    }
+
+    /// Where peers reach us: the address asked for, with the port that was really taken.
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        self.shared.endpoint.local_addr().unwrap_or(self.shared.config.listen)
+    }
+
+    /// The feature level `node` told when it was last reached.
+    #[must_use]
+    pub fn feature_level(&self, node: NodeId) -> Option<u32> {
+        self.shared.peer(node).ok()?.feature_level()
+    }
+
+    /// What was counted and measured.
+    #[must_use]
+    pub fn stats(&self) -> PeerStats {
+        let peers = lock(&self.shared.peers);
+        PeerStats {
+            socket: self.shared.buffers,
+            refused: self.shared.told.refused(),
+            turned_away: self.shared.turned_away.value(),
+            peers: peers.iter().map(|(node, peer)| (*node, peer.stats())).collect(),
+        }
+    }
+
+    /// Closes every connection, tells the peers so, and waits a moment until they know.
+    pub async fn close(self) {
+        self.stop();
+        // Peers that do not answer notice by their own timeouts.
+        let _silent_peers = tokio::time::timeout(CLOSE_WAIT, self.shared.endpoint.wait_idle()).await;
+    }
+
+    fn stop(&self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+        for (_, peer) in lock(&self.shared.peers).drain() {
+            peer.stop();
+        }
+        self.shared.incoming.stop();
+        self.shared.endpoint.close(CLOSE_NORMAL, b"node is stopping");
+    }
+}
+
+impl Drop for PeerPlane {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn peer(&self, node: NodeId) -> Result<Arc<Peer>, SendError> {
+        lock(&self.peers).get(&node).cloned().ok_or(SendError::Unknown { node })
+    }
+
+    /// Tells the driver. Waits while it is behind; when it is gone there is nobody left to tell.
+    async fn tell(&self, event: PeerEvent) {
+        let _driver_gone = self.events.send(event).await;
+    }
+
+    async fn tell_refused(&self, node: Option<NodeId>, address: SocketAddr, by: RefusedBy, refusal: Refusal) {
+        if self.told.is_new(node, address, by, &refusal) {
+            let who = node.map_or_else(|| address.to_string(), |node| format!("node {} at {address}", node.0));
+            match by {
+                RefusedBy::Us => tracing::warn!("refused a connection from {who}: {refusal}"),
+                RefusedBy::Them => tracing::warn!("{who} refused our connection: {refusal}"),
+            }
+            self.tell(PeerEvent::Refused { node, address, by, refusal }).await;
+        }
+    }
+}
+
+/// New certificates are used for the handshakes that begin after them; connections that stand keep what they were made with until it
+/// expires.
+async fn follow_credentials(shared: Arc<Shared>) {
+    let mut credentials = shared.tls.watch();
+    while credentials.changed().await.is_ok() {
+        match server_config(&shared.config, &shared.tls) {
+            Ok(config) => shared.endpoint.set_server_config(Some(config)),
+            Err(cause) => tracing::error!("new certificate is not used for peers: {cause}"),
+        }
+    }
+}
+
+fn server_config(config: &PeerConfig, tls: &TlsIdentity) -> Result<quinn::ServerConfig, TlsError> {
+    let profile = Profile { mtu: config.mtu, keep_alive: None, ..Profile::peer_append(config.window_bytes) };
+    let mut server = quinn::ServerConfig::with_crypto(tls.current().quic_server(ALPN_PEER)?);
+    server
+        .transport_config(profile.build())
+        .migration(false)
+        .max_incoming(incoming::WAITING_MAX)
+        .incoming_buffer_size(incoming::WAITING_BYTES_MAX)
+        .incoming_buffer_size_total(incoming::WAITING_BYTES_MAX * incoming::WAITING_MAX as u64);
+    Ok(server)
+}
+
+/// No value behind these locks is left half changed by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Raft's default window for one follower.
+pub const WINDOW_BYTES: u64 = 1 << 20;
+/// One window may wait, and half of one more: what Raft retries meanwhile.
+pub const QUEUE_BYTES: usize = (WINDOW_BYTES + WINDOW_BYTES / 2) as usize;
+/// The largest control message: a membership of seven nodes with long names has a few hundred bytes.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Long enough for one exchange across continents.
+const CLOSE_WAIT: Duration = Duration::from_millis(300);
+
+const CLOSE_NORMAL: quinn::VarInt = quinn::VarInt::from_u32(0);
+const CLOSE_REFUSED: quinn::VarInt = quinn::VarInt::from_u32(1);
+const CLOSE_RETIRED: quinn::VarInt = quinn::VarInt::from_u32(2);
+const CLOSE_PROTOCOL: quinn::VarInt = quinn::VarInt::from_u32(3);
+const CLOSE_EXPIRED: quinn::VarInt = quinn::VarInt::from_u32(4);

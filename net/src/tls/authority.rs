@@ -52,7 +52,9 @@ impl Authority {
     pub fn load(dir: impl AsRef<Path>) -> Result<Self, AuthorityError> {
         let read = |name: &str| {
             let file = dir.as_ref().join(name);
-            fs::read_to_string(&file).map(|text| (file.clone(), text)).map_err(|cause| AuthorityError::Read { file, cause })
+            fs::read_to_string(&file)
+                .map(|text| (file.clone(), text))
+                .map_err(|cause| AuthorityError::Read { file, cause })
         };
         let (certificate_file, certificate_pem) = read(AUTHORITY_CERTIFICATE)?;
         let (key_file, key_pem) = read(AUTHORITY_KEY)?;
@@ -62,7 +64,9 @@ impl Authority {
             .map_err(|cause| damaged(&certificate_file, cause.to_string()))?;
         let cluster = match Identity::of_certificate(&der) {
             Ok(Identity::Authority { cluster }) => cluster,
-            Ok(other) => return Err(damaged(&certificate_file, format!("it is the certificate of a {}", other.kind()))),
+            Ok(other) => {
+                return Err(damaged(&certificate_file, format!("it is the certificate of a {}", other.kind())));
+            }
             Err(cause) => return Err(damaged(&certificate_file, cause.to_string())),
         };
         if !holds_key(&der, &key) {
@@ -265,7 +269,11 @@ enum Secrecy {
     Public,
 }
 
-fn parameters(identity: &Identity, common_name: String, validity: Validity) -> Result<CertificateParams, AuthorityError> {
+fn parameters(
+    identity: &Identity,
+    common_name: String,
+    validity: Validity,
+) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);

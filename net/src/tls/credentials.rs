@@ -20,7 +20,7 @@ use rustls::{
 use tokio::sync::watch;
 use x509_parser::prelude::FromDer;
 
-use super::{Identity, IdentityError, verifier};
+use super::{ClientIdentity, Identity, IdentityError, verifier};
 
 /// The three files a node or client proves itself with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,8 +182,8 @@ impl Credentials {
         let leaf = chain.first().ok_or_else(|| TlsError::Empty { file: files.certificate.clone() })?;
         let identity = Identity::of_certificate(leaf)
             .map_err(|cause| TlsError::Identity { file: files.certificate.clone(), cause })?;
-        let (not_before, not_after) = validity(leaf)
-            .map_err(|cause| TlsError::Identity { file: files.certificate.clone(), cause })?;
+        let (not_before, not_after) =
+            validity(leaf).map_err(|cause| TlsError::Identity { file: files.certificate.clone(), cause })?;
         if now < not_before {
             return Err(TlsError::NotYetValid { file: files.certificate.clone(), not_before });
         }
@@ -227,10 +227,20 @@ impl Verified {
         Self::of_peer_identity(connection.peer_identity())
     }
 
+    /// The client it is.
+    ///
+    /// # Errors
+    /// [`IdentityError::NotAClient`]: a node's certificate does not open the port for clients.
+    pub fn client(self) -> Result<ClientIdentity, IdentityError> {
+        match self.identity {
+            Identity::Client(client) => Ok(client),
+            other => Err(IdentityError::NotAClient(other.to_string())),
+        }
+    }
+
     fn of_peer_identity(found: Option<Box<dyn Any>>) -> Result<Self, IdentityError> {
-        let chain = found
-            .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .ok_or(IdentityError::NoUri)?;
+        let chain =
+            found.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok()).ok_or(IdentityError::NoUri)?;
         let leaf = chain.first().ok_or(IdentityError::NoUri)?;
         let (_, not_after) = validity(leaf)?;
         Ok(Self { identity: Identity::of_certificate(leaf)?, not_after })
@@ -421,8 +431,8 @@ pub(super) fn parse_certificates(file: &Path, pem: &[u8]) -> Result<Vec<Certific
 fn parse_roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for der in parse_certificates(file, pem)? {
-        let identity = Identity::of_certificate(&der)
-            .map_err(|cause| TlsError::Identity { file: file.to_owned(), cause })?;
+        let identity =
+            Identity::of_certificate(&der).map_err(|cause| TlsError::Identity { file: file.to_owned(), cause })?;
         if !matches!(identity, Identity::Authority { .. }) {
             return Err(TlsError::NotAuthority { file: file.to_owned(), found: identity.kind() });
         }
@@ -441,9 +451,7 @@ pub(super) fn validity(der: &CertificateDer<'_>) -> Result<(UnixTime, UnixTime),
 /// ring, named and not found: with two providers in one build rustls cannot choose and panics. AES-128-GCM first: it is the
 /// cheapest per byte on every machine that has AES instructions, and as safe here.
 pub(super) fn provider() -> Arc<CryptoProvider> {
-    use ring::cipher_suite::{
-        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
-    };
+    use ring::cipher_suite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256};
     Arc::new(CryptoProvider {
         cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
         ..ring::default_provider()

@@ -222,6 +222,9 @@ pub enum IdentityError {
     /// A role this version does not know.
     #[error("{0:?} is no role; roles are read, append and admin")]
     Role(String),
+    /// Not a client's certificate, where only clients talk.
+    #[error("{0} is on the port for clients; use a client's certificate, made with `graven certs client`")]
+    NotAClient(String),
     /// A name that cannot name a node or a client.
     #[error(
         "{0:?} is no name: 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, '-' and '_', beginning and ending with a letter or digit"

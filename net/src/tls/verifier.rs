@@ -166,12 +166,16 @@ fn named(cause: Error, der: &CertificateDer<'_>, cluster: u128) -> Error {
     };
     let dates = credentials::validity(der).ok();
     match (kind, dates) {
-        (CertificateError::Expired | CertificateError::ExpiredContext { .. }, Some((_, not_after))) => refused(format!(
-            "certificate of {identity} expired at {not_after}; issue a new one with `graven certs {}`",
-            identity.kind()
-        )),
+        (CertificateError::Expired | CertificateError::ExpiredContext { .. }, Some((_, not_after))) => {
+            refused(format!(
+                "certificate of {identity} expired at {not_after}; issue a new one with `graven certs {}`",
+                identity.kind()
+            ))
+        }
         (CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }, Some((not_before, _))) => {
-            refused(format!("certificate of {identity} is valid from {not_before} on; compare the clocks of both hosts"))
+            refused(format!(
+                "certificate of {identity} is valid from {not_before} on; compare the clocks of both hosts"
+            ))
         }
         _ if identity.cluster() != cluster => {
             refused(format!("certificate is of {identity}, this is cluster {cluster:032x}"))

@@ -1,0 +1,104 @@
+//! Refusals are retried for as long as it takes; this is what keeps each from being told a thousand times.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+};
+
+use graven_raft::NodeId;
+use quinn::{ConnectionError, VarInt};
+use quinn_proto::TransportErrorCode;
+
+use super::{CLOSE_REFUSED, Refusal, RefusedBy, stats::Counter};
+
+/// The refusals that were told lately.
+#[derive(Default)]
+pub(super) struct Told {
+    recent: Mutex<VecDeque<Entry>>,
+    count: Counter,
+}
+
+#[derive(PartialEq, Eq)]
+struct Entry {
+    /// A known peer, or the host of an unknown one: its port is another one at each attempt.
+    who: Result<NodeId, std::net::IpAddr>,
+    by: RefusedBy,
+    refusal: Refusal,
+}
+
+impl Told {
+    /// Counts the refusal and says whether it should be told.
+    pub(super) fn is_new(&self, node: Option<NodeId>, address: SocketAddr, by: RefusedBy, refusal: &Refusal) -> bool {
+        self.count.add(1);
+        let entry = Entry { who: node.ok_or(address.ip()), by, refusal: refusal.clone() };
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.contains(&entry) {
+            return false;
+        }
+        if recent.len() >= TOLD_MAX {
+            recent.pop_front();
+        }
+        recent.push_back(entry);
+        true
+    }
+
+    /// `node` connected: the next refusal is news again.
+    pub(super) fn forget(&self, node: NodeId, by: RefusedBy) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|entry| entry.who != Ok(node) || entry.by != by);
+    }
+
+    pub(super) fn refused(&self) -> u64 {
+        self.count.value()
+    }
+}
+
+/// Six peers with a few reasons each. Whoever makes up more reasons than this fills a log with them at its own pace.
+const TOLD_MAX: usize = 64;
+
+/// Which side refused a certificate, if that is how a connection ended.
+pub(super) fn refused_certificate(error: &ConnectionError) -> Option<(RefusedBy, Refusal)> {
+    let no_protocol =
+        || Refusal::Malformed("the two sides speak different protocols; clients use the client port".to_owned());
+    match error {
+        ConnectionError::TransportError(local) if is_no_protocol(local.code) => Some((RefusedBy::Us, no_protocol())),
+        ConnectionError::ConnectionClosed(close) if is_no_protocol(close.error_code) => {
+            Some((RefusedBy::Them, no_protocol()))
+        }
+        ConnectionError::TransportError(local) if is_alert(local.code) => {
+            Some((RefusedBy::Us, Refusal::Certificate(sentence(&local.reason))))
+        }
+        ConnectionError::ConnectionClosed(close) if is_alert(close.error_code) => {
+            Some((RefusedBy::Them, Refusal::Certificate(sentence(&String::from_utf8_lossy(&close.reason)))))
+        }
+        ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_REFUSED => {
+            Some((RefusedBy::Them, Refusal::Malformed(sentence(&String::from_utf8_lossy(&close.reason)))))
+        }
+        _ => None,
+    }
+}
+
+/// The handshake found no common ALPN name.
+fn is_no_protocol(code: TransportErrorCode) -> bool {
+    u64::from(code) == 0x100 + 120
+}
+
+/// Whether the code carries a TLS alert (RFC 9001, 4.8).
+fn is_alert(code: TransportErrorCode) -> bool {
+    (0x100..0x200).contains(&u64::from(code))
+}
+
+/// What the other side wrote, cut to a line: it goes to a log.
+fn sentence(reason: &str) -> String {
+    let line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARS_MAX).collect();
+    let line = line.strip_prefix("invalid peer certificate: ").unwrap_or(&line).trim();
+    if line.is_empty() { "certificate refused without a reason".to_owned() } else { line.to_owned() }
+}
+
+const REASON_CHARS_MAX: usize = 300;
+
+/// A close reason that fits beside everything else in one small packet.
+pub(super) fn close(connection: &quinn::Connection, code: VarInt, reason: &str) {
+    connection.close(code, reason.as_bytes().get(..REASON_CHARS_MAX).unwrap_or(reason.as_bytes()));
+}
