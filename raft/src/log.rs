@@ -157,6 +157,10 @@ impl Log {
     /// Where a leader with this log looks next, after a follower refused with `hint`: the index of the entry before the
     /// next append. Each refusal steps over at least one whole term of either log.
     pub(crate) fn meet(&self, hint: ConflictHint) -> Index {
+        if hint.at.index < self.base.index {
+            // What the follower needs is trimmed here: there is nothing to compare, and only an install helps.
+            return hint.at.index;
+        }
         let ours = self.hint(hint.at.index, hint.at.term);
         if ours.at.term == hint.at.term {
             if ours.at.index >= hint.first {
