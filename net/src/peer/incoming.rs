@@ -20,8 +20,8 @@ use tokio::{
 };
 
 use super::{
-    CLOSE_EXPIRED, CLOSE_PROTOCOL, CLOSE_REFUSED, CLOSE_RETIRED, CONTROL_MESSAGE_BYTES_MAX, Lane, PeerEvent, Refusal,
-    RefusedBy, RosterEntry, Shared,
+    CLOSE_EXPIRED, CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_REFUSED, CLOSE_RETIRED, CONTROL_MESSAGE_BYTES_MAX, Lane,
+    PeerEvent, Refusal, RefusedBy, RosterEntry, Shared,
     append::{AppendReadError, read_append},
     chunks::{ChunkError, ChunkReader},
     hello::{self, Hello, HelloError, Reply},
@@ -56,10 +56,13 @@ impl Slot {
 }
 
 impl Registry {
-    pub(super) fn stop(&self) {
-        for (_, slot) in lock(&self.slots).drain() {
-            slot.retire(super::CLOSE_NORMAL, "node is stopping");
-        }
+    pub(super) fn stop(&self) -> Vec<JoinHandle<()>> {
+        let slots = std::mem::take(&mut *lock(&self.slots));
+        let retired = slots.into_values().map(|slot| {
+            slot.retire(CLOSE_NORMAL, "node is stopping");
+            slot.reader
+        });
+        retired.collect()
     }
 
     fn take(&self, key: (NodeId, Lane)) -> Option<Slot> {

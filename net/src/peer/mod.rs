@@ -35,6 +35,7 @@ use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
     task::JoinHandle,
+    time::timeout,
 };
 
 pub use append::{APPEND_BYTES_MAX, APPEND_FRAMES_MAX, APPEND_HEAD_BYTES_MAX};
@@ -42,7 +43,7 @@ pub use hello::{Lane, Refusal};
 pub use stats::{LaneStats, LinkStats, PeerStats};
 
 use crate::{
-    tls::{ALPN_PEER, Identity, TlsError, TlsIdentity},
+    tls::{ALPN_PEER, Credentials, Identity, TlsError, TlsIdentity},
     transport::{self, Mtu, Profile, ResetKey, SOCKET_BUFFER_BYTES, SocketBuffers},
     wire,
 };
@@ -270,6 +271,8 @@ impl PeerPlane {
         roster: Roster,
         events: mpsc::Sender<PeerEvent>,
     ) -> Result<Self, StartError> {
+        // Watched from before the first use: a replacement in between is seen as a change.
+        let renewals = tls.watch();
         let credentials = tls.current();
         match credentials.identity() {
             Identity::Node(it) if it.node == config.node.0 && it.cluster == config.cluster => {}
@@ -315,7 +318,7 @@ impl PeerPlane {
         let tasks = vec![
             tokio::spawn(incoming::accept(shared.clone())),
             tokio::spawn(incoming::follow_roster(shared.clone())),
-            tokio::spawn(follow_credentials(shared.clone())),
+            tokio::spawn(follow_credentials(shared.clone(), renewals)),
         ];
         let plane = Self { shared, tasks };
         plane.set_roster(roster);
@@ -330,7 +333,7 @@ impl PeerPlane {
         peers.retain(|node, peer| {
             let stays = roster.members.contains_key(node);
             if !stays {
-                peer.stop();
+                let _not_awaited = peer.stop();
             }
             stays
         });
@@ -400,28 +403,41 @@ impl PeerPlane {
         }
     }
 
-    /// Closes every connection, tells the peers so, and waits a moment until they know.
-    pub async fn close(self) {
-        self.stop();
+    /// Closes every connection, tells the peers so, waits a moment until they know, and gives the port back.
+    pub async fn close(mut self) {
+        let address = self.local_address();
+        let tasks = self.stop();
         // Peers that do not answer notice by their own timeouts.
-        let _silent_peers = tokio::time::timeout(CLOSE_WAIT, self.shared.endpoint.wait_idle()).await;
+        let _silent_peers = timeout(CLOSE_WAIT, self.shared.endpoint.wait_idle()).await;
+        for task in tasks {
+            let _aborted = task.await;
+        }
+        drop(self);
+        // quinn's own task holds the socket, and ends some time after the last of us let go of the endpoint.
+        let freed = async {
+            while std::net::UdpSocket::bind(address).is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _still_taken = timeout(CLOSE_WAIT, freed).await;
     }
 
-    fn stop(&self) {
-        for task in &self.tasks {
-            task.abort();
-        }
+    /// Aborts every task and closes every connection; the tasks are over when they were awaited.
+    fn stop(&mut self) -> Vec<JoinHandle<()>> {
+        let mut tasks = std::mem::take(&mut self.tasks);
+        tasks.iter().for_each(JoinHandle::abort);
         for (_, peer) in lock(&self.shared.peers).drain() {
-            peer.stop();
+            tasks.extend(peer.stop());
         }
-        self.shared.incoming.stop();
+        tasks.extend(self.shared.incoming.stop());
         self.shared.endpoint.close(CLOSE_NORMAL, b"node is stopping");
+        tasks
     }
 }
 
 impl Drop for PeerPlane {
     fn drop(&mut self) {
-        self.stop();
+        let _not_awaited = self.stop();
     }
 }
 
@@ -449,9 +465,8 @@ impl Shared {
 
 /// New certificates are used for the handshakes that begin after them; connections that stand keep what they were made with until it
 /// expires.
-async fn follow_credentials(shared: Arc<Shared>) {
-    let mut credentials = shared.tls.watch();
-    while credentials.changed().await.is_ok() {
+async fn follow_credentials(shared: Arc<Shared>, mut renewals: watch::Receiver<Arc<Credentials>>) {
+    while renewals.changed().await.is_ok() {
         match server_config(&shared.config, &shared.tls) {
             Ok(config) => shared.endpoint.set_server_config(Some(config)),
             Err(cause) => tracing::error!("new certificate is not used for peers: {cause}"),

@@ -81,17 +81,17 @@ impl Peer {
         peer
     }
 
-    /// Ends both lanes for good.
-    pub(super) fn stop(&self) {
-        for task in lock(&self.tasks).drain(..) {
-            task.abort();
-        }
+    /// Ends both lanes for good; they are over when the tasks were awaited.
+    pub(super) fn stop(&self) -> Vec<JoinHandle<()>> {
+        let tasks = std::mem::take(&mut *lock(&self.tasks));
+        tasks.iter().for_each(JoinHandle::abort);
         self.control.set_up(false);
         self.append.set_up(false);
         let mut links = lock(&self.links);
         for link in [links.control.take(), links.append.take()].into_iter().flatten() {
             close(&link.connection, CLOSE_NORMAL, "no longer a peer");
         }
+        tasks
     }
 
     /// The peer reached us: it is worth dialling now. Connections to an earlier life of it are dead, whatever they look like.

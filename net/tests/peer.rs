@@ -1,0 +1,382 @@
+//! Planes on loopback, each with certificates of its own, in one process.
+
+#![cfg(feature = "peer")]
+
+mod common;
+
+use std::{
+    net::UdpSocket,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use common::{House, Node, PATIENCE, bytes, cluster, config, entry, frame, head, incarnation, message, name, roster};
+use graven_frame::Frame;
+use graven_net::{
+    peer::{APPEND_FRAMES_MAX, PeerEvent, PeerPlane, Refusal, RefusedBy, Roster, SendError, StartError},
+    tls::{Reload, TlsIdentity, Validity},
+};
+use graven_raft::{Message, NodeId};
+use tokio::{sync::mpsc, time::timeout};
+
+/// Queues an append as soon as there is room for it.
+async fn send_append(node: &Node, to: u64, request: u64, frames: &[Frame]) {
+    let send = async {
+        while let Err(cause) = node.plane.send_append(NodeId(to), head(request), frames.to_vec()) {
+            assert!(matches!(cause, SendError::Full { .. }), "{cause}");
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, send).await.expect("queue stays full");
+}
+
+async fn wait_append(node: &mut Node) -> (NodeId, u64, Vec<Frame>) {
+    node.wait(|event| match event {
+        PeerEvent::Append { from, head, frames } => Some((from, head.request, frames)),
+        _ => None,
+    })
+    .await
+}
+
+async fn wait_refused(node: &mut Node, by: RefusedBy) -> (Option<NodeId>, Refusal) {
+    node.wait(|event| match event {
+        PeerEvent::Refused { node, by: who, refusal, .. } if who == by => Some((node, refusal)),
+        _ => None,
+    })
+    .await
+}
+
+#[tokio::test]
+async fn three_planes_exchange_control_messages_in_order() {
+    const EACH: u64 = 300;
+    let house = House::new();
+    let mut nodes = cluster(&house, 3).await;
+    for number in 0..EACH {
+        for from in &nodes {
+            for to in (1..=3).filter(|to| *to != from.id) {
+                from.plane.send(NodeId(to), &message(number)).unwrap();
+            }
+        }
+    }
+    for node in &mut nodes {
+        let mut next = [0; 4];
+        for _ in 0..2 * EACH {
+            let (from, got) = node
+                .wait(|event| match event {
+                    PeerEvent::Message { from, message: Message::VoteReply { term, .. } } => Some((from.0, term.0)),
+                    _ => None,
+                })
+                .await;
+            let expected = &mut next[usize::try_from(from).unwrap()];
+            assert_eq!(got, *expected, "from node {from}");
+            *expected += 1;
+        }
+    }
+    let stats = nodes[0].plane.stats();
+    let link = &stats.peers[&NodeId(2)];
+    assert!(link.up && link.messages_sent == EACH && link.messages_received == EACH, "{link:?}");
+    assert!(link.control.is_some_and(|lane| lane.mtu >= 1200) && stats.socket.receive > 0);
+    assert_eq!(nodes[0].plane.feature_level(NodeId(3)), Some(1));
+    for node in nodes {
+        node.plane.close().await;
+    }
+}
+
+#[tokio::test]
+async fn appends_of_mixed_sizes_arrive_in_order_and_byte_for_byte() {
+    const TOTAL: usize = 64 << 20;
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    let sizes = [0, 1, 95, 4096, 4095, 70_000, 1 << 20, 300, 256 << 10, 65_536, 65_537, 13];
+    let make = |index: u64| {
+        let size = sizes[usize::try_from(index).unwrap() % sizes.len()];
+        let whole = bytes(index, size);
+        // Every other body comes in uneven chunks, as bodies do that were received.
+        if index % 2 == 0 {
+            frame(index, vec![whole])
+        } else {
+            frame(index, whole.chunks(6431).map(Bytes::copy_from_slice).collect())
+        }
+    };
+    let mut receiver = nodes.pop().unwrap();
+    let sender = nodes.pop().unwrap();
+    let sending = async {
+        let (mut sent, mut index, mut request) = (0, 1, 0);
+        while sent < TOTAL {
+            let frames: Vec<Frame> = (index..index + request % 5).map(make).collect();
+            index += request % 5;
+            sent += frames.iter().map(Frame::encoded_len).sum::<usize>();
+            send_append(&sender, 2, request, &frames).await;
+            request += 1;
+        }
+        (request, sent)
+    };
+    let receiving = async {
+        let (mut received, mut index, mut request) = (0, 1, 0);
+        while received < TOTAL {
+            let (from, got, frames) = wait_append(&mut receiver).await;
+            assert_eq!((from, got, frames.len() as u64), (NodeId(1), request, request % 5));
+            for frame in &frames {
+                let expected = make(index);
+                assert_eq!(frame.head(), expected.head());
+                assert!(frame.body().concat() == expected.body().concat(), "body of frame {index} differs");
+                received += frame.encoded_len();
+                index += 1;
+            }
+            request += 1;
+        }
+        (request, received)
+    };
+    let (sent, received) = tokio::join!(sending, receiving);
+    assert_eq!(sent, received);
+}
+
+#[tokio::test]
+async fn largest_append_is_taken_and_a_larger_one_is_not_queued() {
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    let largest = frame(1, vec![bytes(1, graven_frame::MAX_BODY_BYTES)]);
+    send_append(&nodes[0], 2, 1, std::slice::from_ref(&largest)).await;
+    let (_, _, frames) = wait_append(&mut nodes[1]).await;
+    assert!(frames[0].body().concat() == largest.body().concat());
+
+    let two = vec![largest.clone(), largest];
+    assert!(matches!(nodes[0].plane.send_append(NodeId(2), head(2), two), Err(SendError::TooLarge { .. })));
+    let many = vec![frame(1, vec![]); APPEND_FRAMES_MAX + 1];
+    assert!(matches!(nodes[0].plane.send_append(NodeId(2), head(3), many), Err(SendError::TooLarge { .. })));
+    assert!(matches!(nodes[0].plane.send_append(NodeId(9), head(3), vec![]), Err(SendError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn frame_with_a_damaged_body_closes_the_lane_and_is_not_handed_over() {
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    let good = frame(1, vec![bytes(1, 5000)]);
+    let head_bytes: [u8; graven_frame::HEADER_BYTES] = good.head()[..].try_into().unwrap();
+    let bad = Frame::from_parts(&head_bytes, graven_frame::Body::from_chunks(vec![bytes(2, 5000)])).unwrap();
+    nodes[0].plane.send_append(NodeId(2), head(1), vec![bad]).unwrap();
+    let reason = nodes[0].wait_down(2).await;
+    assert!(reason.contains("append lane") && reason.contains("frame"), "{reason}");
+    nodes[0].wait_up(2).await;
+    send_append(&nodes[0], 2, 2, std::slice::from_ref(&good)).await;
+    let (_, request, _) = wait_append(&mut nodes[1]).await;
+    assert_eq!(request, 2);
+}
+
+#[tokio::test]
+async fn peer_that_does_not_read_fills_a_bounded_queue_and_no_more() {
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    let frames = [frame(1, vec![bytes(1, 256 << 10)])];
+    let (mut accepted, mut full_for) = (0_u64, 0);
+    // Full for a hundred looks in a row, with time for everything under way in between: nothing moves any more.
+    while full_for < 100 {
+        match nodes[0].plane.send_append(NodeId(2), head(accepted), frames.to_vec()) {
+            Ok(()) => (accepted, full_for) = (accepted + 1, 0),
+            Err(SendError::Full { .. }) => full_for += 1,
+            Err(other) => panic!("{other}"),
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // 64 events in the channel, then windows and queue: some megabytes.
+    assert!((64..64 + 40).contains(&accepted), "{accepted} appends were taken");
+    let link = &nodes[0].plane.stats().peers[&NodeId(2)];
+    assert!(link.queue_full >= 100 && link.queued_bytes <= 2 << 20, "{link:?}");
+    // It reads again: everything that was accepted arrives.
+    for expected in 0..accepted {
+        let (_, request, _) = wait_append(&mut nodes[1]).await;
+        assert_eq!(request, expected);
+    }
+}
+
+#[tokio::test]
+async fn reset_drops_what_waits_and_later_appends_get_through() {
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    let frames = [frame(1, vec![bytes(1, 256 << 10)])];
+    let mut stale = 0;
+    while nodes[0].plane.send_append(NodeId(2), head(stale), frames.to_vec()).is_ok() || stale < 90 {
+        stale += 1;
+        tokio::task::yield_now().await;
+        if stale > 100_000 {
+            break;
+        }
+    }
+    nodes[0].plane.reset_append(NodeId(2));
+    assert_eq!(nodes[0].plane.stats().peers[&NodeId(2)].queued_bytes, 0);
+    nodes[0].plane.send_append(NodeId(2), head(1_000_000), frames.to_vec()).unwrap();
+    loop {
+        if wait_append(&mut nodes[1]).await.1 == 1_000_000 {
+            break;
+        }
+    }
+    assert_eq!(nodes[0].plane.stats().peers[&NodeId(2)].reconnects, 0);
+}
+
+#[tokio::test]
+async fn restarted_peer_is_reached_again_on_its_port() {
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    let mut second = nodes.pop().unwrap();
+    let mut first = nodes.pop().unwrap();
+    let address = second.plane.local_address();
+    second.plane.close().await;
+    let reason = first.wait_down(2).await;
+    assert!(reason.contains("node is stopping"), "{reason}");
+    assert!(matches!(first.plane.send(NodeId(2), &message(1)), Err(SendError::Disconnected { .. })));
+
+    second = Node::start(graven_net::peer::PeerConfig { listen: address, ..config(2) }, house.node(2)).await;
+    second.plane.set_roster(roster([first.entry()]));
+    first.wait_up(2).await;
+    first.plane.send(NodeId(2), &message(2)).unwrap();
+    let got =
+        second.wait(|event| if let PeerEvent::Message { message, .. } = event { Some(message) } else { None }).await;
+    assert_eq!(got, message(2));
+    assert!(first.plane.stats().peers[&NodeId(2)].reconnects >= 1);
+}
+
+#[tokio::test]
+async fn foreign_authority_is_refused_on_both_sides() {
+    let (house, other) = (House::new(), House::new());
+    let mut ours = Node::start(config(1), house.node(1)).await;
+    let mut theirs = Node::start(config(2), other.node(2)).await;
+    ours.plane.set_roster(roster([theirs.entry()]));
+    let (node, refusal) = wait_refused(&mut ours, RefusedBy::Us).await;
+    assert_eq!(node, Some(NodeId(2)));
+    assert!(refusal.to_string().contains("node n2") && refusal.to_string().contains("not signed"), "{refusal}");
+    let (_, refusal) = wait_refused(&mut theirs, RefusedBy::Them).await;
+    assert!(refusal.to_string().contains("not signed"), "{refusal}");
+}
+
+#[tokio::test]
+async fn wrong_incarnation_is_refused_and_named_on_both_sides() {
+    let house = House::new();
+    let mut first = Node::start(config(1), house.node(1)).await;
+    let wiped = graven_net::peer::PeerConfig { incarnation: 0xbad, ..config(2) };
+    let mut second = Node::start(wiped, house.node(2)).await;
+    first.plane.set_roster(roster([second.entry()]));
+    second.plane.set_roster(roster([first.entry()]));
+    let named = |refusal: Refusal| assert!(matches!(refusal, Refusal::Incarnation { node: 2, .. }), "{refusal}");
+    named(wait_refused(&mut first, RefusedBy::Us).await.1);
+    named(wait_refused(&mut second, RefusedBy::Them).await.1);
+    assert!(matches!(second.plane.send(NodeId(1), &message(1)), Err(SendError::Disconnected { .. })));
+}
+
+#[tokio::test]
+async fn node_at_another_ones_address_is_refused_and_named() {
+    let house = House::new();
+    let mut first = Node::start(config(1), house.node(1)).await;
+    let third = Node::start(config(3), house.node(3)).await;
+    first.plane.set_roster(roster([entry(2, third.plane.local_address())]));
+    let (node, refusal) = wait_refused(&mut first, RefusedBy::Us).await;
+    assert_eq!(node, Some(NodeId(2)));
+    assert!(refusal.to_string().contains("node n3 (id 3)"), "{refusal}");
+}
+
+#[tokio::test]
+async fn stranger_with_a_valid_certificate_is_no_member() {
+    let house = House::new();
+    let mut first = Node::start(config(1), house.node(1)).await;
+    let mut stranger = Node::start(config(9), house.node(9)).await;
+    stranger.plane.set_roster(roster([first.entry()]));
+    let (node, refusal) = wait_refused(&mut first, RefusedBy::Us).await;
+    assert_eq!((node, refusal), (None, Refusal::NotMember { node: 9, name: name(9) }));
+    assert!(matches!(wait_refused(&mut stranger, RefusedBy::Them).await.1, Refusal::NotMember { node: 9, .. }));
+}
+
+#[tokio::test]
+async fn dropped_member_is_cut_off() {
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    nodes[0].plane.set_roster(Roster::default());
+    assert!(matches!(nodes[0].plane.send(NodeId(2), &message(1)), Err(SendError::Unknown { .. })));
+    let reason = nodes[1].wait_down(1).await;
+    assert!(reason.contains("no longer a member"), "{reason}");
+    assert!(matches!(wait_refused(&mut nodes[1], RefusedBy::Them).await.1, Refusal::NotMember { .. }));
+    // And is welcome again once it is a member again.
+    let entry = nodes[1].entry();
+    nodes[0].plane.set_roster(roster([entry]));
+    nodes[1].wait_up(1).await;
+}
+
+#[tokio::test]
+async fn certificate_that_expired_is_named_with_its_date() {
+    let day = Duration::from_secs(86_400);
+    let now = SystemTime::now();
+    let soon = Validity { not_before: now - day, not_after: now + Duration::from_secs(3) };
+    let house = House::new().with_validity(soon);
+    let tls = house.node(2);
+    let expires = tls.current().not_after();
+    let mut first = Node::start(config(1), house.node(1)).await;
+    let mut second = Node::start(config(2), tls).await;
+    first.plane.set_roster(roster([second.entry()]));
+    second.plane.set_roster(roster([first.entry()]));
+    let (_, refusal) = wait_refused(&mut first, RefusedBy::Us).await;
+    let text = refusal.to_string();
+    assert!(text.contains("expired") && text.contains(&expires.to_string()), "{text}");
+    let reason = second.wait(|event| match event {
+        PeerEvent::Refused { refusal, .. } => Some(refusal.to_string()),
+        _ => None,
+    });
+    assert!(reason.await.contains("expired"));
+}
+
+#[tokio::test]
+async fn replaced_certificate_is_used_for_the_next_handshake() {
+    let house = House::new();
+    let files = house.node_files(1);
+    let tls = TlsIdentity::load(files.clone()).unwrap();
+    let mut first = Node::start(config(1), tls.clone()).await;
+    // A whole new authority on both sides: the old pair would be refused.
+    let house = House::new();
+    let fresh = house.node_files(1);
+    for (from, to) in [(&fresh.ca, &files.ca), (&fresh.certificate, &files.certificate), (&fresh.key, &files.key)] {
+        std::fs::copy(from, to).unwrap_or_else(|_| panic!("{} is gone", to.display()));
+    }
+    assert_eq!(tls.reload_if_changed().unwrap(), Reload::Replaced);
+    let mut second = Node::start(config(2), house.node(2)).await;
+    first.plane.set_roster(roster([second.entry()]));
+    second.plane.set_roster(roster([first.entry()]));
+    first.wait_up(2).await;
+    second.wait_up(1).await;
+}
+
+#[tokio::test]
+async fn certificate_of_another_node_does_not_start_a_plane() {
+    let house = House::new();
+    let (events, _) = mpsc::channel(1);
+    let started = PeerPlane::start(config(1), house.node(2), Roster::default(), events).await;
+    assert!(matches!(started.err(), Some(StartError::WrongCertificate { .. })));
+}
+
+#[tokio::test]
+async fn garbage_on_the_port_does_no_harm() {
+    let house = House::new();
+    let mut nodes = cluster(&house, 2).await;
+    let target = nodes[0].plane.local_address();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for seed in 0..2000_u64 {
+        let len = usize::try_from(seed * 7 % 1400).unwrap() + 1;
+        let mut datagram = bytes(seed, len).to_vec();
+        // A third looks like QUIC's first packet, a third like a later one.
+        match seed % 3 {
+            0 => datagram[0] |= 0xc0,
+            1 => datagram[0] = 0x40 | (datagram[0] & 0x3f),
+            _ => {}
+        }
+        if seed % 3 == 0 && datagram.len() > 5 {
+            datagram[1..5].copy_from_slice(&[0, 0, 0, 1]);
+        }
+        let _dropped_by_the_system = socket.send_to(&datagram, target);
+        if seed % 64 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    nodes[1].plane.send(NodeId(1), &message(5)).unwrap();
+    let got =
+        nodes[0].wait(|event| if let PeerEvent::Message { message, .. } = event { Some(message) } else { None }).await;
+    assert_eq!(got, message(5));
+    let stats = nodes[0].plane.stats();
+    assert!(stats.peers[&NodeId(2)].up && stats.peers[&NodeId(2)].reconnects == 0);
+    assert_eq!(incarnation(2), 2 << 64);
+}
