@@ -1,0 +1,381 @@
+//! Opening a log: look at everything, decide by the tables of [`crate::recovery`], then make what is kept durable.
+//!
+//! Nothing is changed before everything was read and judged: whatever is wrong is still there to be examined.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::disk::{Disk, DiskFile, LockError, WriteMode};
+use crate::error::{Damage, OpenError, SegmentId};
+use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILER_BYTES, segment_name, segment_of};
+use crate::index::{LogIndex, SegmentIndex, View};
+use crate::log::{Active, Wal, settled_options};
+use crate::pool::Pool;
+use crate::reader::Shared;
+use crate::recovery::{FoundSegment, OpeningIs, Position, SegmentVerdict, segment_verdict};
+use crate::replay::{Ended, Replay, Why};
+use crate::scan::Scanner;
+use crate::types::{Counters, Identity, Options, Recovered, SyncMethod};
+
+/// Held while the log is open; its content is the holder's process id.
+pub(crate) const LOCK_NAME: &str = "LOCK";
+/// Cut bytes are saved under names that start like this.
+pub(crate) const CUT_PREFIX: &str = "cut-";
+
+/// A segment file as found, before its records are read.
+pub(crate) struct Surveyed {
+    pub(crate) id: u64,
+    pub(crate) len: u64,
+    pub(crate) opening: OpeningFound,
+    /// Looked for only where no valid opening is.
+    pub(crate) records: bool,
+}
+
+impl Surveyed {
+    pub(crate) fn good(&self) -> Option<&Opening> {
+        match &self.opening {
+            OpeningFound::Good(opening) => Some(opening),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn io_at(operation: &'static str, segment: u64, at: u64) -> impl FnOnce(io::Error) -> OpenError {
+    move |cause| OpenError::Io { operation, segment: SegmentId(segment), at, cause }
+}
+
+pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recovered), OpenError> {
+    let options = settled_options(&options).map_err(|(setting, why)| OpenError::Config { setting, why })?;
+    list_segments(&disk)?;
+    let lock = disk.lock(LOCK_NAME).map_err(|error| match error {
+        LockError::Held { pid } => OpenError::Locked { pid },
+        LockError::Io(cause) => io_at("take the lock of", 0, 0)(cause),
+    })?;
+    let surveyed = survey(&disk, &list_segments(&disk)?)?;
+    let identity = identify(&surveyed, &options)?;
+    let verdicts = judge(&surveyed, &identity);
+    let begun: Vec<&Surveyed> = surveyed
+        .iter()
+        .zip(&verdicts)
+        .filter(|(_, verdict)| **verdict != SegmentVerdict::Prepared)
+        .map(|(segment, _)| segment)
+        .collect();
+    let mut replay = Replay::new();
+    for (at, (segment, verdict)) in
+        surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict != SegmentVerdict::Prepared).enumerate()
+    {
+        let opening = match (verdict, segment.good()) {
+            (SegmentVerdict::Use, Some(opening)) => opening,
+            _ => return Err(refuse(&disk, segment, *verdict, &replay, begun.get(at + 1).copied())),
+        };
+        let next = begun.get(at + 1).and_then(|next| next.good());
+        replay.segment(&disk, opening, segment.len, next)?;
+    }
+    let Some(ended) = replay.ended.take() else { return Err(OpenError::Empty) };
+    let prepared = surveyed
+        .iter()
+        .zip(&verdicts)
+        .filter(|(_, verdict)| **verdict == SegmentVerdict::Prepared)
+        .map(|(segment, _)| (segment.id, segment.len));
+    let prepared: Vec<_> = prepared.collect();
+    settle(disk, options, lock, identity, replay, &ended, &prepared)
+}
+
+/// The numbers of all segment files, ascending.
+pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
+    let names = match disk.list() {
+        Ok(names) => names,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(OpenError::Missing),
+        Err(cause) => return Err(io_at("list", 0, 0)(cause)),
+    };
+    let mut ids: Vec<u64> = names.iter().filter_map(|name| segment_of(name)).collect();
+    ids.sort_unstable();
+    if ids.is_empty() {
+        let ours = |name: &String| name == LOCK_NAME || name == crate::create::UNFINISHED;
+        return Err(match names.into_iter().find(|name| !ours(name)) {
+            Some(found) => OpenError::NotALog { found },
+            None => OpenError::Empty,
+        });
+    }
+    Ok(ids)
+}
+
+/// Reads the first block of every segment.
+pub(crate) fn survey<D: Disk>(disk: &D, ids: &[u64]) -> Result<Vec<Surveyed>, OpenError> {
+    let mut surveyed = Vec::with_capacity(ids.len());
+    for id in ids {
+        let file = disk.open(&segment_name(*id), None).map_err(io_at("open", *id, 0))?;
+        let len = file.len().map_err(io_at("open", *id, 0))?;
+        let mut block = vec![0; OPENING_BYTES.min(len) as usize];
+        file.read_exact_at(0, &mut block).map_err(io_at("read", *id, 0))?;
+        let opening = Opening::decode(&block);
+        let lost = matches!(opening, OpeningFound::Zero | OpeningFound::Bad);
+        let records =
+            lost && Scanner::new(&file, *id, None, len).has_records().map_err(io_at("read", *id, OPENING_BYTES))?;
+        surveyed.push(Surveyed { id: *id, len, opening, records });
+    }
+    Ok(surveyed)
+}
+
+/// Whose log this is: what the first readable opening says, if that is whom the settings expect.
+pub(crate) fn identify(surveyed: &[Surveyed], options: &Options) -> Result<Identity, OpenError> {
+    for segment in surveyed {
+        if let OpeningFound::Newer(seen) = segment.opening {
+            return Err(OpenError::NewerVersion { segment: SegmentId(segment.id), seen, known: FORMAT_VERSION });
+        }
+    }
+    let Some(first) = surveyed.iter().find_map(Surveyed::good) else {
+        let first = &surveyed[0];
+        return Err(OpenError::Damaged(Damage {
+            segment: SegmentId(first.id),
+            from: 0,
+            to: first.len.min(OPENING_BYTES),
+            first_index: 1,
+            last_index: 1,
+            what: "no segment has a valid opening",
+        }));
+    };
+    let found = first.identity;
+    let (cluster, node) = (options.expect_cluster.unwrap_or(found.cluster), options.expect_node.unwrap_or(found.node));
+    let foreign = |segment: u64, found: Identity| OpenError::WrongCluster {
+        segment: SegmentId(segment),
+        found_cluster: found.cluster,
+        found_node: found.node,
+        cluster,
+        node,
+    };
+    for opening in surveyed.iter().filter_map(Surveyed::good) {
+        let other = opening.identity;
+        if (other.cluster, other.node) != (cluster, node) || other.incarnation != found.incarnation {
+            return Err(foreign(opening.segment, other));
+        }
+    }
+    Ok(found)
+}
+
+/// The verdict about each segment file.
+pub(crate) fn judge(surveyed: &[Surveyed], identity: &Identity) -> Vec<SegmentVerdict> {
+    let last_begun = surveyed.iter().rposition(|segment| segment.good().is_some());
+    let judge_one = |(at, segment): (usize, &Surveyed)| {
+        let opening = match &segment.opening {
+            OpeningFound::Zero => OpeningIs::Absent,
+            OpeningFound::Bad => OpeningIs::Broken,
+            OpeningFound::Newer(_) => OpeningIs::Newer,
+            OpeningFound::Good(opening) if opening.identity != *identity => OpeningIs::Foreign,
+            OpeningFound::Good(opening) if opening.segment != segment.id => OpeningIs::Misplaced,
+            OpeningFound::Good(_) => OpeningIs::Ours,
+        };
+        let in_line = at == 0 || surveyed[at - 1].id + 1 == segment.id;
+        // The lowest segment of a log got its name or its place only after its opening was durable.
+        let begun_later = at == 0 || last_begun.is_some_and(|last| last > at);
+        let position = if in_line { Position::InLine } else { Position::BehindGap };
+        segment_verdict(FoundSegment { opening, position, begun_later, records: segment.records })
+    };
+    surveyed.iter().enumerate().map(judge_one).collect()
+}
+
+/// The error for a segment that cannot be used.
+pub(crate) fn refuse<D: Disk>(
+    _disk: &D,
+    segment: &Surveyed,
+    verdict: SegmentVerdict,
+    replay: &Replay,
+    next: Option<&Surveyed>,
+) -> OpenError {
+    let first_index = replay.tail.index + 1;
+    match verdict {
+        SegmentVerdict::Missing => {
+            OpenError::MissingSegment { segment: SegmentId(replay.last_segment + 1), first_index }
+        }
+        _ => OpenError::Damaged(Damage {
+            segment: SegmentId(segment.id),
+            from: 0,
+            to: OPENING_BYTES,
+            first_index,
+            last_index: next.and_then(Surveyed::good).map_or(first_index, |next| next.base.index),
+            what: if segment.good().is_some() {
+                "the file of another segment stands here"
+            } else {
+                "the opening block is damaged"
+            },
+        }),
+    }
+}
+
+/// Makes what is kept durable, and puts the writer together.
+fn settle<D: Disk>(
+    disk: D,
+    options: Options,
+    lock: D::Lock,
+    identity: Identity,
+    mut replay: Replay,
+    ended: &Ended,
+    prepared: &[(u64, u64)],
+) -> Result<(Wal<D>, Recovered), OpenError> {
+    let mode = if options.sync == SyncMethod::Dsync { WriteMode::Durable } else { WriteMode::Buffered };
+    let id = ended.view.id;
+    let file = disk.open(&segment_name(id), Some(mode)).map_err(io_at("open", id, 0))?;
+    let counters = Arc::new(Counters::default());
+    if let Why::Torn { used_to } = ended.why {
+        save_cut(&disk, &file, id, ended.at, used_to, &mut replay.report)?;
+        wipe(&file, id, ended.at, used_to)?;
+    }
+    // After a failed sync the page cache may hold bytes as clean that the disk never got: only writing them again makes
+    // the sync below mean something.
+    replay.report.rewritten_bytes = rewrite(&file, id, ended.proven, ended.at)?;
+    if ended.sealed {
+        replay.report.rewritten_bytes += rewrite(&file, id, ended.capacity - TRAILER_BYTES, ended.capacity)?;
+    }
+    if options.sync != SyncMethod::UnsafeNone {
+        file.sync_data().map_err(io_at("sync", id, 0))?;
+        disk.sync_dir().map_err(io_at("sync the directory for", id, 0))?;
+        Counters::add(&counters.syncs, 1);
+    }
+    let mut pool = Pool::new(disk.clone(), mode, options.segment_bytes, options.prepared_segments, id + 1);
+    adopt(&disk, &mut pool, id, prepared, mode, &counters)?;
+    let Replay { index, tail, hard_state, known_commit, report, .. } = replay;
+    Counters::add(&counters.segments, index.segments.len() as u64);
+    Counters::add(&counters.bytes_on_disk, index.segments.iter().map(|segment| segment.capacity).sum());
+    let recovered = Recovered {
+        identity,
+        hard_state,
+        base: index.base,
+        first_index: index.base.index + 1,
+        last_index: tail.index,
+        last_term: tail.term,
+        last_chain: tail.chain,
+        next_offset: tail.next_offset,
+        last_timestamp_ms: tail.timestamp_ms,
+        known_commit: known_commit.min(tail.index),
+        term_runs: index.term_runs(),
+        memberships: index.segments.iter().flat_map(|segment| segment.memberships.iter().copied()).collect(),
+        report,
+    };
+    debug_assert_eq!(index.check(), Ok(()));
+    let active = Active {
+        view: Arc::clone(&ended.view),
+        file,
+        capacity: ended.capacity,
+        written: ended.at,
+        synced: ended.at,
+        vouched: ended.proven,
+        sealed: ended.sealed,
+    };
+    let wal = Wal {
+        disk,
+        options,
+        identity,
+        shared: Arc::new(Shared::new(index)),
+        active,
+        pool,
+        tail,
+        hard_state,
+        noted_commit: recovered.known_commit,
+        durable_index: tail.index,
+        counters,
+        closed: None,
+        staging: Vec::new(),
+        _lock: lock,
+    };
+    Ok((wal, recovered))
+}
+
+/// Keeps a copy of bytes that are about to be cut: they are nobody's acknowledged data, but somebody may want to look.
+fn save_cut<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    id: u64,
+    at: u64,
+    used_to: u64,
+    report: &mut crate::RecoveryReport,
+) -> Result<(), OpenError> {
+    let name = format!("{CUT_PREFIX}{id:016x}-{at:x}");
+    let mut cut = vec![0; (used_to - at) as usize];
+    file.read_exact_at(at, &mut cut).map_err(io_at("read", id, at))?;
+    report.torn_bytes = used_to - at;
+    let saved = match disk.remove(&name) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
+        _ => disk.create(&name, WriteMode::Buffered).and_then(|copy| {
+            copy.write_at(0, &cut)?;
+            copy.sync_data()?;
+            disk.sync_dir()
+        }),
+    };
+    match saved {
+        Ok(()) => report.saved_as = Some(name),
+        // A full disk must not keep a node from starting: these bytes were never acknowledged.
+        Err(cause) if cause.kind() == io::ErrorKind::StorageFull => {
+            let _ = disk.remove(&name);
+        }
+        Err(cause) => return Err(io_at("save the cut bytes of", id, at)(cause)),
+    }
+    Ok(())
+}
+
+/// Zeroes cut bytes: records of this life among them must not be met again behind new ones.
+fn wipe<F: DiskFile>(file: &F, id: u64, at: u64, used_to: u64) -> Result<(), OpenError> {
+    let zeroes = vec![0; STEP_BYTES.min((used_to - at) as usize)];
+    let mut next = at;
+    while next < used_to {
+        let some = zeroes.len().min((used_to - next) as usize);
+        file.write_at(next, &zeroes[..some]).map_err(io_at("write", id, next))?;
+        next += some as u64;
+    }
+    Ok(())
+}
+
+fn rewrite<F: DiskFile>(file: &F, id: u64, from: u64, to: u64) -> Result<u64, OpenError> {
+    let mut buffer = vec![0; STEP_BYTES.min(to.saturating_sub(from) as usize)];
+    let mut next = from;
+    while next < to {
+        let some = buffer.len().min((to - next) as usize);
+        file.read_exact_at(next, &mut buffer[..some]).map_err(io_at("read", id, next))?;
+        file.write_at(next, &buffer[..some]).map_err(io_at("write", id, next))?;
+        next += some as u64;
+    }
+    Ok(to.saturating_sub(from))
+}
+
+/// Bytes moved at once when a segment is repaired.
+const STEP_BYTES: usize = 1 << 20;
+
+/// Takes over segments that an earlier life prepared. One that is not next in line would leave a hole when it is used.
+fn adopt<D: Disk>(
+    disk: &D,
+    pool: &mut Pool<D>,
+    active: u64,
+    prepared: &[(u64, u64)],
+    mode: WriteMode,
+    counters: &Counters,
+) -> Result<(), OpenError> {
+    let mut next = active + 1;
+    let mut removed = false;
+    for (id, len) in prepared {
+        if *id == next {
+            let file = disk.open(&segment_name(*id), Some(mode)).map_err(io_at("open", *id, 0))?;
+            pool.adopt(*id, file, *len, counters);
+            next += 1;
+        } else {
+            disk.remove(&segment_name(*id)).map_err(io_at("remove", *id, 0))?;
+            removed = true;
+        }
+    }
+    if removed { disk.sync_dir().map_err(io_at("sync the directory for", active, 0)) } else { Ok(()) }
+}
+
+/// A view of a segment whose bytes below `written` are settled.
+pub(crate) fn view<F: DiskFile>(file: &F, opening: &Opening, written: u64) -> Result<Arc<View>, OpenError> {
+    let map = file.map(opening.capacity).map_err(io_at("map", opening.segment, 0))?;
+    Ok(Arc::new(View { id: opening.segment, salt: opening.salt, map, written: AtomicU64::new(written) }))
+}
+
+/// An index that knows one segment's place and nothing of its entries.
+pub(crate) fn empty_segment(view: &Arc<View>, opening: &Opening) -> SegmentIndex {
+    SegmentIndex::new(Arc::clone(view), opening.capacity, opening.base)
+}
+
+/// An index of no segments.
+pub(crate) fn empty_index() -> LogIndex {
+    LogIndex { base: crate::LogBase::default(), last: 0, segments: Vec::new() }
+}

@@ -1,0 +1,293 @@
+//! Reading entries while the writer appends.
+//!
+//! A reader takes the index's lock for a look-up of a point, and walks record headers in the map without it. What it
+//! walks over does not change: the log is physically append-only, and a superseded entry keeps its bytes.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use graven_frame::{Frame, HEADER_BYTES, Header, Kind, decode_header};
+
+use crate::error::{Damage, ReadError, SegmentId};
+use crate::format::{PREFIX_BYTES, Prefix, PrefixFound, RecordKind};
+use crate::index::{Located, LogIndex, View};
+use crate::types::ReaderStats;
+
+/// What the writer and its readers share.
+pub(crate) struct Shared {
+    index: RwLock<LogIndex>,
+}
+
+impl Shared {
+    pub(crate) fn new(index: LogIndex) -> Shared {
+        Shared { index: RwLock::new(index) }
+    }
+
+    // A panic while the lock is held leaves an index that may lack an entry, never one that points at wrong bytes:
+    // every read checks the record it lands on.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, LogIndex> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, LogIndex> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads the log while it is written; clones share it. Returned frames borrow the mapped segments and keep them mapped.
+#[derive(Clone)]
+pub struct LogReader {
+    shared: Arc<Shared>,
+}
+
+/// A record met on a walk.
+struct Met {
+    header: Header,
+    /// Where its frame starts.
+    frame_at: u64,
+}
+
+impl LogReader {
+    pub(crate) fn new(shared: Arc<Shared>) -> LogReader {
+        LogReader { shared }
+    }
+
+    /// The first entry held.
+    #[must_use]
+    pub fn first_index(&self) -> u64 {
+        self.shared.read().base.index + 1
+    }
+
+    /// The last entry written, synced or not; one below [`LogReader::first_index`] when there is none.
+    #[must_use]
+    pub fn last_index(&self) -> u64 {
+        self.shared.read().last
+    }
+
+    /// One entry. Its header was checked; its body was not: see [`Frame::verify`].
+    ///
+    /// # Errors
+    /// When the entry is not held, or its record is damaged.
+    pub fn frame(&self, index: u64) -> Result<Frame, ReadError> {
+        let located = self.locate(index)?;
+        let met = walk(&located, |met| met.header.index >= index)?;
+        frame_of(&located.view, &met)
+    }
+
+    /// One entry's header; cheaper than [`LogReader::frame`].
+    ///
+    /// # Errors
+    /// As [`LogReader::frame`].
+    pub fn header(&self, index: u64) -> Result<Header, ReadError> {
+        let located = self.locate(index)?;
+        Ok(walk(&located, |met| met.header.index >= index)?.header)
+    }
+
+    /// The entries `from..=to_inclusive`, as many as fit into `max_bytes`, and at least the first one.
+    ///
+    /// Ends early, without an error, at the end of the log and before an entry that cannot be read; asking for that one
+    /// gives the error.
+    ///
+    /// # Errors
+    /// When the first entry cannot be read.
+    pub fn frames(&self, from: u64, to_inclusive: u64, max_bytes: usize) -> Result<Vec<Frame>, ReadError> {
+        let mut frames: Vec<Frame> = Vec::new();
+        let (mut next, mut bytes) = (from, 0);
+        while next <= to_inclusive {
+            let located = match self.locate(next) {
+                Ok(located) => located,
+                Err(error) if frames.is_empty() => return Err(error),
+                Err(_) => break,
+            };
+            let mut failed = None;
+            let mut full = false;
+            let mut wanted = next;
+            let done = walk(&located, |met| {
+                if met.header.index < wanted {
+                    return false;
+                }
+                bytes += met.header.frame_len();
+                full = bytes > max_bytes && !frames.is_empty();
+                if full {
+                    return true;
+                }
+                match frame_of(&located.view, met) {
+                    Ok(frame) => frames.push(frame),
+                    Err(error) => failed = Some(error),
+                }
+                wanted += 1;
+                failed.is_some() || wanted > to_inclusive || wanted >= located.until
+            });
+            next = wanted;
+            match failed.map_or(done.map(|_| ()), Err) {
+                Err(error) if frames.is_empty() => return Err(error),
+                Err(_) => break,
+                Ok(()) if full => break,
+                Ok(()) => {}
+            }
+        }
+        Ok(frames)
+    }
+
+    /// The records entry that holds this offset; `None` when it is not written yet.
+    ///
+    /// # Errors
+    /// [`ReadError::Trimmed`] when it is before the first entry held, or damage on the way.
+    pub fn index_of_offset(&self, offset: u64) -> Result<Option<u64>, ReadError> {
+        let start = {
+            let index = self.shared.read();
+            if offset < index.base.next_offset {
+                return Err(ReadError::Trimmed { index: 0, first: index.base.index + 1 });
+            }
+            index.last_point(|point| point.base_offset, offset).map(|point| point.index)
+        };
+        let Some(start) = start else { return Ok(None) };
+        self.find(start, |header| header.kind == Kind::Records && header.next_offset() > offset)
+    }
+
+    /// The first entry whose timestamp is not below this one; `None` when all are.
+    ///
+    /// # Errors
+    /// Damage on the way.
+    pub fn index_of_time(&self, timestamp_ms: u64) -> Result<Option<u64>, ReadError> {
+        let start = {
+            let index = self.shared.read();
+            // Entries of the same time as a point may stand before it: start at one that is surely older.
+            let older =
+                timestamp_ms.checked_sub(1).and_then(|older| index.last_point(|point| point.timestamp_ms, older));
+            older.map_or(index.base.index + 1, |point| point.index)
+        };
+        if start > self.last_index() {
+            return Ok(None);
+        }
+        self.find(start, |header| header.timestamp_ms >= timestamp_ms)
+    }
+
+    /// Makes these entries' bytes resident. Waits for the disk: not for a thread that has heartbeats to send.
+    pub fn populate(&self, from: u64, to: u64) {
+        let ranges: Vec<_> = {
+            let index = self.shared.read();
+            let holding = index
+                .segments
+                .iter()
+                .filter(|segment| segment.range().is_some_and(|(first, last)| first <= to && last >= from));
+            holding
+                .map(|segment| {
+                    let after_start = segment.points.partition_point(|point| point.index <= from);
+                    let start = segment.points.get(after_start.saturating_sub(1)).map_or(0, |point| point.position);
+                    let end = segment
+                        .points
+                        .iter()
+                        .find(|point| point.index > to)
+                        .map_or(segment.view.written(), |point| point.position);
+                    (Arc::clone(&segment.view), start, end)
+                })
+                .collect()
+        };
+        for (view, start, end) in ranges {
+            view.map.populate(start, end);
+        }
+    }
+
+    /// What can be seen.
+    #[must_use]
+    pub fn stats(&self) -> ReaderStats {
+        let index = self.shared.read();
+        let bytes = index.segments.iter().map(|segment| segment.view.written()).sum();
+        ReaderStats { segments: index.segments.len() as u64, bytes }
+    }
+
+    fn locate(&self, wanted: u64) -> Result<Located, ReadError> {
+        let index = self.shared.read();
+        if wanted <= index.base.index {
+            return Err(ReadError::Trimmed { index: wanted, first: index.base.index + 1 });
+        }
+        index.locate(wanted).ok_or(ReadError::NotYet { index: wanted, last: index.last })
+    }
+
+    /// The first entry from `start` on that is what `wanted` says.
+    fn find(&self, start: u64, wanted: impl Fn(&Header) -> bool) -> Result<Option<u64>, ReadError> {
+        let mut next = start;
+        loop {
+            let located = match self.locate(next) {
+                Ok(located) => located,
+                Err(ReadError::NotYet { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let met = walk(&located, |met| {
+                met.header.index >= next && (wanted(&met.header) || met.header.index + 1 >= located.until)
+            })?;
+            if wanted(&met.header) {
+                return Ok(Some(met.header.index));
+            }
+            next = located.until;
+        }
+    }
+}
+
+/// Walks the frame records from a located place until `stop`, which must happen before `until`.
+fn walk(located: &Located, mut stop: impl FnMut(&Met) -> bool) -> Result<Met, ReadError> {
+    let view = &located.view;
+    let written = view.written();
+    let (mut at, mut index) = (located.position, located.index);
+    loop {
+        let damaged = |what| {
+            Err(ReadError::Damaged(Damage {
+                segment: SegmentId(view.id),
+                from: at,
+                to: at + PREFIX_BYTES as u64,
+                first_index: index,
+                last_index: index,
+                what,
+            }))
+        };
+        let mut bytes = [0; PREFIX_BYTES + HEADER_BYTES];
+        if at + PREFIX_BYTES as u64 > written {
+            return damaged("the segment ends before the entry");
+        }
+        // Control records may be shorter than a frame's header: what is behind the written mark is not looked at.
+        let there = bytes.len().min((written - at) as usize);
+        view.map.copy(at, &mut bytes[..there], written);
+        let (prefix, head) = bytes.split_at(PREFIX_BYTES);
+        let prefix = match prefix.first_chunk().map(Prefix::decode) {
+            Some(PrefixFound::Good(prefix))
+                if prefix.salt == view.salt && prefix.segment == view.id && prefix.position == at =>
+            {
+                prefix
+            }
+            _ => return damaged("no record where one was written"),
+        };
+        if prefix.end() > written {
+            return damaged("the segment ends inside the record");
+        }
+        if prefix.kind == RecordKind::Frame {
+            let Ok(header) = decode_header(head) else { return damaged("frame header is damaged") };
+            if header.index != index || header.frame_len() != prefix.payload_len as usize {
+                return damaged("another entry stands there");
+            }
+            let met = Met { header, frame_at: at + PREFIX_BYTES as u64 };
+            if stop(&met) {
+                return Ok(met);
+            }
+            index += 1;
+        }
+        at = prefix.end();
+    }
+}
+
+fn frame_of(view: &View, met: &Met) -> Result<Frame, ReadError> {
+    let end = met.frame_at + met.header.frame_len() as u64;
+    let bytes: Bytes = view.map.slice(met.frame_at, end, view.written());
+    let index = met.header.index;
+    Frame::parse(bytes).map(|(frame, _)| frame).map_err(|_| {
+        let what = "frame header is damaged";
+        ReadError::Damaged(Damage {
+            segment: SegmentId(view.id),
+            from: met.frame_at,
+            to: end,
+            first_index: index,
+            last_index: index,
+            what,
+        })
+    })
+}

@@ -1,0 +1,341 @@
+//! Going through the segments in order, rebuilding what the writer knew.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use graven_frame::Header;
+
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Damage, OpenError, SegmentId};
+use crate::format::{FORMAT_VERSION, Footer, OPENING_BYTES, Opening, TRAILER_BYTES, segment_name};
+use crate::index::{LogIndex, View};
+use crate::log::follows;
+use crate::open::{empty_index, empty_segment, io_at, view};
+use crate::recovery::{BehindIt, Found, Link, Stands, Verdict, verdict};
+use crate::scan::{Behind, Content, Probe, Record, Scanner};
+use crate::types::{HardState, LogBase, RecoveryReport};
+
+/// The state of the log as far as it was read.
+pub(crate) struct Replay {
+    pub(crate) index: LogIndex,
+    pub(crate) tail: LogBase,
+    pub(crate) hard_state: HardState,
+    pub(crate) known_commit: u64,
+    pub(crate) last_segment: u64,
+    pub(crate) report: RecoveryReport,
+    /// How the last segment ends.
+    pub(crate) ended: Option<Ended>,
+}
+
+/// The end of the last segment.
+pub(crate) struct Ended {
+    pub(crate) view: Arc<View>,
+    pub(crate) capacity: u64,
+    /// Byte behind the last record that is kept.
+    pub(crate) at: u64,
+    /// Everything below was proven to be durable.
+    pub(crate) proven: u64,
+    pub(crate) sealed: bool,
+    pub(crate) why: Why,
+}
+
+/// Why the log ends where it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    Clean,
+    Torn { used_to: u64 },
+}
+
+/// What ended the walk through one segment.
+struct Stop {
+    at: u64,
+    proven: u64,
+    sealed: bool,
+    /// The boundary where no record could be accepted, and what was wrong there.
+    broken: Option<(Verdict, Behind, &'static str)>,
+}
+
+impl Replay {
+    pub(crate) fn new() -> Replay {
+        Replay {
+            index: empty_index(),
+            tail: LogBase::default(),
+            hard_state: HardState::default(),
+            known_commit: 0,
+            last_segment: 0,
+            report: RecoveryReport::default(),
+            ended: None,
+        }
+    }
+
+    /// Takes in one segment; `next` is the opening of the one behind it, which proves that all of this one was synced.
+    pub(crate) fn segment<D: Disk>(
+        &mut self,
+        disk: &D,
+        opening: &Opening,
+        len: u64,
+        next: Option<&Opening>,
+    ) -> Result<(), OpenError> {
+        let id = opening.segment;
+        if self.index.segments.is_empty() {
+            self.index.base = opening.base;
+            self.index.last = opening.base.index;
+            self.tail = opening.base;
+        } else if opening.base != self.tail {
+            return Err(OpenError::WrongChain { segment: SegmentId(id), at: 0, index: opening.base.index });
+        }
+        self.last_segment = id;
+        self.hard_state = opening.hard_state;
+        self.known_commit = self.known_commit.max(opening.known_commit);
+        if len < opening.capacity {
+            let last_index = next.map_or(self.tail.index + 1, |next| next.base.index);
+            let what = "the file is shorter than it was made";
+            return Err(self.damaged(id, len, opening.capacity, last_index, what));
+        }
+        let file = disk.open(&segment_name(id), None).map_err(io_at("open", id, 0))?;
+        let mut scanner = Scanner::new(&file, id, Some(opening.salt), opening.capacity);
+        let view = view(&file, opening, opening.capacity)?;
+        if let Some(next) = next
+            && let Some((footer, end)) = known_by_footer(&mut scanner, next)?
+        {
+            view.written.store(end, Ordering::Release);
+            self.hard_state = footer.hard_state;
+            self.known_commit = self.known_commit.max(footer.known_commit);
+            self.tail = footer.tail;
+            self.index.push_sealed(empty_segment(&view, opening), footer);
+            return Ok(());
+        }
+        self.report.scanned_segments += 1;
+        self.index.segments.push(empty_segment(&view, opening));
+        let stop = self.walk(disk, &mut scanner, next.is_some())?;
+        view.written.store(stop.at, Ordering::Release);
+        match next {
+            Some(next) => self.close_scanned(id, &stop, next),
+            None => {
+                self.end(view, opening.capacity, &stop);
+                Ok(())
+            }
+        }
+    }
+
+    /// A segment with a successor whose footer could not be used: its records must lead to where the successor starts.
+    fn close_scanned(&mut self, id: u64, stop: &Stop, next: &Opening) -> Result<(), OpenError> {
+        if self.tail != next.base {
+            let (to, what) =
+                stop.broken.map_or((stop.at, "the segment does not lead to the next one"), |(_, behind, what)| {
+                    (behind.next.unwrap_or(behind.used_to), what)
+                });
+            let last_index =
+                stop.broken.and_then(|(_, behind, _)| behind.next_index).map_or(next.base.index, |index| index - 1);
+            return Err(self.damaged(id, stop.at, to, last_index, what));
+        }
+        let (from, to) = match stop.broken {
+            Some((_, behind, _)) => (stop.at, behind.used_to.max(stop.at)),
+            None => (stop.at, stop.at),
+        };
+        let what = "the footer or trailer is damaged; all records before it are there";
+        let damage = Damage {
+            segment: SegmentId(id),
+            from,
+            to,
+            first_index: self.tail.index + 1,
+            last_index: self.tail.index,
+            what,
+        };
+        self.report.healed.push(damage);
+        Ok(())
+    }
+
+    fn end(&mut self, view: Arc<View>, capacity: u64, stop: &Stop) {
+        let mut why = Why::Clean;
+        match stop.broken {
+            Some((Verdict::Torn, behind, _)) => why = Why::Torn { used_to: behind.used_to },
+            Some((Verdict::EndBeforeStale, behind, _)) => self.report.stale_bytes = behind.used_to - stop.at,
+            _ => {}
+        }
+        self.ended = Some(Ended { view, capacity, at: stop.at, proven: stop.proven, sealed: stop.sealed, why });
+    }
+
+    /// Takes in records until one is not acceptable. `closed` says that everything in the segment is proven.
+    fn walk<D: Disk>(&mut self, disk: &D, scanner: &mut Scanner<'_, D::File>, closed: bool) -> Result<Stop, OpenError> {
+        let id = scanner.segment;
+        let mut stop = Stop { at: OPENING_BYTES, proven: 0, sealed: false, broken: None };
+        loop {
+            let at = stop.at;
+            let probe = scanner.probe(at).map_err(io_at("read", id, at))?;
+            let found = self.found(disk, scanner, &probe, &stop, closed)?;
+            let (found, behind) = found;
+            match (verdict(found), probe) {
+                (Verdict::Accept | Verdict::Supersede, Probe::Good(record)) => {
+                    stop.at = record.end;
+                    stop.proven = stop.proven.max(record.watermark);
+                    stop.sealed = self.take(id, &record);
+                    if stop.sealed {
+                        return Ok(stop);
+                    }
+                }
+                (Verdict::WrongChain, Probe::Good(Record { content: Content::Frame(header), .. })) => {
+                    return Err(OpenError::WrongChain { segment: SegmentId(id), at, index: header.index });
+                }
+                (Verdict::NewerVersion, Probe::Newer(seen)) => {
+                    return Err(OpenError::NewerVersion { segment: SegmentId(id), seen, known: FORMAT_VERSION });
+                }
+                (verdict, probe) => {
+                    let what = match probe {
+                        Probe::Bad(what) => what,
+                        Probe::Zero => "zeroes where a record was",
+                        _ => "an older record where a newer one was",
+                    };
+                    stop.broken = Some((verdict, behind, what));
+                    // In a closed segment the successor says how far the entries go; there the caller decides.
+                    if verdict == Verdict::Damaged && !closed {
+                        let to = behind.next.unwrap_or(behind.used_to);
+                        let last_index = behind.next_index.map_or(self.tail.index + 1, |index| index - 1);
+                        return Err(self.damaged(id, at, to, last_index, what));
+                    }
+                    return Ok(stop);
+                }
+            }
+        }
+    }
+
+    /// Fills in what the table decides by.
+    fn found<D: Disk>(
+        &self,
+        disk: &D,
+        scanner: &mut Scanner<'_, D::File>,
+        probe: &Probe,
+        stop: &Stop,
+        closed: bool,
+    ) -> Result<(Found, Behind), OpenError> {
+        let mut found = Found { stands: Stands::Control, link: Link::None, behind: BehindIt::Nothing };
+        found.stands = match probe {
+            Probe::Good(Record { content: Content::Frame(header), .. }) => {
+                found.link = self.link(disk, scanner, header)?;
+                Stands::Frame
+            }
+            Probe::Good(_) => Stands::Control,
+            Probe::Newer(_) => Stands::Newer,
+            Probe::Zero => Stands::Nothing,
+            Probe::Stale => Stands::Stale,
+            Probe::Bad(_) => Stands::Broken,
+        };
+        if matches!(found.stands, Stands::Frame | Stands::Control | Stands::Newer) {
+            return Ok((found, Behind::default()));
+        }
+        let behind = scanner.behind(stop.at).map_err(io_at("read", scanner.segment, stop.at))?;
+        found.behind = if closed || stop.proven.max(behind.watermark) > stop.at {
+            BehindIt::Proven
+        } else if behind.next.is_some() {
+            BehindIt::Unproven
+        } else if behind.used_to > stop.at {
+            BehindIt::Bytes
+        } else {
+            BehindIt::Nothing
+        };
+        Ok((found, behind))
+    }
+
+    fn link<D: Disk>(&self, disk: &D, scanner: &mut Scanner<'_, D::File>, header: &Header) -> Result<Link, OpenError> {
+        if follows(&self.tail, header).is_ok() {
+            return Ok(Link::Next);
+        }
+        if header.index > self.tail.index || header.index <= self.index.base.index {
+            return Ok(Link::None);
+        }
+        let before = self.entry(disk, scanner, header.index - 1)?;
+        Ok(match before {
+            Some(before) if follows(&before, header).is_err() => Link::None,
+            None => Link::None,
+            Some(_) if header.index <= self.known_commit => Link::Settled,
+            Some(_) => Link::Earlier,
+        })
+    }
+
+    /// Reads the entry `index` again, as the place behind which the log goes on.
+    fn entry<D: Disk>(
+        &self,
+        disk: &D,
+        scanner: &mut Scanner<'_, D::File>,
+        index: u64,
+    ) -> Result<Option<LogBase>, OpenError> {
+        if index == self.index.base.index {
+            return Ok(Some(self.index.base));
+        }
+        let Some(located) = self.index.locate(index) else { return Ok(None) };
+        let id = located.view.id;
+        if id == scanner.segment {
+            return walk_to(scanner, located.position, index);
+        }
+        let file = disk.open(&segment_name(id), None).map_err(io_at("open", id, 0))?;
+        let len = file.len().map_err(io_at("open", id, 0))?;
+        walk_to(&mut Scanner::new(&file, id, Some(located.view.salt), len), located.position, index)
+    }
+
+    /// Takes in a valid record; `true` when it seals the segment.
+    fn take(&mut self, id: u64, record: &Record) -> bool {
+        self.known_commit = self.known_commit.max(record.known_commit);
+        if let Some((from, to)) = record.healed {
+            let what = "one of two copies of a hard state is damaged; the other one was used";
+            let (first_index, last_index) = (self.tail.index + 1, self.tail.index);
+            self.report.healed.push(Damage { segment: SegmentId(id), from, to, first_index, last_index, what });
+        }
+        match &record.content {
+            Content::Frame(header) => {
+                self.index.push(header, record.position);
+                self.tail = LogBase::after(header);
+            }
+            Content::HardState(hard_state) => self.hard_state = *hard_state,
+            Content::Reset(base) => {
+                self.index.reset(*base);
+                self.tail = *base;
+                if let Some(segment) = self.index.segments.last_mut() {
+                    segment.reset = true;
+                }
+            }
+            Content::Footer(_) => return true,
+            Content::SyncPoint | Content::Trailer(_) => {}
+        }
+        false
+    }
+
+    fn damaged(&self, segment: u64, from: u64, to: u64, last_index: u64, what: &'static str) -> OpenError {
+        OpenError::Damaged(Damage {
+            segment: SegmentId(segment),
+            from,
+            to,
+            first_index: self.tail.index + 1,
+            last_index,
+            what,
+        })
+    }
+}
+
+/// The footer of a sealed segment and the byte behind it, if both footer and trailer are intact and lead to `next`.
+fn known_by_footer<F: DiskFile>(
+    scanner: &mut Scanner<'_, F>,
+    next: &Opening,
+) -> Result<Option<(Footer, u64)>, OpenError> {
+    let (id, trailer_at) = (scanner.segment, scanner.len - TRAILER_BYTES);
+    let trailer = scanner.probe(trailer_at).map_err(io_at("read", id, trailer_at))?;
+    let Probe::Good(Record { content: Content::Trailer(at), .. }) = trailer else { return Ok(None) };
+    match scanner.probe(at).map_err(io_at("read", id, at))? {
+        Probe::Good(Record { content: Content::Footer(footer), end, .. }) if footer.tail == next.base => {
+            Ok(Some((footer, end)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Walks from a point to an entry.
+fn walk_to<F: DiskFile>(scanner: &mut Scanner<'_, F>, from: u64, index: u64) -> Result<Option<LogBase>, OpenError> {
+    let mut at = from;
+    while let Probe::Good(record) = scanner.probe(at).map_err(io_at("read", scanner.segment, at))? {
+        match record.content {
+            Content::Frame(header) if header.index == index => return Ok(Some(LogBase::after(&header))),
+            Content::Footer(_) => break,
+            _ => at = record.end,
+        }
+    }
+    Ok(None)
+}

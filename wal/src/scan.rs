@@ -1,0 +1,318 @@
+//! Reading a segment file record by record with positional reads, trusting nothing.
+//!
+//! Used by recovery, verification and inspection: a bad sector is an error here and not a signal.
+
+use std::io;
+
+use graven_frame::{FrameError, HEADER_BYTES, Header, decode_header};
+
+use crate::disk::DiskFile;
+use crate::format::{
+    BOUNDARY, Footer, OPENING_BYTES, PREFIX_BYTES, Prefix, PrefixFound, RecordKind, SMALL_PAYLOAD, decode_hard_state,
+    decode_reset, decode_trailer, is_zero, twin_of,
+};
+use crate::log::head_crc;
+use crate::types::{HardState, LogBase};
+
+/// A segment file under examination.
+pub(crate) struct Scanner<'a, F> {
+    file: &'a F,
+    pub(crate) segment: u64,
+    /// `None` when the opening is lost: then records of any life of this segment count.
+    pub(crate) salt: Option<u64>,
+    pub(crate) len: u64,
+    start: u64,
+    window: Vec<u8>,
+}
+
+/// What stands at a boundary.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Probe {
+    /// Nothing but zeroes where a prefix would be.
+    Zero,
+    /// No valid record; says what is wrong.
+    Bad(&'static str),
+    /// The record of an earlier life of this file.
+    Stale,
+    /// Written by newer software.
+    Newer(u32),
+    /// A record whose every check holds.
+    Good(Record),
+}
+
+/// A valid record.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) position: u64,
+    pub(crate) end: u64,
+    pub(crate) watermark: u64,
+    pub(crate) known_commit: u64,
+    pub(crate) content: Content,
+    /// Bytes that were wrong although the record is whole: one of the copies of a hard state.
+    pub(crate) healed: Healed,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Content {
+    Frame(Header),
+    HardState(HardState),
+    SyncPoint,
+    Reset(LogBase),
+    Footer(Footer),
+    /// Where the footer is.
+    Trailer(u64),
+}
+
+/// What is behind a place where no valid record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Behind {
+    /// The first record of ours.
+    pub(crate) next: Option<u64>,
+    /// The first entry of ours.
+    pub(crate) next_index: Option<u64>,
+    /// The highest watermark among the records of ours.
+    pub(crate) watermark: u64,
+    /// Byte behind the last one that is not zero.
+    pub(crate) used_to: u64,
+}
+
+/// Bytes read at once.
+const WINDOW_BYTES: usize = 1 << 20;
+
+impl<'a, F: DiskFile> Scanner<'a, F> {
+    pub(crate) fn new(file: &'a F, segment: u64, salt: Option<u64>, len: u64) -> Scanner<'a, F> {
+        Scanner { file, segment, salt, len, start: 0, window: Vec::new() }
+    }
+
+    /// Up to `len` bytes from `at`; fewer at the end of the file.
+    pub(crate) fn bytes(&mut self, at: u64, len: usize) -> io::Result<&[u8]> {
+        let len = len.min(self.len.saturating_sub(at) as usize);
+        let inside = at >= self.start && at + len as u64 <= self.start + self.window.len() as u64;
+        if !inside {
+            let want = len.max(WINDOW_BYTES).min(self.len.saturating_sub(at) as usize);
+            self.window.resize(want, 0);
+            self.start = at;
+            let read = self.file.read_at(at, &mut self.window)?;
+            self.window.truncate(read);
+        }
+        let from = (at - self.start) as usize;
+        Ok(&self.window[from..(from + len).min(self.window.len())])
+    }
+
+    /// Examines the boundary `at`.
+    pub(crate) fn probe(&mut self, at: u64) -> io::Result<Probe> {
+        let found = match self.bytes(at, PREFIX_BYTES)?.first_chunk() {
+            Some(bytes) => Prefix::decode(bytes),
+            None => PrefixFound::Zero,
+        };
+        let broken = match found {
+            PrefixFound::Good(prefix) => match self.place(&prefix, at) {
+                Place::Ours => match self.content(&prefix)? {
+                    Ok((content, healed)) => return Ok(Probe::Good(record(&prefix, prefix.end(), content, healed))),
+                    Err(Flaw::Bad(what)) => Probe::Bad(what),
+                    Err(Flaw::Newer(seen)) => Probe::Newer(seen),
+                },
+                Place::Stale => Probe::Stale,
+                Place::Moved => Probe::Bad("a record that belongs to another place"),
+            },
+            PrefixFound::Zero => Probe::Zero,
+            PrefixFound::Bad => Probe::Bad("no record prefix"),
+        };
+        match broken {
+            Probe::Newer(_) => Ok(broken),
+            _ => Ok(self.twin(at)?.unwrap_or(broken)),
+        }
+    }
+
+    /// The second copy of a hard state whose first one should be at `at`.
+    fn twin(&mut self, at: u64) -> io::Result<Option<Probe>> {
+        let second = twin_of(at);
+        let Some(PrefixFound::Good(prefix)) = self.bytes(second, PREFIX_BYTES)?.first_chunk().map(Prefix::decode)
+        else {
+            return Ok(None);
+        };
+        let of_this =
+            prefix.kind == RecordKind::HardState && prefix.copy == 1 && u64::from(prefix.head_crc) * BOUNDARY == at;
+        if !of_this || !matches!(self.place(&prefix, second), Place::Ours) {
+            return Ok(None);
+        }
+        let Some(hard_state) = self.small(&prefix)?.as_ref().and_then(|payload| decode_hard_state(payload)) else {
+            return Ok(None);
+        };
+        let healed = Some((at, at + (PREFIX_BYTES + SMALL_PAYLOAD) as u64));
+        Ok(Some(Probe::Good(Record {
+            position: at,
+            ..record(&prefix, prefix.end(), Content::HardState(hard_state), healed)
+        })))
+    }
+
+    fn place(&self, prefix: &Prefix, at: u64) -> Place {
+        if prefix.segment != self.segment || self.salt.is_some_and(|salt| salt != prefix.salt) {
+            Place::Stale
+        } else if prefix.position != at {
+            Place::Moved
+        } else {
+            Place::Ours
+        }
+    }
+
+    fn content(&mut self, prefix: &Prefix) -> io::Result<Result<(Content, Healed), Flaw>> {
+        if prefix.end() > self.len {
+            return Ok(Err(Flaw::Bad("a record longer than its segment")));
+        }
+        let whole = |content: Option<Content>| {
+            content.map(|content| (content, None)).ok_or(Flaw::Bad("record content is damaged"))
+        };
+        Ok(match prefix.kind {
+            RecordKind::Frame => self.frame(prefix)?.map(|header| (Content::Frame(header), None)),
+            RecordKind::HardState if prefix.copy == 0 => {
+                let (first, second) = (self.small(prefix)?, self.second_copy(prefix)?);
+                let healed = match (&first, second) {
+                    (Some(_), true) => None,
+                    (Some(_), false) => Some((twin_of(prefix.position), prefix.end())),
+                    (None, _) => Some((prefix.position, prefix.position + (PREFIX_BYTES + SMALL_PAYLOAD) as u64)),
+                };
+                // With a bad first payload the caller tries the second copy on its own.
+                let content = first.as_ref().and_then(|payload| decode_hard_state(payload)).map(Content::HardState);
+                content.map(|content| (content, healed)).ok_or(Flaw::Bad("hard state is damaged"))
+            }
+            RecordKind::HardState => Err(Flaw::Bad("the second copy of a hard state without the first")),
+            RecordKind::SyncPoint => whole((prefix.payload_len == 0).then_some(Content::SyncPoint)),
+            RecordKind::Reset => {
+                whole(self.small(prefix)?.as_ref().and_then(|payload| decode_reset(payload)).map(Content::Reset))
+            }
+            RecordKind::Trailer => {
+                whole(self.small(prefix)?.as_ref().and_then(|payload| decode_trailer(payload)).map(Content::Trailer))
+            }
+            RecordKind::Footer => {
+                let payload = self.bytes(prefix.position + PREFIX_BYTES as u64, prefix.payload_len as usize)?;
+                let intact = crc32fast::hash(payload) == prefix.body_crc;
+                whole(intact.then(|| Footer::decode(payload)).flatten().map(Content::Footer))
+            }
+        })
+    }
+
+    fn frame(&mut self, prefix: &Prefix) -> io::Result<Result<Header, Flaw>> {
+        let bytes = self.bytes(prefix.position + PREFIX_BYTES as u64, prefix.payload_len as usize)?;
+        let header = match decode_header(bytes) {
+            Ok(header) => header,
+            Err(FrameError::NewerVersion { seen, .. }) => return Ok(Err(Flaw::Newer(seen.into()))),
+            Err(FrameError::UnknownFeature { .. }) => {
+                return Ok(Err(Flaw::Newer(u32::from(graven_frame::FORMAT_VERSION) + 1)));
+            }
+            Err(_) => return Ok(Err(Flaw::Bad("frame header is damaged"))),
+        };
+        let same = header.frame_len() == prefix.payload_len as usize
+            && header.body_crc == prefix.body_crc
+            && head_crc(bytes) == prefix.head_crc;
+        Ok(if !same {
+            Err(Flaw::Bad("another frame than its record says"))
+        } else if bytes.len() != header.frame_len() || crc32fast::hash(&bytes[HEADER_BYTES..]) != header.body_crc {
+            Err(Flaw::Bad("frame body is damaged"))
+        } else {
+            Ok(header)
+        })
+    }
+
+    fn small(&mut self, prefix: &Prefix) -> io::Result<Option<[u8; SMALL_PAYLOAD]>> {
+        if prefix.payload_len as usize != SMALL_PAYLOAD {
+            return Ok(None);
+        }
+        let payload = self.bytes(prefix.position + PREFIX_BYTES as u64, SMALL_PAYLOAD)?.first_chunk().copied();
+        Ok(payload.filter(|payload| crc32fast::hash(payload) == prefix.body_crc))
+    }
+
+    fn second_copy(&mut self, first: &Prefix) -> io::Result<bool> {
+        let second = twin_of(first.position);
+        let Some(PrefixFound::Good(prefix)) = self.bytes(second, PREFIX_BYTES)?.first_chunk().map(Prefix::decode)
+        else {
+            return Ok(false);
+        };
+        let expected = Prefix { copy: 1, position: second, ..*first };
+        Ok(prefix == expected && self.small(&prefix)?.is_some())
+    }
+
+    /// Searches every boundary behind `at` to the end of the file.
+    pub(crate) fn behind(&mut self, at: u64) -> io::Result<Behind> {
+        let mut behind = Behind { used_to: at, ..Behind::default() };
+        let mut next = at;
+        while next < self.len {
+            let (segment, salt) = (self.segment, self.salt);
+            let bytes = self.bytes(next, WINDOW_BYTES)?;
+            if bytes.is_empty() {
+                break;
+            }
+            let len = bytes.len();
+            if !is_zero(bytes) {
+                let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+                behind.used_to = next + used as u64;
+                let mut entries = Vec::new();
+                for (step, place) in bytes.chunks(BOUNDARY as usize).enumerate() {
+                    let position = next + step as u64 * BOUNDARY;
+                    if position == at || !Prefix::looks_like(place) {
+                        continue;
+                    }
+                    let Some(PrefixFound::Good(prefix)) = place.first_chunk().map(Prefix::decode) else { continue };
+                    if prefix.segment != segment
+                        || salt.is_some_and(|salt| salt != prefix.salt)
+                        || prefix.position != position
+                    {
+                        continue;
+                    }
+                    behind.next = behind.next.or(Some(position));
+                    behind.watermark = behind.watermark.max(prefix.watermark);
+                    if prefix.kind == RecordKind::Frame && entries.is_empty() {
+                        entries.push(position);
+                    }
+                }
+                if let (None, Some(entry)) = (behind.next_index, entries.first()) {
+                    let head = self.bytes(entry + PREFIX_BYTES as u64, HEADER_BYTES)?;
+                    behind.next_index = decode_header(head).ok().map(|header| header.index);
+                }
+            }
+            next += len as u64;
+        }
+        Ok(behind)
+    }
+
+    /// Whether a record of this segment stands near its start, although it has no valid opening.
+    pub(crate) fn has_records(&mut self) -> io::Result<bool> {
+        let whole = self.len;
+        self.len = whole.min(NEAR_START);
+        let behind = self.behind(OPENING_BYTES.min(self.len));
+        let first = self.bytes(OPENING_BYTES, PREFIX_BYTES)?.first_chunk().map(Prefix::decode);
+        self.len = whole;
+        let first_is_ours = matches!(first, Some(PrefixFound::Good(prefix)) if matches!(self.place(&prefix, OPENING_BYTES), Place::Ours));
+        Ok(first_is_ours || behind?.next.is_some())
+    }
+}
+
+/// Records start right behind the opening; where the first sixteen blocks hold none there are none.
+const NEAR_START: u64 = 64 << 10;
+
+/// The range of bytes that were wrong and did not matter.
+type Healed = Option<(u64, u64)>;
+
+/// What is wrong with the content of a record whose prefix is right.
+enum Flaw {
+    Bad(&'static str),
+    Newer(u32),
+}
+
+enum Place {
+    Ours,
+    Stale,
+    Moved,
+}
+
+fn record(prefix: &Prefix, end: u64, content: Content, healed: Healed) -> Record {
+    Record {
+        position: prefix.position,
+        end,
+        watermark: prefix.watermark,
+        known_commit: prefix.known_commit,
+        content,
+        healed,
+    }
+}

@@ -1,0 +1,234 @@
+//! The small types of the log's interface.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use graven_frame::Chain;
+
+/// Who a data directory belongs to. Every segment carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's id, drawn once when the cluster was made.
+    pub cluster: u128,
+    /// The node's id in it, from 1.
+    pub node: u64,
+    /// Drawn when this data directory was made: a wiped or copied directory is not the same node.
+    pub incarnation: u128,
+}
+
+/// What a Raft node must never forget, and never take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HardState {
+    /// The highest term seen.
+    pub term: u64,
+    /// Who got this node's vote in that term; node ids count from 1.
+    pub vote: Option<u64>,
+}
+
+/// Settings of a log.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Bytes of a segment file; a frame that needs more gets a larger one. Rounded up to 4 KiB, at least 16 KiB.
+    pub segment_bytes: u64,
+    /// How bytes get to stable storage.
+    pub sync: SyncMethod,
+    /// Segments kept ready ahead of the active one; the last of them is the reserve for a full disk. At least 1.
+    pub prepared_segments: usize,
+    /// Open only a log of this cluster.
+    pub expect_cluster: Option<u128>,
+    /// Open only the log of this node.
+    pub expect_node: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            segment_bytes: 64 << 20,
+            sync: SyncMethod::default(),
+            prepared_segments: 2,
+            expect_cluster: None,
+            expect_node: None,
+        }
+    }
+}
+
+/// How bytes get to stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum SyncMethod {
+    /// Write, then `fdatasync` (`F_FULLFSYNC` on macOS).
+    #[default]
+    Fdatasync,
+    /// Segments are opened with `O_DSYNC`: a write returns when its bytes are stable.
+    Dsync,
+    /// `O_DIRECT`; refused by this version when a log is created or opened.
+    Direct,
+    /// Nothing is ever synced. A crash of the machine loses acknowledged records; for throwaway tests only.
+    UnsafeNone,
+}
+
+/// An entry as the place behind which a log goes on. All zero is the place before entry 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogBase {
+    /// Index of the entry.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Its chain value.
+    pub chain: Chain,
+    /// Offset of the record after it.
+    pub next_offset: u64,
+    /// Its timestamp.
+    pub timestamp_ms: u64,
+}
+
+impl LogBase {
+    /// The place behind the entry with this header.
+    #[must_use]
+    pub fn after(header: &graven_frame::Header) -> LogBase {
+        LogBase {
+            index: header.index,
+            term: header.term,
+            chain: header.chain,
+            next_offset: header.next_offset(),
+            timestamp_ms: header.timestamp_ms,
+        }
+    }
+}
+
+/// Entries from `first_index` on, up to the next run, have this term.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TermRun {
+    /// The term.
+    pub term: u64,
+    /// Its first entry in this log.
+    pub first_index: u64,
+}
+
+/// What opening a log found. Everything in here is on stable storage when `open` returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// Whose log it is.
+    pub identity: Identity,
+    /// The last hard state.
+    pub hard_state: HardState,
+    /// The entry before the first one held; all zero when the log starts at entry 1.
+    pub base: LogBase,
+    /// First entry held: `base.index + 1`.
+    pub first_index: u64,
+    /// Last entry held; `base.index` when there is none.
+    pub last_index: u64,
+    /// Term of the last entry.
+    pub last_term: u64,
+    /// Chain value of the last entry.
+    pub last_chain: Chain,
+    /// Offset the next record gets.
+    pub next_offset: u64,
+    /// Timestamp of the last entry.
+    pub last_timestamp_ms: u64,
+    /// The highest commit index that the log itself proves; at most `last_index`.
+    pub known_commit: u64,
+    /// The terms of the entries held, in order.
+    pub term_runs: Vec<TermRun>,
+    /// Indexes of the membership entries held, in order.
+    pub memberships: Vec<u64>,
+    /// What had to be done, for the log line.
+    pub report: RecoveryReport,
+}
+
+/// What recovery did. All zero after a clean close.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RecoveryReport {
+    /// Segments that were read completely; the others were known by their footers.
+    pub scanned_segments: u64,
+    /// Bytes of an unfinished write that were cut from the end, after a copy was saved.
+    pub torn_bytes: u64,
+    /// The file in the data directory that keeps the cut bytes.
+    pub saved_as: Option<String>,
+    /// Bytes at the end that were left over from an earlier life of the file.
+    pub stale_bytes: u64,
+    /// Bytes that were written again, because nothing proved that they had been synced.
+    pub rewritten_bytes: u64,
+    /// Damage that cost nothing, because the same facts stand elsewhere: the second copy of a hard state, or the
+    /// records a footer summarises. The medium deserves a look.
+    pub healed: Vec<crate::Damage>,
+}
+
+/// How far the segments ahead are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PrepareState {
+    /// All segments ahead are ready.
+    Ready,
+    /// There is more to do: call again when there is time.
+    More,
+    /// The disk has no room for another segment: call again later.
+    DiskFull,
+}
+
+/// What the log did so far, since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WalStats {
+    /// Syncs that were asked of the disk.
+    pub syncs: u64,
+    /// Frames appended.
+    pub frames: u64,
+    /// Bytes written for frames, hard states, sync points, openings and footers; not the zeroes of preparation.
+    pub bytes_written: u64,
+    /// Bytes written to prepare segments.
+    pub bytes_prepared: u64,
+    /// Times the log went on in the next segment.
+    pub rotations: u64,
+    /// Rotations that found no prepared segment.
+    pub unprepared_rotations: u64,
+    /// Segments in use.
+    pub segments: u64,
+    /// Bytes of all segment files, the prepared ones included.
+    pub bytes_on_disk: u64,
+}
+
+/// What a reader can see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReaderStats {
+    /// Segments in use.
+    pub segments: u64,
+    /// Written bytes in them.
+    pub bytes: u64,
+}
+
+/// The counters behind [`WalStats`], shared so that another thread may look.
+#[derive(Debug, Default)]
+pub struct Counters {
+    pub(crate) syncs: AtomicU64,
+    pub(crate) frames: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+    pub(crate) bytes_prepared: AtomicU64,
+    pub(crate) rotations: AtomicU64,
+    pub(crate) unprepared_rotations: AtomicU64,
+    pub(crate) segments: AtomicU64,
+    pub(crate) bytes_on_disk: AtomicU64,
+}
+
+impl Counters {
+    /// The numbers now.
+    #[must_use]
+    pub fn load(&self) -> WalStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        WalStats {
+            syncs: load(&self.syncs),
+            frames: load(&self.frames),
+            bytes_written: load(&self.bytes_written),
+            bytes_prepared: load(&self.bytes_prepared),
+            rotations: load(&self.rotations),
+            unprepared_rotations: load(&self.unprepared_rotations),
+            segments: load(&self.segments),
+            bytes_on_disk: load(&self.bytes_on_disk),
+        }
+    }
+
+    pub(crate) fn add(counter: &AtomicU64, number: u64) {
+        counter.fetch_add(number, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sub(counter: &AtomicU64, number: u64) {
+        counter.fetch_sub(number, Ordering::Relaxed);
+    }
+}
