@@ -106,7 +106,8 @@ pub fn encode_answer(answer: &Answer, out: &mut BytesMut) {
         Err(Rejection::Failed(failure)) => {
             outcome = failure.outcome;
             text = Bytes::copy_from_slice(failure.message.as_bytes());
-            let number = ErrorCode::ALL.iter().position(|code| *code == failure.code).unwrap_or(ErrorCode::ALL.len() - 1);
+            let number =
+                ErrorCode::ALL.iter().position(|code| *code == failure.code).unwrap_or(ErrorCode::ALL.len() - 1);
             // Numbers travel plus one, zero is none.
             let numbers = DETAIL_KEYS.map(|key| failure.number(key).map_or(0, |number| number.saturating_add(1)));
             (number as u8 + 1, 0, numbers)

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::tls::Role;
 
 pub mod append;
+pub(crate) mod budget;
 pub(crate) mod chunks;
 mod failure;
 pub mod feed;

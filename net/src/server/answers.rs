@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use tokio::sync::Notify;
 
 use crate::protocol::append::{Ack, Answer, Rejection, encode_answer};
+use crate::protocol::budget::Charge;
 
 /// The place where the answer to one group goes. Cheap: no task, no allocation, one wake-up for many answers.
 #[derive(Debug)]
@@ -132,67 +133,16 @@ impl Answers {
     }
 }
 
-/// A bound on bytes received but not answered, shared by the streams of a connection or of the whole server.
-#[derive(Debug)]
-pub(super) struct Budget {
-    limit: usize,
-    used: Mutex<usize>,
-    freed: Notify,
-}
-
-impl Budget {
-    pub(super) fn new(limit: usize) -> Arc<Budget> {
-        Arc::new(Budget { limit, used: Mutex::new(0), freed: Notify::new() })
-    }
-
-    pub(super) fn used(&self) -> usize {
-        *self.lock()
-    }
-
-    /// Waits until `bytes` fit, or nothing else is there: a group larger than the bound passes alone.
-    pub(super) async fn charge(self: &Arc<Self>, bytes: usize) -> Charge {
-        loop {
-            let freed = self.freed.notified();
-            tokio::pin!(freed);
-            // Registered before the look, so that room made between the look and the wait is not missed.
-            freed.as_mut().enable();
-            {
-                let mut used = self.lock();
-                if *used == 0 || *used + bytes <= self.limit {
-                    *used += bytes;
-                    return Charge { budget: self.clone(), bytes };
-                }
-            }
-            freed.await;
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, usize> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A part of a [`Budget`], given back when dropped.
-#[derive(Debug)]
-pub(super) struct Charge {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        *self.budget.lock() -= self.bytes;
-        self.budget.freed.notify_waiters();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::protocol::append::decode_answer;
+    use crate::protocol::budget::Budget;
 
     fn decoded(mut bytes: BytesMut) -> Vec<(u64, bool)> {
-        std::iter::from_fn(|| decode_answer(&mut bytes).unwrap()).map(|answer| (answer.sequence, answer.result.is_ok())).collect()
+        std::iter::from_fn(|| decode_answer(&mut bytes).unwrap())
+            .map(|answer| (answer.sequence, answer.result.is_ok()))
+            .collect()
     }
 
     #[tokio::test]
@@ -212,21 +162,6 @@ mod tests {
         drop(lost);
         assert_eq!(decoded(answers.next().await.unwrap()), [(3, false)]);
         assert!(answers.next().await.is_none());
-        assert_eq!(budget.used(), 0);
-    }
-
-    #[tokio::test]
-    async fn budget_lets_one_too_large_group_pass_alone() {
-        let budget = Budget::new(100);
-        let large = budget.charge(1000).await;
-        let waiting = tokio::spawn({
-            let budget = budget.clone();
-            async move { budget.charge(1).await }
-        });
-        tokio::task::yield_now().await;
-        assert!(!waiting.is_finished());
-        drop(large);
-        drop(waiting.await.unwrap());
         assert_eq!(budget.used(), 0);
     }
 }

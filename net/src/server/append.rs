@@ -10,9 +10,10 @@ use bytes::Bytes;
 use graven_frame::Group;
 use tokio::sync::watch;
 
-use super::answers::{Answers, Budget};
+use super::answers::Answers;
 use super::{Busy, Rejection, Service};
 use crate::protocol::append::{GROUP_PREFIX_BYTES, decode_prefix};
+use crate::protocol::budget::Budget;
 use crate::protocol::chunks::{Chunks, body_for, peek};
 
 /// What the append streams of one connection share.

@@ -6,9 +6,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::answers::Budget;
 use super::append::{self, Appends};
-use super::{Caller, ErrorCode, Failure, LeaderView, Rejection, Request, Response, Service, SubscribeRequest, subscribe};
+use super::{
+    Caller, ErrorCode, Failure, LeaderView, Rejection, Request, Response, Service, SubscribeRequest, subscribe,
+};
+use crate::protocol::budget::Budget;
 use crate::protocol::{
     Action, CLOSE_PROTOCOL, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED, FEATURE_LEVEL, Hello, HelloReply, MAX_MESSAGE_BYTES,
     OLDEST_VERSION, StreamKind, VERSION, Welcome, role_needed,
@@ -249,7 +251,9 @@ fn check(caller: &Caller, action: Action<'_>) -> Result<(), Failure> {
         "client {} has the role {}, this needs {needed}; use a certificate made by `graven certs client NAME --role {needed}`",
         caller.name, caller.role
     );
-    Err(Failure::refused(ErrorCode::Forbidden, message).with("role", caller.role.as_str()).with("needed", needed.as_str()))
+    Err(Failure::refused(ErrorCode::Forbidden, message)
+        .with("role", caller.role.as_str())
+        .with("needed", needed.as_str()))
 }
 
 async fn kind_of(recv: &mut quinn::RecvStream) -> Option<StreamKind> {

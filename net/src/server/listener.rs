@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::answers::Budget;
-use super::connection::{self, Shared, feature_level};
 use super::Service;
+use super::connection::{self, Shared, feature_level};
+use crate::protocol::budget::Budget;
 use crate::protocol::{ALPN, CLOSE_BUSY, CLOSE_SHUTDOWN, VERSION, Welcome};
 use crate::tls::{Credentials, Identity, TlsError, TlsIdentity};
 use crate::transport::{self, Mtu, Profile, ResetKey};
@@ -160,7 +160,9 @@ pub struct ServerStats {
 #[non_exhaustive]
 pub enum StartError {
     /// A node's certificate is needed.
-    #[error("the certificate is of {0}; a node listens with a node's certificate, made by `graven init` or `graven certs node`")]
+    #[error(
+        "the certificate is of {0}; a node listens with a node's certificate, made by `graven init` or `graven certs node`"
+    )]
     NotANode(Identity),
     /// TLS refused the certificate.
     #[error(transparent)]
@@ -230,7 +232,10 @@ async fn accept<S: Service>(
             match handshake {
                 Ok(Ok(connection)) => {
                     let Some(_counted) = Counted::take(&connections, max_connections) else {
-                        connection.close(CLOSE_BUSY.into(), b"the node has all the client connections it takes (max_connections)");
+                        connection.close(
+                            CLOSE_BUSY.into(),
+                            b"the node has all the client connections it takes (max_connections)",
+                        );
                         return;
                     };
                     connection::serve(shared, connection).await;

@@ -1,0 +1,409 @@
+//! The nodes a client knows, its connections to them, and who leads.
+//!
+//! A client holds connections to the leader and to one more node: when the leader dies, the other one says who follows it.
+//! Nodes are learnt from the configuration, from pushed leader views, and from status reports.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::ClientConfig;
+use super::dial::{Link, dial, tls_failure};
+use crate::protocol::{ErrorCode, Failure, LeaderView, MAX_MESSAGE_BYTES, Request, Response, StreamKind};
+use crate::tls::{TlsFiles, TlsIdentity};
+use crate::transport::{self, Mtu};
+use crate::wire;
+
+/// Nodes, connections, leader.
+#[derive(Debug)]
+pub(super) struct Network {
+    endpoint: quinn::Endpoint,
+    tls: TlsIdentity,
+    mtu: Mtu,
+    pub(super) timeout: Duration,
+    nodes: Mutex<BTreeMap<String, Node>>,
+    /// The best view so far: the highest term in which somebody is known to lead.
+    view: watch::Sender<LeaderView>,
+    /// A connection was made or lost, or a node was learnt.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Node {
+    address: String,
+    link: Option<Arc<Link>>,
+    /// Held while dialling: one dials, the others wait for the result.
+    dialling: Arc<AsyncMutex<()>>,
+    failures: u32,
+    next_try: Instant,
+    failure: Option<Failure>,
+}
+
+impl Network {
+    pub(super) fn new(config: &ClientConfig) -> Result<Arc<Network>, Failure> {
+        let files =
+            TlsFiles { ca: config.ca.clone(), certificate: config.certificate.clone(), key: config.key.clone() };
+        let tls = TlsIdentity::load(files).map_err(tls_failure)?;
+        let network = Network {
+            endpoint: open_endpoint(config.mtu)?,
+            tls,
+            mtu: config.mtu,
+            timeout: config.timeout,
+            nodes: Mutex::default(),
+            view: watch::Sender::new(LeaderView::default()),
+            changed: Notify::new(),
+        };
+        config.endpoints.iter().for_each(|(name, address)| network.learn(name, address));
+        Ok(Arc::new(network))
+    }
+
+    /// Names of all nodes known.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
+    /// The address under which a node is known.
+    pub(super) fn address(&self, name: &str) -> Option<String> {
+        self.lock().get(name).map(|node| node.address.clone())
+    }
+
+    /// Takes in that a node exists. A node that is connected keeps the address that works.
+    pub(super) fn learn(&self, name: &str, address: &str) {
+        let mut nodes = self.lock();
+        let full = nodes.len() >= NODES_MAX;
+        match nodes.get_mut(name) {
+            Some(node) if node.address == address || node.live().is_some() => {}
+            Some(node) => {
+                node.address = address.to_owned();
+                node.next_try = Instant::now();
+            }
+            None if !full => {
+                nodes.insert(name.to_owned(), Node::new(address));
+                self.changed.notify_one();
+            }
+            None => {}
+        }
+    }
+
+    /// Who leads, and changes of it.
+    pub(super) fn view(&self) -> watch::Receiver<LeaderView> {
+        self.view.subscribe()
+    }
+
+    /// Takes in what a node says about the leader.
+    pub(super) fn merge_view(&self, seen: &LeaderView) {
+        let (Some(leader), address) = (&seen.leader, &seen.address) else { return };
+        if let Some(address) = address {
+            self.learn(leader, address);
+        }
+        self.view.send_if_modified(|view| {
+            let newer = seen.term > view.term || (seen.term == view.term && view.leader.is_none());
+            if newer {
+                view.clone_from(seen);
+            }
+            newer
+        });
+    }
+
+    /// Resolves when another node than `link`'s is known to lead in a newer term than `link`'s node knows of.
+    pub(super) async fn superseded(&self, link: &Link) {
+        let mut views = self.view();
+        // Ends only when the network does, and it outlives its users.
+        let _ = views
+            .wait_for(|view| {
+                view.leader.as_ref().is_some_and(|leader| *leader != link.name) && view.term > link.view.borrow().term
+            })
+            .await;
+    }
+
+    /// A connection to the node of this name: the one there is, or a new one. While a node was unreachable a moment ago, it
+    /// is not tried again and the last failure is given.
+    pub(super) async fn link_to(self: &Arc<Self>, name: &str) -> Result<Arc<Link>, Failure> {
+        let unknown = || {
+            Failure::refused(ErrorCode::Usage, format!("no node is called {name}; nodes: {}", self.names().join(", ")))
+        };
+        let dialling = match self.lock().get(name) {
+            Some(node) => match node.live() {
+                Some(link) => return Ok(link),
+                None => node.dialling.clone(),
+            },
+            None => return Err(unknown()),
+        };
+        let _one = dialling.lock().await;
+        let address = match self.lock().get(name) {
+            Some(node) => match (node.live(), &node.failure) {
+                (Some(link), _) => return Ok(link),
+                (None, Some(failure)) if Instant::now() < node.next_try => return Err(failure.clone()),
+                _ => node.address.clone(),
+            },
+            None => return Err(unknown()),
+        };
+        // Long-lived clients take in renewed certificates like nodes do. Files that are bad now leave the old pair in use.
+        if let Err(cause) = self.tls.reload_if_changed() {
+            tracing::warn!("certificate files changed and cannot be used: {cause}");
+        }
+        let dialled = dial(&self.endpoint, &self.tls, self.mtu, name, &address).await;
+        let mut nodes = self.lock();
+        let node = nodes.get_mut(name).ok_or_else(unknown)?;
+        match dialled {
+            Ok(link) => {
+                let link = Arc::new(link);
+                (node.link, node.failure, node.failures) = (Some(link.clone()), None, 0);
+                drop(nodes);
+                tokio::spawn(follow(Arc::downgrade(self), link.clone()));
+                self.changed.notify_one();
+                Ok(link)
+            }
+            Err(failure) => {
+                node.next_try = Instant::now() + backoff(node.failures);
+                node.failures += 1;
+                node.failure = Some(failure.clone());
+                Err(failure)
+            }
+        }
+    }
+
+    /// A connection to any node, the best informed first: `avoid` is taken only when there is no other.
+    pub(super) async fn any_link(self: &Arc<Self>, avoid: Option<&str>) -> Result<Arc<Link>, Failure> {
+        let leader = self.view.borrow().leader.clone();
+        let rank = |link: &Arc<Link>| {
+            let leads = leader.as_ref() == Some(&link.name);
+            (avoid != Some(link.name.as_str()), link.view.borrow().term, leads)
+        };
+        let best = self.lock().values().filter_map(Node::live).max_by_key(rank);
+        if let Some(link) = best.filter(|link| avoid != Some(link.name.as_str())) {
+            return Ok(link);
+        }
+        let mut attempts = JoinSet::new();
+        for name in self.names() {
+            let network = self.clone();
+            attempts.spawn(async move { network.link_to(&name).await });
+        }
+        let mut avoided = None;
+        let mut failure = Failure::refused(ErrorCode::Unavailable, "no node is known");
+        while let Some(attempt) = attempts.join_next().await {
+            match attempt {
+                Ok(Ok(link)) if avoid == Some(link.name.as_str()) => avoided = Some(link),
+                Ok(Ok(link)) => return Ok(link),
+                Ok(Err(cause)) if failure.code != ErrorCode::Unauthenticated => failure = cause,
+                _ => {}
+            }
+        }
+        avoided.ok_or(failure)
+    }
+
+    /// The failure to give up with at once, without waiting for the timeout: every node was tried, none is connected, and
+    /// certificates were refused.
+    pub(super) fn verdict(&self) -> Option<Failure> {
+        let nodes = self.lock();
+        if nodes.values().any(|node| node.live().is_some() || node.failure.is_none()) {
+            return None;
+        }
+        let mut failures = nodes.values().filter_map(|node| node.failure.as_ref());
+        failures.find(|failure| failure.code == ErrorCode::Unauthenticated).cloned()
+    }
+
+    /// Why there is no connection, for a message: what the nodes that failed last said.
+    pub(super) fn trouble(&self) -> String {
+        let nodes = self.lock();
+        let failures: Vec<&str> = nodes
+            .values()
+            .filter(|node| node.live().is_none())
+            .filter_map(|node| Some(&*node.failure.as_ref()?.message))
+            .collect();
+        if failures.is_empty() { "no node says that it leads".to_owned() } else { failures.join("; ") }
+    }
+
+    /// Asks the leader, and goes on asking whoever leads then, until there is an answer or `timeout` has passed. Only for
+    /// requests that may be repeated.
+    pub(super) async fn ask_leader(self: &Arc<Self>, request: &Request) -> Result<Response, Failure> {
+        let deadline = Instant::now() + self.timeout;
+        let mut asked = false;
+        loop {
+            if let Some(failure) = self.verdict() {
+                return Err(failure);
+            }
+            let attempt = async {
+                let leader = self.view.borrow().leader.clone();
+                let link = match leader {
+                    Some(leader) => self.link_to(&leader).await.ok(),
+                    None => self.any_link(None).await.ok().and(None),
+                }?;
+                asked = true;
+                tokio::select! {
+                    response = link.unary(request) => response.ok(),
+                    () = self.superseded_for_a_while(&link) => None,
+                }
+            };
+            match tokio::time::timeout_at(deadline, attempt).await {
+                Ok(Some(Response::NotLeader(view))) => self.merge_view(&view),
+                Ok(Some(Response::Failed(failure))) => return Err(failure),
+                Ok(Some(response)) => return Ok(response),
+                Ok(None) => {}
+                Err(_) => return Err(self.gave_up(asked)),
+            }
+            if Instant::now() >= deadline {
+                return Err(self.gave_up(asked));
+            }
+            self.pause().await;
+        }
+    }
+
+    /// Resolves when a node was silent for a while and another one is known to lead.
+    pub(super) async fn superseded_for_a_while(&self, link: &Link) {
+        tokio::time::sleep(UNANSWERED).await;
+        self.superseded(link).await;
+    }
+
+    /// Waits a little, for the leader to change or for another try.
+    pub(super) async fn pause(&self) {
+        let mut views = self.view();
+        views.borrow_and_update();
+        let _ = tokio::time::timeout(Duration::from_millis(rand::random_range(20..50)), views.changed()).await;
+    }
+
+    /// The failure of a request that ran out of time.
+    pub(super) fn gave_up(&self, asked: bool) -> Failure {
+        let waited = self.timeout.as_secs_f32();
+        if asked {
+            return Failure::unknown(ErrorCode::Timeout, format!("no answer within {waited} s; see `graven status`"));
+        }
+        let trouble = self.trouble();
+        Failure::refused(ErrorCode::Unavailable, format!("no leader was reached within {waited} s: {trouble}"))
+    }
+
+    /// Keeps a connection to the leader and one to a second node. Runs as long as the client.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let mut views = self.view();
+        loop {
+            views.borrow_and_update();
+            let satisfied = self.connect_enough().await;
+            let again = if satisfied { Duration::MAX } else { Duration::from_millis(rand::random_range(100..300)) };
+            tokio::select! {
+                _ = views.changed() => {}
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(again) => {}
+            }
+        }
+    }
+
+    async fn connect_enough(self: &Arc<Self>) -> bool {
+        let leader = self.view.borrow().leader.clone();
+        let (live, mut dead): (Vec<_>, Vec<_>) = {
+            let nodes = self.lock();
+            nodes.iter().map(|(name, node)| (name.clone(), node.live().is_some())).partition(|(_, live)| *live)
+        };
+        let has_leader = leader.as_ref().is_none_or(|leader| live.iter().any(|(name, _)| name == leader));
+        let wanted = CONNECTIONS.min(live.len() + dead.len());
+        if has_leader && live.len() >= wanted {
+            return true;
+        }
+        // The leader first, then whoever answers: all are tried at the same time because dead ones answer late.
+        dead.sort_by_key(|(name, _)| leader.as_ref() != Some(name));
+        if live.len() >= wanted {
+            dead.truncate(1);
+        }
+        let mut attempts = JoinSet::new();
+        for (name, _) in dead {
+            let network = self.clone();
+            attempts.spawn(async move { network.link_to(&name).await.is_ok() });
+        }
+        while let Some(attempt) = attempts.join_next().await {
+            if attempt.is_ok_and(|connected| connected) {
+                // The loop looks again; those still dialling go on in vain, which is why they are not many.
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Closes all connections.
+    pub(super) fn close(&self) {
+        self.endpoint.close(crate::protocol::CLOSE_DONE.into(), b"done");
+    }
+
+    /// Waits until the close has been delivered, or cannot be.
+    pub(super) async fn closed(&self) {
+        let _ = tokio::time::timeout(CLOSE_DELIVERY, self.endpoint.wait_idle()).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Node>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Node {
+    fn new(address: &str) -> Node {
+        Node {
+            address: address.to_owned(),
+            link: None,
+            dialling: Arc::default(),
+            failures: 0,
+            next_try: Instant::now(),
+            failure: None,
+        }
+    }
+
+    fn live(&self) -> Option<Arc<Link>> {
+        self.link.clone().filter(|link| link.is_live())
+    }
+}
+
+/// Takes in the leader views a node pushes, until its connection ends.
+async fn follow(network: std::sync::Weak<Network>, link: Arc<Link>) {
+    let views = async {
+        let mut recv = link.connection.accept_uni().await.ok()?;
+        let mut kind = [0];
+        recv.read_exact(&mut kind).await.ok()?;
+        if StreamKind::from_u8(kind[0]) != Some(StreamKind::Leader) {
+            return None;
+        }
+        loop {
+            let mut len = [0; 4];
+            recv.read_exact(&mut len).await.ok()?;
+            let len = usize::try_from(u32::from_le_bytes(len)).ok().filter(|len| *len <= MAX_MESSAGE_BYTES)?;
+            let mut bytes = vec![0; len];
+            recv.read_exact(&mut bytes).await.ok()?;
+            let view = wire::decode::<MAX_MESSAGE_BYTES, LeaderView>(&bytes).ok()?;
+            link.view.send_replace(view.clone());
+            network.upgrade()?.merge_view(&view);
+        }
+    };
+    let _: Option<()> = views.await;
+    let reason = link.connection.closed().await;
+    tracing::debug!("{}", link.lost(&reason.to_string()));
+    if let Some(network) = network.upgrade() {
+        network.changed.notify_one();
+    }
+}
+
+fn open_endpoint(mtu: Mtu) -> Result<quinn::Endpoint, Failure> {
+    // One socket for both families where the system can; else IPv4.
+    let bound = transport::bind((std::net::Ipv6Addr::UNSPECIFIED, 0).into(), transport::SOCKET_BUFFER_BYTES)
+        .or_else(|_| transport::bind((std::net::Ipv4Addr::UNSPECIFIED, 0).into(), transport::SOCKET_BUFFER_BYTES));
+    let failed = |cause: std::io::Error| {
+        Failure::refused(ErrorCode::Unavailable, format!("cannot open a UDP socket: {cause}; allow this process one"))
+    };
+    let socket = bound.map_err(failed)?.socket;
+    quinn::Endpoint::new(transport::endpoint(mtu, None), None, socket, Arc::new(quinn::TokioRuntime)).map_err(failed)
+}
+
+/// How long a node that failed so often is left alone, with jitter so that many clients do not come back together.
+fn backoff(failures: u32) -> Duration {
+    let base = BACKOFF_MIN.saturating_mul(1 << failures.min(10)).min(BACKOFF_MAX);
+    base.mul_f32(rand::random_range(0.5..1.5))
+}
+
+/// Connections a client holds at least, where there are as many nodes.
+const CONNECTIONS: usize = 2;
+/// Nodes a client remembers: more than any cluster has, so that old names do not pile up.
+const NODES_MAX: usize = 64;
+const BACKOFF_MIN: Duration = Duration::from_millis(25);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A request unanswered for so long, while another node is known to lead, was sent to a leader of the past.
+const UNANSWERED: Duration = Duration::from_millis(100);
+const CLOSE_DELIVERY: Duration = Duration::from_millis(500);
