@@ -1,0 +1,156 @@
+//! P1: an append is acknowledged only when a majority of disks hold it synced; what was synced is found again.
+//!
+//! The books are kept beside the real disk: an entry counts as synced when the call that wrote and synced it returned, and
+//! never because a replica says so.
+
+use graven_frame::{Chain, Frame};
+
+use super::{Checked, violated};
+
+/// What the disk of one node holds for certain.
+#[derive(Debug, Default, Clone)]
+struct Synced {
+    chains: Vec<Chain>,
+    term: u64,
+    vote: Option<u64>,
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Durability {
+    nodes: Vec<Synced>,
+}
+
+impl Durability {
+    /// For nodes 1 to `nodes`.
+    #[must_use]
+    pub fn new(nodes: u64) -> Durability {
+        Durability { nodes: vec![Synced::default(); nodes as usize + 1] }
+    }
+
+    /// `frame` is synced at `node`, in place of whatever stood from its index on.
+    pub fn synced(&mut self, node: u64, frame: &Frame) {
+        let chains = &mut self.nodes[node as usize].chains;
+        chains.truncate(frame.header().index as usize - 1);
+        chains.push(frame.header().chain);
+    }
+
+    /// Term and vote are synced at `node`.
+    pub fn hard_state(&mut self, node: u64, term: u64, vote: Option<u64>) {
+        let synced = &mut self.nodes[node as usize];
+        (synced.term, synced.vote) = (term, vote);
+    }
+
+    /// A write that begins with entry `first` may have reached the disk of `node` before it died: from there on, nothing
+    /// is certain any more.
+    pub fn doubted(&mut self, node: u64, first: u64) {
+        self.nodes[node as usize].chains.truncate(first as usize - 1);
+    }
+
+    /// `node` found this log when it opened its disk. It is certain from here on: opening syncs it again.
+    ///
+    /// # Errors
+    /// Something that was synced is not there.
+    pub fn recovered(&mut self, node: u64, frames: &[Frame]) -> Checked {
+        let synced = &mut self.nodes[node as usize];
+        for (at, chain) in synced.chains.iter().enumerate() {
+            if frames.get(at).is_none_or(|frame| frame.header().chain != *chain) {
+                return violated(
+                    "P1",
+                    format!(
+                        "node {node} synced {} entries and found {} again; the first one missing or changed is {}",
+                        synced.chains.len(),
+                        frames.len(),
+                        at + 1
+                    ),
+                );
+            }
+        }
+        synced.chains = frames.iter().map(|frame| frame.header().chain).collect();
+        Ok(())
+    }
+
+    /// `node` found this term and vote when it opened its disk.
+    ///
+    /// # Errors
+    /// They are older than what was synced, or the vote is another.
+    pub fn recovered_hard_state(&mut self, node: u64, term: u64, vote: Option<u64>) -> Checked {
+        let synced = &mut self.nodes[node as usize];
+        let changed = term == synced.term && synced.vote.is_some() && vote != synced.vote;
+        if term < synced.term || changed {
+            return violated(
+                "P1",
+                format!(
+                    "node {node} synced term {} and vote {:?} and found {term} and {vote:?}",
+                    synced.term, synced.vote
+                ),
+            );
+        }
+        (synced.term, synced.vote) = (term, vote);
+        Ok(())
+    }
+
+    /// An append in the entry at `index`, whose chain is `chain`, was acknowledged in a cluster of `nodes` voters.
+    ///
+    /// # Errors
+    /// Too few disks hold it.
+    pub fn acknowledged(&self, index: u64, chain: Chain, nodes: u64) -> Checked {
+        let holds = |synced: &&Synced| synced.chains.get(index as usize - 1) == Some(&chain);
+        let holders = self.nodes.iter().filter(holds).count() as u64;
+        if holders * 2 <= nodes {
+            return violated(
+                "P1",
+                format!("append in entry {index} acknowledged, synced on {holders} of {nodes} disks"),
+            );
+        }
+        Ok(())
+    }
+
+    /// `node` shows readers everything up to entry `readable`.
+    ///
+    /// # Errors
+    /// Its disk does not hold that for certain.
+    pub fn exposed(&self, node: u64, readable: u64) -> Checked {
+        let held = self.nodes[node as usize].chains.len() as u64;
+        if readable > held {
+            return violated("P2", format!("node {node} shows entry {readable}, its disk holds {held} synced"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::frame;
+    use super::*;
+
+    #[test]
+    fn an_acknowledgement_without_a_synced_majority_is_seen() {
+        let first = frame(None, 1, &[]);
+        let chain = first.header().chain;
+        let mut durability = Durability::new(3);
+        durability.synced(1, &first);
+        durability.acknowledged(1, chain, 3).expect_err("one of three");
+        durability.exposed(2, 1).expect_err("not on its own disk");
+        durability.synced(2, &first);
+        durability.acknowledged(1, chain, 3).expect("two of three");
+        durability.acknowledged(1, chain, 4).expect_err("two of four");
+        durability.acknowledged(1, Chain(7), 3).expect_err("another entry");
+    }
+
+    #[test]
+    fn a_lost_synced_entry_or_vote_is_seen() {
+        let first = frame(None, 1, &[]);
+        let second = frame(Some(&first), 1, &[]);
+        let mut durability = Durability::new(1);
+        durability.synced(1, &first);
+        durability.synced(1, &second);
+        durability.recovered(1, &[first.clone()]).expect_err("the second is gone");
+        durability.doubted(1, 2);
+        durability.recovered(1, &[first]).expect("it was being written over");
+        durability.hard_state(1, 4, Some(2));
+        durability.recovered_hard_state(1, 3, Some(2)).expect_err("an older term");
+        durability.recovered_hard_state(1, 4, Some(1)).expect_err("another vote");
+        durability.recovered_hard_state(1, 5, None).expect("a later write arrived");
+    }
+}

@@ -1,0 +1,270 @@
+//! The properties, one file each. Every checker takes plain facts, so that its own tests can feed it a history that is bad.
+//!
+//! | property | file |
+//! |---|---|
+//! | at most one leader a term | [`elections`] |
+//! | equal (index, term) means equal log up to there | [`matching`] |
+//! | a later leader has every committed entry | [`completeness`] |
+//! | no two nodes commit or show different entries at one index; neither index goes back | [`agreement`] |
+//! | P1: what is acknowledged is synced on a majority; what was synced is found again | [`durability`] |
+//! | P2, P3: records keep their bytes and offsets; offsets are dense; groups stay whole | [`records`] |
+//! | P4: a reader gets each record once, in order | [`feeds`] |
+//! | P7: an append lands once; a refused one never | [`once`] |
+//! | P8: a linearizable read sees what was acknowledged before it | [`reads`] |
+//! | when all is healed, all gets done | [`liveness`] |
+
+pub mod agreement;
+pub mod completeness;
+pub mod durability;
+pub mod elections;
+pub mod feeds;
+pub mod liveness;
+pub mod matching;
+pub mod once;
+pub mod reads;
+pub mod records;
+
+use graven_frame::{Frame, Group, Kind};
+
+/// A property that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub property: &'static str,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Whether a property still holds.
+pub type Checked = Result<(), Violation>;
+
+/// Says that `property` does not hold.
+pub(crate) fn violated(property: &'static str, detail: String) -> Checked {
+    Err(Violation { property, detail })
+}
+
+/// All checkers of a run, and what they share.
+#[derive(Debug)]
+pub struct Checkers {
+    /// How many nodes.
+    nodes: u64,
+    elections: elections::Elections,
+    matching: matching::Matching,
+    completeness: completeness::Completeness,
+    agreement: agreement::Agreement,
+    /// What the disks really hold.
+    pub durability: durability::Durability,
+    records: records::Records,
+    feeds: feeds::Feeds,
+    once: once::Once,
+    reads: reads::Reads,
+}
+
+impl Checkers {
+    /// Checkers of a cluster of `nodes` nodes and `readers` readers.
+    #[must_use]
+    pub fn new(nodes: u64, readers: usize) -> Checkers {
+        Checkers {
+            nodes,
+            elections: elections::Elections::default(),
+            matching: matching::Matching::new(nodes),
+            completeness: completeness::Completeness::default(),
+            agreement: agreement::Agreement::new(nodes),
+            durability: durability::Durability::new(nodes),
+            records: records::Records::default(),
+            feeds: feeds::Feeds::new(readers),
+            once: once::Once::default(),
+            reads: reads::Reads::default(),
+        }
+    }
+
+    /// `node` starts a life with these frames, which it found on its disk, and believes `commit` to be committed.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn started(&mut self, node: u64, frames: &[Frame], commit: u64) -> Checked {
+        self.durability.recovered(node, frames)?;
+        self.matching.restarted(node, frames)?;
+        self.agreement.restarted(node);
+        // The first entry is committed by being everywhere from the start.
+        if commit > self.agreement.log().len().max(1) as u64 {
+            return violated("state-machine safety", format!("node {node} finds {commit} committed; nobody committed it"));
+        }
+        self.committed(node, 0, commit)
+    }
+
+    /// `node` asked its disk to write `frame`, in place of whatever it had from its index on.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn writing(&mut self, node: u64, frame: &Frame) -> Checked {
+        self.agreement.overwriting(node, frame)?;
+        self.matching.writing(node, frame)
+    }
+
+    /// `node` leads `term`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn elected(&mut self, node: u64, term: u64) -> Checked {
+        self.elections.elected(node, term)?;
+        self.completeness.elected(node, term, self.matching.log(node))
+    }
+
+    /// `node`, in `term`, believes everything up to `commit` to be committed.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn committed(&mut self, node: u64, term: u64, commit: u64) -> Checked {
+        let log = self.matching.log(node);
+        let news = self.agreement.committed(node, commit, log)?;
+        if news.is_empty() {
+            return Ok(());
+        }
+        for index in news.clone() {
+            let frame = &log[index as usize - 1];
+            self.records.committed(frame)?;
+            self.once.committed(frame)?;
+        }
+        let last = &log[news.end as usize - 2];
+        self.completeness.committed(term, last);
+        Ok(())
+    }
+
+    /// `node` shows readers everything up to entry `readable`, so up to offset `next_offset`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn readable(&mut self, node: u64, readable: u64, next_offset: u64) -> Checked {
+        self.agreement.readable(node, readable, next_offset)?;
+        self.durability.exposed(node, readable)
+    }
+
+    /// An append was acknowledged: `group` at `first`, in the entry at `index`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn acknowledged(&mut self, index: u64, first: u64, group: &Group) -> Checked {
+        let Some(frame) = self.agreement.entry(index) else {
+            return violated("P1", format!("append acknowledged at index {index}, which is not committed"));
+        };
+        self.durability.acknowledged(index, frame.header().chain, self.nodes)?;
+        self.records.acknowledged(first, group)?;
+        self.once.acknowledged(group.header(), first)?;
+        self.reads.acknowledged(first + u64::from(group.header().count));
+        Ok(())
+    }
+
+    /// An append was refused for good: its outcome is that it never happens.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn refused(&mut self, group: &Group) -> Checked {
+        self.once.refused(group.header())
+    }
+
+    /// A session was opened.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn session_opened(&mut self, session: u64) -> Checked {
+        match self.agreement.entry(session).map(|frame| frame.header().kind) {
+            Some(Kind::Session) => Ok(()),
+            other => violated("P1", format!("session {session} acknowledged, but committed there is {other:?}")),
+        }
+    }
+
+    /// A linearizable read begins: what it must see at least.
+    #[must_use]
+    pub fn read_began(&self) -> u64 {
+        self.reads.floor()
+    }
+
+    /// The read that began at `floor` was answered.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn read_answered(&mut self, floor: u64, next_offset: u64) -> Checked {
+        self.reads.answered(floor, next_offset, self.records.len())
+    }
+
+    /// `reader` was handed `frame`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn delivered(&mut self, reader: usize, frame: &Frame) -> Checked {
+        self.feeds.delivered(reader, frame, &self.records)
+    }
+
+    /// `reader` was told that it has everything of a node that shows records up to `next_offset`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn caught_up(&mut self, reader: usize, told: u64, next_offset: u64) -> Checked {
+        self.feeds.caught_up(reader, told, next_offset)
+    }
+
+    /// The next offset `reader` waits for.
+    #[must_use]
+    pub fn reader_next(&self, reader: usize) -> u64 {
+        self.feeds.next(reader)
+    }
+
+    /// Linearizable reads and records delivered to readers that were checked.
+    #[must_use]
+    pub fn reads_checked(&self) -> u64 {
+        self.reads.checked + self.feeds.checked
+    }
+
+    /// Everything committed so far, from index 1 on.
+    #[must_use]
+    pub fn log(&self) -> &[Frame] {
+        self.agreement.log()
+    }
+
+    /// How many records are committed.
+    #[must_use]
+    pub fn committed_records(&self) -> u64 {
+        self.records.len()
+    }
+
+    /// At the end of a run: what `node` reads back from its files must be what was committed, byte for byte.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn read_back(&self, node: u64, frames: &[Frame]) -> Checked {
+        self.agreement.read_back(node, frames)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Frames for bad histories.
+
+    use graven_frame::{Body, Chain, Frame, Group, GroupBuilder, GroupHeaderSpec, HeaderSpec, Kind};
+
+    pub(crate) fn group(session: u64, sequence: u64, payloads: &[&str]) -> Group {
+        let mut builder = GroupBuilder::new();
+        for payload in payloads {
+            builder.push(&[], payload.as_bytes()).expect("small");
+        }
+        let session = (session > 0).then_some(session);
+        let sequence = session.map(|_| sequence);
+        builder.finish(GroupHeaderSpec { session, sequence, ..GroupHeaderSpec::default() })
+    }
+
+    pub(crate) fn frame(prev: Option<&Frame>, term: u64, groups: &[Group]) -> Frame {
+        let chunks = groups.iter().flat_map(|group| group.body().chunks().to_vec()).collect();
+        let body = Body::from_chunks(chunks);
+        let crc = body.crc();
+        let spec = HeaderSpec {
+            kind: if groups.is_empty() { Kind::Noop } else { Kind::Records },
+            term,
+            index: prev.map_or(1, |frame| frame.header().index + 1),
+            base_offset: prev.map_or(0, Frame::next_offset),
+            count: groups.iter().map(|group| group.header().count).sum(),
+            timestamp_ms: 0,
+        };
+        Frame::seal(spec, prev.map_or(Chain::START, |frame| frame.header().chain), body, crc)
+    }
+}

@@ -1,0 +1,265 @@
+//! What goes wrong: crashes, partitions, disks that fail or dawdle, leadership pushed around. And the end of it.
+
+use graven_wal::sim::{Fault as Fail, Op};
+
+use crate::check::{Checked, Violation};
+use crate::cluster::{Cluster, Event};
+use crate::network::Network;
+use crate::node::StartError;
+use crate::profile::Profile;
+
+/// A fault that comes again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Crash,
+    Partition,
+    Mend,
+    Disk,
+    Transfer,
+}
+
+impl Cluster {
+    fn pause_of(&self, fault: Fault) -> u64 {
+        match fault {
+            Fault::Crash => self.profile.crash_us,
+            Fault::Partition => self.profile.partition_us,
+            Fault::Disk => self.profile.disk_fault_us,
+            Fault::Transfer => self.profile.transfer_us,
+            Fault::Mend => 0,
+        }
+    }
+
+    pub(crate) fn schedule_faults(&mut self) {
+        for fault in [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Transfer] {
+            self.schedule_fault(fault);
+        }
+    }
+
+    fn schedule_fault(&mut self, fault: Fault) {
+        let pause = self.pause_of(fault);
+        if pause > 0 {
+            let at = self.now_us + self.rng.between(pause / 4, pause * 7 / 4);
+            self.schedule(at, Event::Fault(fault));
+        }
+    }
+
+    pub(crate) fn on_fault(&mut self, fault: Fault) -> Checked {
+        if self.healed_at.is_some() {
+            return Ok(());
+        }
+        let nodes = self.nodes.len() as u64;
+        let node = self.rng.between(1, nodes + 1);
+        match fault {
+            Fault::Crash => {
+                // The leader is the most interesting one to lose.
+                let node = if self.rng.chance(300) { self.leader().unwrap_or(node) } else { node };
+                let power = self.rng.chance(self.profile.power);
+                self.crash(node, power);
+                // The whole site loses power.
+                if power && self.rng.chance(60) {
+                    (1..=nodes).for_each(|node| self.crash(node, true));
+                }
+            }
+            Fault::Partition => {
+                self.network.heal();
+                let shape = self.network.partition(nodes);
+                self.stats.partitions += 1;
+                self.trace.line(self.now_us, format_args!("partition: {shape}"));
+                self.tell_unreachable();
+                let at = self.now_us + self.rng.between(20_000, 900_000);
+                self.schedule(at, Event::Fault(Fault::Mend));
+            }
+            Fault::Mend => {
+                self.trace.line(self.now_us, format_args!("partition ends"));
+                self.network.heal();
+            }
+            Fault::Disk => {
+                let after = 1 + self.rng.below(3);
+                let sync = self.rng.chance(600);
+                self.trace.line(self.now_us, format_args!("disk of n{node} will fail, sync {sync}, after {after}"));
+                self.node(node).disk.fail_nth(if sync { Op::Sync } else { Op::Write }, after, Fail::Io);
+            }
+            Fault::Transfer => {
+                let asked = self.leader().unwrap_or(node);
+                let to = self.rng.between(1, nodes + 1);
+                self.trace.line(self.now_us, format_args!("n{asked} is asked to hand over to n{to}"));
+                self.ask_transfer(asked, to);
+            }
+        }
+        self.schedule_fault(fault);
+        Ok(())
+    }
+
+    /// Some lanes notice soon that they are cut, some later.
+    fn tell_unreachable(&mut self) {
+        let nodes = self.nodes.len() as u64;
+        for node in 1..=nodes {
+            for peer in (1..=nodes).filter(|peer| *peer != node) {
+                if self.network.is_cut(node, peer) && self.rng.chance(500) {
+                    let at = self.now_us + self.rng.below(400_000);
+                    let life = self.node(node).life;
+                    self.schedule(at, Event::Unreachable { node, life, peer });
+                }
+            }
+        }
+    }
+
+    /// Ends the process of `node`; with `power`, what its disk had not synced is gone in part.
+    pub fn crash(&mut self, node: u64, power: bool) {
+        let half_written = self.rng.chance(600);
+        let fails_in_write = self.rng.chance(300);
+        let after = self.rng.below(4);
+        let seed = self.rng.next();
+        let place = self.node_mut(node);
+        let Some(mut process) = place.process.take() else { return };
+        let mut torn = false;
+        if half_written && !process.running.is_empty() {
+            // The log thread was in the middle of it: some writes are out, no sync has returned.
+            if power && fails_in_write {
+                place.disk.power_off_after(after);
+            } else {
+                place.disk.fail_nth(Op::Sync, 1, Fail::Io);
+            }
+            let first = process.running.iter().flat_map(|job| &job.frames).map(|frame| frame.header().index).min();
+            let _ = process.run_disk();
+            torn = power;
+            if let Some(first) = first {
+                self.checkers.durability.doubted(node, first);
+            }
+        }
+        drop(process);
+        if power {
+            let place = self.node_mut(node);
+            place.disk = place.disk.crash(seed);
+        }
+        self.stats.crashes += 1;
+        self.stats.torn_writes += u64::from(torn);
+        self.trace.line(self.now_us, format_args!("n{node} crashes, power {power}, in a write {torn}"));
+        self.tell_of_crash(node);
+        let pause = if self.healed_at.is_some() { 1_000 } else { self.rng.between(2_000, 600_000) };
+        self.schedule(self.now_us + pause, Event::Start { node });
+    }
+
+    fn tell_of_crash(&mut self, peer: u64) {
+        for node in 1..=self.nodes.len() as u64 {
+            if node != peer && self.rng.chance(500) {
+                let at = self.now_us + self.rng.below(5_000);
+                let life = self.node(node).life;
+                self.schedule(at, Event::Unreachable { node, life, peer });
+            }
+        }
+    }
+
+    pub(crate) fn on_disk_start(&mut self, node: u64, life: u64) -> Checked {
+        let slow = self.profile.slow_sync;
+        let takes = if self.healed_at.is_none() && self.rng.chance(slow) {
+            let most = if self.rng.chance(50) { 2_500_000 } else { 50_000 };
+            self.rng.below(most)
+        } else {
+            self.rng.between(60, 400)
+        };
+        let now_us = self.now_us;
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        let queued = std::mem::take(&mut process.queue);
+        process.running.extend(queued);
+        self.schedule(now_us + takes, Event::DiskDone { node, life });
+        Ok(())
+    }
+
+    pub(crate) fn on_disk_done(&mut self, node: u64, life: u64) -> Checked {
+        let now_us = self.now_us;
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        let jobs: Vec<_> = process.running.iter().cloned().collect();
+        let ran = match process.run_disk() {
+            Ok(ran) => ran,
+            Err(error) => {
+                let first = jobs.iter().flat_map(|job| &job.frames).map(|frame| frame.header().index).min();
+                self.checkers.durability.doubted(node, first.unwrap_or(u64::MAX));
+                return self.on_disk_error(node, &error);
+            }
+        };
+        let more = !process.queue.is_empty();
+        process.disk_busy = more || !process.running.is_empty();
+        let again = process.disk_busy;
+        for job in jobs.iter().filter(|job| ran.done.is_some_and(|done| job.sequence <= done)) {
+            if let Some(hard_state) = job.hard_state {
+                let vote = hard_state.vote.map(|node| node.0);
+                self.checkers.durability.hard_state(node, hard_state.term.0, vote);
+            }
+            for frame in &job.frames {
+                self.checkers.durability.synced(node, frame);
+            }
+        }
+        self.trace.line(now_us, format_args!("n{node} synced {:?}", ran.done));
+        if again {
+            self.schedule(now_us + 20, Event::DiskStart { node, life });
+        } else {
+            let at = now_us + self.rng.between(500, 10_000);
+            self.schedule(at, Event::DiskIdle { node, life });
+        }
+        let done = ran.done.unwrap_or(0);
+        self.input_of(node, life, |replica, now| replica.disk_done(now, done, ran.disk_full))
+    }
+
+    /// The log thread has nothing to do: sync points and the preparation of segments have their turn.
+    pub(crate) fn on_disk_idle(&mut self, node: u64, life: u64) -> Checked {
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        if process.disk_busy {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        if process.wal.sync_point_due() {
+            result = process.wal.write_sync_point();
+        }
+        if result.is_ok() {
+            result = process.wal.prepare(32 << 10).map(|_| ());
+        }
+        match result {
+            Ok(()) => Ok(()),
+            Err(error) => self.on_disk_error(node, &error),
+        }
+    }
+
+    /// The log is closed for good: the process ends, as the daemon's does, with or without a loss of power.
+    fn on_disk_error(&mut self, node: u64, error: &graven_wal::AppendError) -> Checked {
+        self.trace.line(self.now_us, format_args!("n{node} {error}"));
+        if !matches!(error, graven_wal::AppendError::Closed { .. }) {
+            return Err(Violation { property: "disk", detail: format!("node {node}: the log refuses a job: {error}") });
+        }
+        self.stats.failed_syncs += 1;
+        let power = self.rng.chance(500);
+        self.crash(node, power);
+        Ok(())
+    }
+
+    pub(crate) fn on_failed_start(&mut self, node: u64, error: &StartError) -> Checked {
+        self.trace.line(self.now_us, format_args!("n{node} does not start: {error:?}"));
+        // A disk that was told to fail may do so while it is opened: that fault is used up then.
+        if let StartError::Open(graven_wal::OpenError::Io { .. }) = error
+            && self.profile.disk_fault_us > 0
+        {
+            self.schedule(self.now_us + 20_000, Event::Start { node });
+            return Ok(());
+        }
+        Err(Violation { property: "recovery", detail: format!("node {node} does not start: {error:?}") })
+    }
+
+    /// Ends all faults: whoever is down starts, and everything that was begun must get done.
+    pub fn heal(&mut self) {
+        self.trace.line(self.now_us, format_args!("all heals"));
+        self.healed_at = Some(self.now_us);
+        self.network.calm();
+        self.profile = Profile { client_loss: 0, slow_sync: 0, ..self.profile };
+        for node in 1..=self.nodes.len() as u64 {
+            if self.node(node).process.is_none() {
+                self.schedule(self.now_us + 1_000, Event::Start { node });
+            }
+        }
+        self.finish_writers();
+    }
+
+    /// For scenarios written by hand.
+    pub fn mend(&mut self, with: impl FnOnce(&mut Network)) {
+        with(self.network());
+    }
+}

@@ -1,0 +1,173 @@
+//! The network between nodes: latency, loss, doubling, reordering, and cuts that need not be symmetric.
+
+use crate::profile::Profile;
+use crate::rng::Rng;
+
+/// Nodes a cluster may have, and one unused place because ids start at 1.
+const PLACES: usize = 8;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Network {
+    rng: Rng,
+    /// `cut[from][to]`: nothing passes that way.
+    cut: [[bool; PLACES]; PLACES],
+    /// When the last message of each link arrives; keeps order where nothing is reordered.
+    arrives: [[u64; PLACES]; PLACES],
+    loss: u64,
+    doubling: u64,
+    reordering: u64,
+    /// Messages lost to chance or cuts.
+    pub lost: u64,
+}
+
+/// The simulated times at which the copies of one message arrive.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Arrivals {
+    /// The message, unless it is lost.
+    pub first: Option<u64>,
+    /// A second copy.
+    pub second: Option<u64>,
+}
+
+impl Network {
+    /// A network that misbehaves as `profile` says.
+    #[must_use]
+    pub fn new(rng: Rng, profile: &Profile) -> Network {
+        Network {
+            rng,
+            cut: [[false; PLACES]; PLACES],
+            arrives: [[0; PLACES]; PLACES],
+            loss: profile.loss,
+            doubling: profile.doubling,
+            reordering: profile.reordering,
+            lost: 0,
+        }
+    }
+
+    /// When a message sent now arrives, if it does.
+    pub fn send(&mut self, now_us: u64, from: u64, to: u64) -> Arrivals {
+        let (source, target) = (from as usize, to as usize);
+        if self.cut[source][target] || self.rng.chance(self.loss) {
+            self.lost += 1;
+            return Arrivals::default();
+        }
+        let mut at = now_us + self.rng.between(40, 200);
+        if self.rng.chance(self.reordering) {
+            at += self.rng.below(20_000);
+        } else {
+            at = at.max(self.arrives[source][target]);
+            self.arrives[source][target] = at;
+        }
+        let second = self.rng.chance(self.doubling);
+        let second = second.then(|| at + self.rng.below(50_000));
+        Arrivals {
+            first: Some(at),
+            second,
+        }
+    }
+
+    /// Cuts the way from `from` to `to`.
+    pub fn cut(&mut self, from: u64, to: u64) {
+        self.cut[from as usize][to as usize] = true;
+    }
+
+    /// Whether nothing passes from `from` to `to`.
+    #[must_use]
+    pub fn is_cut(&self, from: u64, to: u64) -> bool {
+        self.cut[from as usize][to as usize]
+    }
+
+    /// Cuts `node` off from all others, both ways.
+    pub fn isolate(&mut self, node: u64) {
+        for other in 1..PLACES as u64 {
+            if other != node {
+                self.cut(node, other);
+                self.cut(other, node);
+            }
+        }
+    }
+
+    /// Mends all cuts.
+    pub fn heal(&mut self) {
+        self.cut = [[false; PLACES]; PLACES];
+    }
+
+    /// Mends all cuts and stops misbehaving.
+    pub fn calm(&mut self) {
+        self.heal();
+        (self.loss, self.doubling, self.reordering) = (0, 0, 0);
+    }
+
+    /// Makes one of the shapes of partition among `nodes` nodes; returns its name.
+    pub fn partition(&mut self, nodes: u64) -> &'static str {
+        let one = self.rng.between(1, nodes + 1);
+        let other = self.rng.between(1, nodes + 1);
+        match self.rng.below(5) {
+            0 => {
+                self.isolate(one);
+                "isolate"
+            }
+            1 => {
+                let side = self.rng.next();
+                for from in 1..=nodes {
+                    for to in 1..=nodes {
+                        if (side >> from) & 1 != (side >> to) & 1 {
+                            self.cut(from, to);
+                        }
+                    }
+                }
+                "halves"
+            }
+            // Hears all, is heard by nobody; or the other way round.
+            2 => {
+                let deaf = self.rng.chance(500);
+                for peer in (1..=nodes).filter(|peer| *peer != one) {
+                    let (from, to) = if deaf { (peer, one) } else { (one, peer) };
+                    self.cut(from, to);
+                }
+                "one-way"
+            }
+            3 => {
+                self.cut(one, other);
+                self.cut(other, one);
+                "pair"
+            }
+            // Everybody reaches the hub, nobody else reaches anybody.
+            _ => {
+                for from in (1..=nodes).filter(|node| *node != one) {
+                    for to in (1..=nodes).filter(|node| *node != one && *node != from) {
+                        self.cut(from, to);
+                    }
+                }
+                "hub"
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_is_one_way_and_is_healed() {
+        let mut network = Network::new(Rng::new(1), &Profile::CALM);
+        network.cut(1, 2);
+        assert_eq!(network.send(0, 1, 2), Arrivals::default());
+        assert!(network.send(0, 2, 1).first.is_some());
+        network.heal();
+        assert!(network.send(0, 1, 2).first.is_some());
+    }
+
+    #[test]
+    fn a_calm_network_keeps_order() {
+        let mut network = Network::new(Rng::new(2), &Profile::CALM);
+        let mut last = 0;
+        for now in 0..1000 {
+            let at = network.send(now, 1, 2).first.expect("nothing is lost");
+            assert!(at >= last);
+            last = at;
+        }
+    }
+}

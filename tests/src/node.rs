@@ -1,0 +1,153 @@
+//! One node: its disk, and while it is up, the process on it.
+//!
+//! A process is what the daemon is without threads and sockets: the replica, its log, and the queue between them. The log
+//! thread is simulated: it wakes a moment after a job was queued, takes all that wait, and is done a sync later.
+
+use std::collections::VecDeque;
+
+use graven::replica::disk;
+use graven::replica::log::Mark;
+use graven::replica::{DiskJob, Replica, ReplicaConfig, Restored};
+use graven_frame::Frame;
+use graven_raft::{HardState, NodeId, Term};
+use graven_wal::sim::SimDisk;
+use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, Wal};
+
+use crate::clock::Clock;
+use crate::rng::Rng;
+
+/// Small, so that a short run goes through many segments.
+const SEGMENT_BYTES: u64 = 64 << 10;
+/// Small, so that followers that were away are fed from the files.
+const RING_BYTES: usize = 16 << 10;
+/// Small, so that windows fill up.
+const WINDOW_BYTES: u64 = 32 << 10;
+/// Small, so that catching up takes several appends.
+const APPEND_BYTES: u32 = 8 << 10;
+
+/// See the module's documentation.
+pub struct Node {
+    /// Its id.
+    pub id: u64,
+    /// Its disk, which outlives the process.
+    pub disk: SimDisk,
+    /// Counts the processes.
+    pub life: u64,
+    /// The process, while it is up.
+    pub process: Option<Process>,
+}
+
+/// One life of a node.
+pub struct Process {
+    /// The replica.
+    pub replica: Replica,
+    /// Its log.
+    pub wal: Wal<SimDisk>,
+    /// Reads it.
+    pub reader: LogReader,
+    /// Its clock.
+    pub clock: Clock,
+    /// Jobs that wait for the log thread.
+    pub queue: VecDeque<DiskJob>,
+    /// Jobs that the log thread is at.
+    pub running: VecDeque<DiskJob>,
+    /// Whether the log thread will wake, or is at work.
+    pub disk_busy: bool,
+    /// When the next tick comes.
+    pub tick_at: Option<u64>,
+    /// Whether a flush of gathered appends is on its way.
+    pub flushing: bool,
+}
+
+fn options() -> Options {
+    Options { segment_bytes: SEGMENT_BYTES, ..Options::default() }
+}
+
+impl Node {
+    /// A node with a new log that holds `first`.
+    ///
+    /// # Panics
+    /// When the disk refuses, which this one does not.
+    #[must_use]
+    pub fn new(id: u64, seed: u64, first: &Frame) -> Node {
+        let disk = SimDisk::new(seed);
+        let identity = Identity { cluster: 7, node: id, incarnation: u128::from(id) };
+        let created = Wal::create(disk.clone(), identity, options(), std::slice::from_ref(first));
+        assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
+        Node { id, disk, life: 0, process: None }
+    }
+
+    /// Opens the disk and starts a process on what is found there. Returns what was found.
+    ///
+    /// # Errors
+    /// Why the log does not open or does not read back.
+    pub fn start(&mut self, rng: &mut Rng, now_us: u64, drift: u64) -> Result<(Recovered, Vec<Frame>), StartError> {
+        let (wal, recovered) = Wal::open(self.disk.clone(), options()).map_err(StartError::Open)?;
+        let reader = wal.reader();
+        let mut frames = Vec::new();
+        for index in recovered.first_index..=recovered.last_index {
+            let frame = reader.frame(index).map_err(|error| StartError::Read(format!("entry {index}: {error}")))?;
+            frame.verify(None).map_err(|error| StartError::Read(format!("entry {index}: {error}")))?;
+            frames.push(frame);
+        }
+        self.life += 1;
+        let clock = Clock::start(rng, now_us, drift);
+        let mut raft = graven_raft::Config::new(NodeId(self.id), rng.next());
+        raft.window_bytes = WINDOW_BYTES;
+        raft.max_append_bytes = APPEND_BYTES;
+        let config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine: false };
+        let vote = recovered.hard_state.vote.map(NodeId);
+        let base = &recovered.base;
+        let restored = Restored {
+            hard_state: HardState { term: Term(recovered.hard_state.term), vote },
+            base: Mark {
+                index: base.index,
+                term: base.term,
+                chain: base.chain,
+                next_offset: base.next_offset,
+                timestamp_ms: base.timestamp_ms,
+            },
+            known_commit: recovered.known_commit,
+            last_index: recovered.last_index,
+        };
+        let found = frames.iter().cloned().map(Ok::<_, graven_frame::FrameError>);
+        let replica = Replica::new(config, &restored, found, clock.now(now_us))
+            .map_err(|error| StartError::Read(error.to_string()))?;
+        self.process = Some(Process {
+            replica,
+            wal,
+            reader,
+            clock,
+            queue: VecDeque::new(),
+            running: VecDeque::new(),
+            disk_busy: false,
+            tick_at: None,
+            flushing: false,
+        });
+        Ok((recovered, frames))
+    }
+
+    /// The process of life `life`, if it is still up.
+    pub fn alive(&mut self, life: u64) -> Option<&mut Process> {
+        if self.life == life { self.process.as_mut() } else { None }
+    }
+}
+
+impl Process {
+    /// Does what the log thread had before it.
+    ///
+    /// # Errors
+    /// The log's error; the log is closed.
+    pub fn run_disk(&mut self) -> Result<disk::Ran, graven_wal::AppendError> {
+        disk::run(&mut self.wal, &mut self.running)
+    }
+}
+
+/// Why a node does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// Its log does not open.
+    Open(OpenError),
+    /// What is in it does not read back.
+    Read(String),
+}

@@ -1,0 +1,133 @@
+//! Mixes of faults. Probabilities are in thousandths, rates are mean pauses in simulated microseconds (0: never).
+
+/// What a run does to its cluster until it heals it.
+#[derive(Debug, Clone, Copy)]
+pub struct Profile {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Messages lost.
+    pub loss: u64,
+    /// Messages that arrive twice.
+    pub doubling: u64,
+    /// Messages that overtake or are overtaken, by up to 20 ms.
+    pub reordering: u64,
+    /// Pause between partitions.
+    pub partition_us: u64,
+    /// Pause between crashes of a node.
+    pub crash_us: u64,
+    /// Crashes that lose power (and with it unsynced sectors), not just the process.
+    pub power: u64,
+    /// Pause between failing disk operations.
+    pub disk_fault_us: u64,
+    /// Syncs that take up to 50 ms, and one in twenty of those up to 2.5 s.
+    pub slow_sync: u64,
+    /// Pause between requests to hand leadership over.
+    pub transfer_us: u64,
+    /// How much clocks may be fast or slow.
+    pub drift: u64,
+    /// Answers and requests of clients that get lost.
+    pub client_loss: u64,
+}
+
+impl Profile {
+    /// Nothing goes wrong.
+    pub const CALM: Profile = Profile {
+        name: "calm",
+        loss: 0,
+        doubling: 0,
+        reordering: 0,
+        partition_us: 0,
+        crash_us: 0,
+        power: 0,
+        disk_fault_us: 0,
+        slow_sync: 0,
+        transfer_us: 0,
+        drift: 10,
+        client_loss: 0,
+    };
+    /// Nodes die and come back, half of them without what was not synced.
+    pub const CRASHES: Profile = Profile {
+        name: "crashes",
+        crash_us: 400_000,
+        power: 600,
+        slow_sync: 20,
+        client_loss: 5,
+        ..Profile::CALM
+    };
+    /// The network falls apart in all shapes.
+    pub const PARTITIONS: Profile = Profile {
+        name: "partitions",
+        partition_us: 600_000,
+        loss: 5,
+        client_loss: 5,
+        ..Profile::CALM
+    };
+    /// The network stays whole but loses, doubles and reorders.
+    pub const FLAKY: Profile = Profile {
+        name: "flaky",
+        loss: 60,
+        doubling: 60,
+        reordering: 150,
+        client_loss: 60,
+        drift: 50,
+        ..Profile::CALM
+    };
+    /// Disks stall, fail syncs, and lose power in the middle of a write.
+    pub const DISKS: Profile = Profile {
+        name: "disks",
+        crash_us: 900_000,
+        power: 800,
+        disk_fault_us: 500_000,
+        slow_sync: 60,
+        client_loss: 5,
+        ..Profile::CALM
+    };
+    /// Leadership is pushed around while messages get lost.
+    pub const TRANSFERS: Profile = Profile {
+        name: "transfers",
+        transfer_us: 250_000,
+        loss: 15,
+        reordering: 50,
+        partition_us: 2_000_000,
+        client_loss: 10,
+        ..Profile::CALM
+    };
+    /// Everything at once.
+    pub const CHAOS: Profile = Profile {
+        name: "chaos",
+        loss: 20,
+        doubling: 20,
+        reordering: 50,
+        partition_us: 1_200_000,
+        crash_us: 700_000,
+        power: 600,
+        disk_fault_us: 1_500_000,
+        slow_sync: 30,
+        transfer_us: 1_500_000,
+        drift: 50,
+        client_loss: 20,
+    };
+    /// All of them.
+    pub const ALL: [Profile; 7] = [
+        Profile::CHAOS,
+        Profile::CRASHES,
+        Profile::PARTITIONS,
+        Profile::FLAKY,
+        Profile::DISKS,
+        Profile::TRANSFERS,
+        Profile::CALM,
+    ];
+
+    /// The profile of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Profile> {
+        Profile::ALL.into_iter().find(|profile| profile.name == name)
+    }
+
+    /// The profile a seed runs under when none is asked for: they take turns, chaos three times as often.
+    #[must_use]
+    pub fn of_seed(seed: u64) -> Profile {
+        let turn = (seed % (Profile::ALL.len() as u64 + 2)) as usize;
+        Profile::ALL.get(turn).copied().unwrap_or(Profile::CHAOS)
+    }
+}
