@@ -13,7 +13,7 @@ use bytes::Bytes;
 use common::{House, Node, PATIENCE, bytes, cluster, config, entry, frame, head, incarnation, message, name, roster};
 use graven_frame::Frame;
 use graven_net::{
-    peer::{APPEND_FRAMES_MAX, PeerEvent, PeerPlane, Refusal, RefusedBy, Roster, SendError, StartError},
+    peer::{APPEND_FRAMES_MAX, PeerConfig, PeerEvent, PeerPlane, Refusal, RefusedBy, Roster, SendError, StartError},
     tls::{Reload, TlsIdentity, Validity},
 };
 use graven_raft::{Message, NodeId};
@@ -225,7 +225,7 @@ async fn restarted_peer_is_reached_again_on_its_port() {
     assert!(reason.contains("node is stopping"), "{reason}");
     assert!(matches!(first.plane.send(NodeId(2), &message(1)), Err(SendError::Disconnected { .. })));
 
-    second = Node::start(graven_net::peer::PeerConfig { listen: address, ..config(2) }, house.node(2)).await;
+    second = Node::start(PeerConfig { listen: address, ..config(2) }, house.node(2)).await;
     second.plane.set_roster(roster([first.entry()]));
     first.wait_up(2).await;
     first.plane.send(NodeId(2), &message(2)).unwrap();
@@ -252,7 +252,7 @@ async fn foreign_authority_is_refused_on_both_sides() {
 async fn wrong_incarnation_is_refused_and_named_on_both_sides() {
     let house = House::new();
     let mut first = Node::start(config(1), house.node(1)).await;
-    let wiped = graven_net::peer::PeerConfig { incarnation: 0xbad, ..config(2) };
+    let wiped = PeerConfig { incarnation: 0xbad, ..config(2) };
     let mut second = Node::start(wiped, house.node(2)).await;
     first.plane.set_roster(roster([second.entry()]));
     second.plane.set_roster(roster([first.entry()]));
@@ -379,4 +379,207 @@ async fn garbage_on_the_port_does_no_harm() {
     let stats = nodes[0].plane.stats();
     assert!(stats.peers[&NodeId(2)].up && stats.peers[&NodeId(2)].reconnects == 0);
     assert_eq!(incarnation(2), 2 << 64);
+}
+
+/// A process that was killed says no goodbye: its next life answers for it, because both have the same reset key.
+#[tokio::test]
+async fn killed_and_restarted_peer_is_noticed_by_its_reset() {
+    let house = House::new();
+    let mut first = Node::start(config(1), house.node(1)).await;
+    let back = first.entry();
+    let (tls, again) = (house.node(2), house.node(2));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let (die, dead) = std::sync::mpsc::channel::<()>();
+    let life = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let node = runtime.block_on(async {
+            let mut node = Node::start(config(2), tls).await;
+            node.plane.set_roster(roster([back]));
+            tell.send(node.entry()).unwrap();
+            node.wait_up(1).await;
+            node
+        });
+        dead.recv().unwrap();
+        // The runtime goes first: whatever the plane would still say finds no task that would send it.
+        drop(runtime);
+        drop(node);
+    });
+    let (id, entry) = told.await.unwrap();
+    first.plane.set_roster(roster([(id, entry.clone())]));
+    first.wait_up(2).await;
+    // The other side counts itself connected once both of its lanes are, and dies only then.
+    die.send(()).unwrap();
+    life.join().unwrap();
+    let listen = entry.address.parse().unwrap();
+    let second = Node::start(PeerConfig { listen, ..config(2) }, again).await;
+    first.plane.send(NodeId(2), &message(1)).unwrap();
+    let reason = first.wait_down(2).await;
+    assert!(reason.contains("restarted"), "{reason}");
+    second.plane.close().await;
+}
+
+/// The bytes of a hello as `PROTOCOL.md` has them, written by someone who is not the plane.
+mod stranger {
+    use super::{House, Node, PATIENCE};
+    use graven_net::{
+        tls::{ALPN_CLIENT, ALPN_PEER, Role, TlsIdentity, server_name},
+        transport::{self, Mtu},
+        wire,
+    };
+    use tokio::time::timeout;
+
+    pub(super) struct Stranger {
+        pub(super) connection: quinn::Connection,
+        _endpoint: quinn::Endpoint,
+    }
+
+    pub(super) async fn dial(tls: &TlsIdentity, alpn: &[u8], node: &Node) -> Result<Stranger, String> {
+        let bound = transport::bind("127.0.0.1:0".parse().unwrap(), 64 << 10).unwrap();
+        let config = transport::endpoint(Mtu::Auto, None);
+        let runtime = std::sync::Arc::new(quinn::TokioRuntime);
+        let endpoint = quinn::Endpoint::new(config, None, bound.socket, runtime).unwrap();
+        let crypto = tls.current().quic_client(alpn).unwrap();
+        let name = server_name(&super::name(node.id));
+        let config = quinn::ClientConfig::new(crypto);
+        let address = node.plane.local_address();
+        let connecting = endpoint.connect_with(config, address, &name).unwrap();
+        let connection =
+            timeout(PATIENCE, connecting).await.expect("no handshake").map_err(|cause| cause.to_string())?;
+        Ok(Stranger { connection, _endpoint: endpoint })
+    }
+
+    pub(super) fn client(house: &House) -> TlsIdentity {
+        let issued = house.authority.issue_client("loader", Role::Admin).unwrap();
+        TlsIdentity::load(house.files("loader", &issued)).unwrap()
+    }
+
+    pub(super) fn hello(versions: [u16; 2], from: u64, lane: u32) -> Vec<u8> {
+        let body = (super::common::CLUSTER, from, 1_u64, super::incarnation(from), 77_u64, lane, 1_u32);
+        let body = wire::encode::<2048>(&body).unwrap();
+        let mut bytes = b"GRVPEER\0".to_vec();
+        bytes.extend_from_slice(&versions[0].to_le_bytes());
+        bytes.extend_from_slice(&versions[1].to_le_bytes());
+        bytes.extend_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+        bytes.extend_from_slice(&body);
+        bytes
+    }
+
+    impl Stranger {
+        /// Says `bytes` as the first words, and waits for the first byte of the answer: 0 is welcome, 1 is refused.
+        pub(super) async fn greet(&self, bytes: &[u8]) -> u8 {
+            let (mut send, mut receive) = self.connection.open_bi().await.unwrap();
+            send.write_all(bytes).await.unwrap();
+            let mut reply = [0; 5];
+            timeout(PATIENCE, receive.read_exact(&mut reply)).await.expect("no reply").unwrap();
+            reply[4]
+        }
+
+        /// Writes `bytes` on a new stream and answers with what the connection is closed for.
+        pub(super) async fn violate(&self, bytes: &[u8]) -> String {
+            let mut stream = self.connection.open_uni().await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            timeout(PATIENCE, self.connection.closed()).await.expect("stays open").to_string()
+        }
+    }
+
+    #[tokio::test]
+    async fn client_certificate_is_refused_and_named() {
+        let house = House::new();
+        let mut node = Node::start(super::config(1), house.node(1)).await;
+        node.plane.set_roster(super::roster([super::entry(2, "127.0.0.1:1".parse().unwrap())]));
+        let stranger = dial(&client(&house), ALPN_PEER, &node).await.unwrap();
+        assert_eq!(stranger.greet(&hello([1, 1], 2, 0)).await, 1);
+        let (_, refusal) = super::wait_refused(&mut node, super::RefusedBy::Us).await;
+        assert!(matches!(&refusal, super::Refusal::NotANode(who) if who.contains("client loader")), "{refusal}");
+        // A client that is merely lost is told where to go.
+        let lost = dial(&client(&house), ALPN_CLIENT, &node).await;
+        assert!(lost.is_err());
+        let (_, refusal) = super::wait_refused(&mut node, super::RefusedBy::Us).await;
+        assert!(refusal.to_string().contains("clients use the client port"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn other_versions_and_malformed_hellos_are_refused_by_name() {
+        let house = House::new();
+        let mut node = Node::start(super::config(1), house.node(1)).await;
+        node.plane.set_roster(super::roster([super::entry(2, "127.0.0.1:1".parse().unwrap())]));
+        let tls = house.node(2);
+        let mut garbage = hello([1, 1], 2, 0);
+        garbage[0] = b'X';
+        let mut endless = hello([1, 1], 2, 0);
+        endless[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+        let mut trailing = hello([1, 1], 2, 0);
+        trailing[12] += 1;
+        trailing.push(0);
+        let cases = [
+            (hello([2, 9], 2, 0), "versions 2 to 9"),
+            (hello([1, 1], 3, 0), "certificate is of node 2"),
+            (hello([1, 1], 2, 9), "malformed"),
+            (garbage, "does not begin"),
+            (endless, "limit is"),
+            (trailing, "malformed"),
+        ];
+        for (bytes, words) in cases {
+            let stranger = dial(&tls, ALPN_PEER, &node).await.unwrap();
+            assert_eq!(stranger.greet(&bytes).await, 1, "{words}");
+            let (_, refusal) = super::wait_refused(&mut node, super::RefusedBy::Us).await;
+            assert!(refusal.to_string().contains(words), "{refusal}");
+        }
+    }
+
+    #[tokio::test]
+    async fn oversized_lengths_are_refused_before_anything_is_read_for_them() {
+        let house = House::new();
+        let node = Node::start(super::config(1), house.node(1)).await;
+        node.plane.set_roster(super::roster([super::entry(2, "127.0.0.1:1".parse().unwrap())]));
+        let tls = house.node(2);
+        let control = |bytes: &[u8]| (0, bytes.to_vec());
+        let append = |bytes: &[u8]| (1, bytes.to_vec());
+        let head = wire::encode::<256>(&super::head(1)).unwrap();
+        let mut good_head = u32::try_from(head.len()).unwrap().to_le_bytes().to_vec();
+        good_head.extend_from_slice(&head);
+        let many = [good_head.as_slice(), &4097_u32.to_le_bytes()].concat();
+        let not_a_frame = [good_head.as_slice(), &1_u32.to_le_bytes(), &[7; 96]].concat();
+        let cases = [
+            (control(&65_537_u32.to_le_bytes()), "limit is 65536"),
+            (control(&[1, 0, 0, 0, 250]), "malformed"),
+            (append(&257_u32.to_le_bytes()), "limit is 256"),
+            (append(&many), "number of frames"),
+            (append(&not_a_frame), "frame"),
+        ];
+        for ((lane, bytes), words) in cases {
+            let stranger = dial(&tls, ALPN_PEER, &node).await.unwrap();
+            assert_eq!(stranger.greet(&hello([1, 1], 2, lane)).await, 0);
+            let reason = stranger.violate(&bytes).await;
+            assert!(reason.contains(words), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn newer_connection_of_a_peer_retires_the_older() {
+        let house = House::new();
+        let mut node = Node::start(super::config(1), house.node(1)).await;
+        node.plane.set_roster(super::roster([super::entry(2, "127.0.0.1:1".parse().unwrap())]));
+        let tls = house.node(2);
+        let older = dial(&tls, ALPN_PEER, &node).await.unwrap();
+        assert_eq!(older.greet(&hello([1, 1], 2, 0)).await, 0);
+        let other_lane = dial(&tls, ALPN_PEER, &node).await.unwrap();
+        assert_eq!(other_lane.greet(&hello([1, 1], 2, 1)).await, 0);
+        let newer = dial(&tls, ALPN_PEER, &node).await.unwrap();
+        assert_eq!(newer.greet(&hello([1, 1], 2, 0)).await, 0);
+        let reason = timeout(PATIENCE, older.connection.closed()).await.unwrap().to_string();
+        assert!(reason.contains("newer connection"), "{reason}");
+        assert!(other_lane.connection.close_reason().is_none());
+
+        let body = wire::encode::<64>(&super::message(9)).unwrap();
+        let mut bytes = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend_from_slice(&body);
+        let mut stream = newer.connection.open_uni().await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        let got = node.wait(|event| match event {
+            super::PeerEvent::Message { from, message } => Some((from.0, message)),
+            _ => None,
+        });
+        assert_eq!(got.await, (2, super::message(9)));
+    }
 }
