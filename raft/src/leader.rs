@@ -157,7 +157,7 @@ impl Core {
     /// disk must not be told that it holds committed entries it does not hold.
     pub(crate) fn broadcast_heartbeat(&mut self) {
         self.round += 1;
-        self.heartbeat_due = self.now.after(self.config.heartbeat_us);
+        self.heartbeat_due = self.now.after(self.config.heartbeat_us.max(1));
         for at in 0..self.progress.len() {
             let follower = &mut self.progress[at];
             let commit = self.commit.min(follower.matched);

@@ -261,6 +261,8 @@ mod tests {
         let hint = follower.hint(Index(6), Term(3));
         assert_eq!(hint, ConflictHint { at: LogId { term: Term(2), index: Index(6) }, first: Index(3) });
         assert_eq!(leader.meet(hint), Index(2));
+        // A leader without a run to step over goes before the follower's.
+        assert_eq!(log(&[1, 1, 1, 1, 1, 1, 9]).meet(hint), Index(2));
         // A follower that is just short is met at its end.
         let short = log(&[1, 1, 3]);
         assert_eq!(leader.meet(short.hint(Index(6), Term(3))), Index(3));

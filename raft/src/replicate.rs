@@ -102,7 +102,6 @@ impl Core {
         if !follower.may_ask(self.now, last, window_bytes, window_messages) {
             return;
         }
-        follower.paused_until = None;
         let to = follower.node;
         let prev = follower.next.previous();
         let Some(term) = self.log.term_at(prev) else {
@@ -110,7 +109,8 @@ impl Core {
             self.outputs.push_back(Output::SnapshotNeeded { to });
             return;
         };
-        if follower.inflight.is_empty() {
+        // Something to wait for begins here, unless this is one more try on a lane that was full.
+        if follower.inflight.is_empty() && follower.paused_until.take().is_none() {
             follower.moved = self.now;
         }
         let probing = follower.state == ProgressState::Probe;
@@ -228,10 +228,9 @@ impl Core {
             }
             follower.hopeful = false;
         }
-        if follower.paused_until.is_some_and(|until| now >= until) {
-            follower.paused_until = None;
-        }
         self.maybe_append(at);
+        let follower = &mut self.progress[at];
+        follower.paused_until = follower.paused_until.filter(|until| now < *until);
     }
 
     /// A follower answered a heartbeat. It is alive: when it nevertheless acknowledges nothing of what is outstanding, whatever

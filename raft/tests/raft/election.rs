@@ -128,6 +128,16 @@ fn a_voter_stands_by_its_leader() {
     assert_eq!(core.hard_state(), HardState { term: Term(9), vote: Some(n(3)) }, "the leader's own wish is heard");
 }
 
+/// Loyalty is to the leader of the current term: one that is known to be deposed holds no vote back.
+#[test]
+fn loyalty_ends_with_the_term() {
+    let mut core = core_of(3, &[1], hard(1));
+    core.receive(Tick(MS), n(2), Message::Heartbeat { term: Term(1), commit: Index(0), round: 1 });
+    core.receive(Tick(2 * MS), n(3), Message::HeartbeatReply { term: Term(4), round: 0, last: Index(1) });
+    core.receive(Tick(3 * MS), n(3), Message::Vote { term: Term(5), last: id(1, 1), transfer: false });
+    assert_eq!(core.hard_state(), HardState { term: Term(5), vote: Some(n(3)) });
+}
+
 /// redpanda 30817: a recovering follower that counts only appends it could take starts elections for ever.
 #[test]
 fn any_word_of_the_leader_keeps_a_follower_calm_even_a_refused_append() {

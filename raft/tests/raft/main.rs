@@ -1,12 +1,20 @@
 //! The protocol, tested from outside: one file a subject, and a seeded random run over all of them.
 
+#[cfg(test)]
 mod election;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
 mod membership;
+#[cfg(test)]
 mod paper;
+#[cfg(test)]
 mod random;
+#[cfg(test)]
 mod read_index;
+#[cfg(test)]
 mod replication;
+#[cfg(test)]
 mod snapshot;
+#[cfg(test)]
 mod transfer;

@@ -75,24 +75,39 @@ fn many_appends_and_many_writes_are_under_way_at_once() {
     assert!(cluster.run_while(1_000 * MS, |cluster| cluster.core(leader).commit() == last.index));
 }
 
+/// Appends under way to a follower whose disk does not answer: most bytes, most messages seen.
+fn in_flight(configure: fn(&mut Config)) -> (u64, usize) {
+    let mut cluster = Cluster::with(3, 4, configure);
+    let (leader, others) = cluster.elect_and_others();
+    cluster.set_sync(others[0], 60_000 * MS);
+    let slow = n(others[0]);
+    cluster.appends.clear();
+    let mut most = 0;
+    for _ in 0..100 {
+        cluster.propose(leader).unwrap();
+        let fed = cluster.core(leader).progress().find(|follower| follower.node == slow).unwrap();
+        most = most.max(fed.inflight_bytes);
+        cluster.run_for(MS / 10);
+    }
+    let messages = cluster.appends[&slow];
+    cluster.set_sync(others[0], 500);
+    let last = cluster.core(leader).last_id().index;
+    assert!(cluster.run_while(2_000 * MS, |cluster| cluster.core(others[0]).durable_index() == last));
+    (most, messages as usize)
+}
+
 #[test]
-fn the_window_bounds_what_is_in_flight() {
-    let mut cluster = Cluster::with(3, 4, |config| {
+fn the_window_bounds_bytes_and_messages_in_flight() {
+    let by_bytes = in_flight(|config| {
         config.window_bytes = 1_000;
+        config.append_timeout_us = 60_000 * MS;
+    });
+    assert_eq!(by_bytes, (1_000, 10));
+    let by_messages = in_flight(|config| {
         config.window_messages = 4;
         config.append_timeout_us = 60_000 * MS;
     });
-    let (leader, others) = cluster.elect_and_others();
-    cluster.set_sync(others[0], 60_000 * MS);
-    for _ in 0..100 {
-        cluster.propose(leader).unwrap();
-        let fed = cluster.core(leader).progress().find(|follower| follower.node == n(others[0])).unwrap();
-        assert!(fed.inflight_bytes <= 1_000 + 100);
-        cluster.run_for(MS / 10);
-    }
-    cluster.set_sync(others[0], 500);
-    assert!(cluster.run_while(2_000 * MS, |cluster| cluster.core(others[0]).durable_index()
-        == cluster.core(leader).last_id().index));
+    assert_eq!(by_messages, (400, 4));
 }
 
 /// A pipeline that waits for a lost answer for ever looks healthy by its heartbeats (hashicorp/raft 612).
@@ -185,6 +200,18 @@ fn a_stale_durable_report_is_ignored() {
     assert_eq!(core.durable_index(), Index(3));
 }
 
+/// The rule is by term alone: what a passed term wrote counts once this term's own persist, behind it, is durable.
+#[test]
+fn what_a_passed_term_wrote_counts_with_the_next_report() {
+    let mut core = core_of(3, &[1], hard(2));
+    core.receive_append(Tick(1), n(2), head(2, id(1, 1), 0), vec![entry(2, 2)]);
+    core.receive(Tick(2), n(3), Message::Heartbeat { term: Term(3), commit: Index(0), round: 1 });
+    core.durable(Tick(3), Term(2), Index(2));
+    assert_eq!(core.durable_index(), Index(1));
+    core.durable(Tick(4), Term(3), Index(2));
+    assert_eq!(core.durable_index(), Index(2));
+}
+
 #[test]
 fn a_report_that_nobody_awaits_changes_nothing() {
     let mut core = core_of(3, &[1], hard(2));
@@ -242,8 +269,10 @@ fn answers_of_an_old_epoch_and_doubles_are_dropped() {
         last: Index(1),
         hint,
     };
+    core.propose(Tick(404 * MS), records()).unwrap();
     core.receive(Tick(404 * MS), n(2), refusal);
-    assert_eq!(matched(&core), Index(2));
+    let follower = core.progress().find(|follower| follower.node == n(2)).unwrap();
+    assert_eq!((follower.matched, follower.state), (Index(2), ProgressState::Replicate));
     assert!(!drain(&mut core).iter().any(|output| matches!(output, Output::Alarm(_))));
 }
 
@@ -253,7 +282,12 @@ fn heartbeats_carry_no_commit_past_what_the_follower_acknowledged() {
     let (mut cluster, leader, others) = establish(3, 8);
     cluster.set_sync(others[0], 300 * MS);
     cluster.propose(leader).unwrap();
-    cluster.run_for(100 * MS);
+    let beat = |cluster: &Cluster| {
+        let mut to = cluster.packets.iter().filter(|packet| packet.to == n(others[0]));
+        to.any(|packet| matches!(packet.body, Body::Message(Message::Heartbeat { .. })))
+    };
+    cluster.run_for(20 * MS);
+    assert!(cluster.run_while(60 * MS, beat));
     let matched = cluster.core(leader).progress().find(|follower| follower.node == n(others[0])).unwrap().matched;
     assert!(matched < cluster.core(leader).commit());
     let told =
@@ -287,6 +321,63 @@ fn a_follower_that_lost_acknowledged_entries_raises_an_alarm_and_is_not_counted(
     cluster.run_for(2_000 * MS);
     assert!(cluster.core(leader).progress().all(|follower| follower.lost.is_none()), "caught up again");
     assert_eq!(cluster.core(leader).commit(), last.index);
+}
+
+/// Drains, reports writes as durable, and answers an append to node 2 with "nothing attached". Its epoch, if there was one.
+fn epoch(core: &mut Core, now: Tick, attach: bool) -> Option<u64> {
+    let outputs = drain(core);
+    sync(core, now, &outputs);
+    let mut appends = outputs.into_iter().filter_map(|output| match output {
+        Output::Append { to: NodeId(2), prev, request, epoch, .. } => Some((prev, request, epoch)),
+        _ => None,
+    });
+    let (prev, request, epoch) = appends.next_back()?;
+    if attach {
+        core.sent(now, n(2), request, prev.index, 0, epoch);
+    }
+    Some(epoch)
+}
+
+fn replicating() -> Core {
+    let mut core = core_of(3, &[1], hard(1));
+    lead(&mut core, Tick(400 * MS));
+    let outputs = drain(&mut core);
+    sync(&mut core, Tick(401 * MS), &outputs);
+    let success = true;
+    let (matched, last) = (Index(2), Index(2));
+    let reply = Message::AppendReply { term: Term(2), request: 1, epoch: 1, success, matched, last, hint: None };
+    core.receive(Tick(401 * MS), n(2), reply);
+    core.propose(Tick(402 * MS), records()).unwrap();
+    core
+}
+
+/// A follower that answers heartbeats looks healthy; when nothing reaches its log all the same, it is probed anew.
+#[test]
+fn a_follower_that_is_alive_and_does_not_advance_is_probed() {
+    let mut core = replicating();
+    let mut last_epoch = 1;
+    for step in 0..40 {
+        let now = Tick(403 * MS + step * 50 * MS);
+        core.tick(now);
+        core.receive(now, n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
+        // The lane is full, each time.
+        last_epoch = epoch(&mut core, now, true).unwrap_or(last_epoch);
+    }
+    assert!(last_epoch > 1);
+    assert_eq!(core.progress().find(|follower| follower.node == n(2)).unwrap().state, ProgressState::Probe);
+}
+
+/// An append whose `sent` never comes is not waited for.
+#[test]
+fn an_append_that_is_never_reported_sent_is_asked_for_again() {
+    let mut core = replicating();
+    assert_eq!(epoch(&mut core, Tick(402 * MS), false), Some(1));
+    core.receive(Tick(500 * MS), n(3), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
+    core.receive(Tick(600 * MS), n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
+    core.receive(Tick(700 * MS), n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
+    core.receive(Tick(850 * MS), n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
+    core.tick(Tick(903 * MS));
+    assert_eq!(epoch(&mut core, Tick(903 * MS), false), Some(2));
 }
 
 /// A committed entry that a leader contradicts is a stop, never a guess.
