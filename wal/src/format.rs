@@ -197,6 +197,24 @@ impl Prefix {
         bytes.starts_with(&PREFIX_MAGIC)
     }
 
+    /// Whether this is the second copy of the hard state whose first copy stands, or stood, at `first`.
+    pub(crate) fn second_copy_of(&self, first: u64) -> bool {
+        self.kind == RecordKind::HardState && self.copy == 1 && u64::from(self.head_crc) * BOUNDARY == first
+    }
+
+    /// Both copies of the hard state of which this is one, as they are written: with the unused bytes between them.
+    pub(crate) fn both_copies(&self, hard_state: HardState) -> (u64, Vec<u8>) {
+        let first = u64::from(self.head_crc) * BOUNDARY;
+        let second = twin_of(first);
+        let payload = encode_hard_state(hard_state);
+        let mut bytes = Prefix { copy: 0, position: first, ..*self }.encode().to_vec();
+        bytes.extend_from_slice(&payload);
+        bytes.resize((second - first) as usize, 0);
+        bytes.extend_from_slice(&Prefix { copy: 1, position: second, ..*self }.encode());
+        bytes.extend_from_slice(&payload);
+        (first, bytes)
+    }
+
     /// Byte behind the record, where the next one starts.
     pub(crate) fn end(&self) -> u64 {
         match (self.kind, self.copy) {

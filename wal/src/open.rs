@@ -221,6 +221,9 @@ fn settle<D: Disk>(
         save_cut(&disk, &file, id, ended.at, used_to, &mut replay.report)?;
         wipe(&file, id, ended.at, used_to)?;
     }
+    for (at, bytes) in &ended.repairs {
+        file.write_at(*at, bytes).map_err(io_at("write", id, *at))?;
+    }
     // After a failed sync the page cache may hold bytes as clean that the disk never got: only writing them again makes
     // the sync below mean something.
     replay.report.rewritten_bytes = rewrite(&file, id, ended.proven, ended.at)?;

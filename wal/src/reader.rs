@@ -9,7 +9,7 @@ use bytes::Bytes;
 use graven_frame::{Frame, HEADER_BYTES, Header, Kind, decode_header};
 
 use crate::error::{Damage, ReadError, SegmentId};
-use crate::format::{PREFIX_BYTES, Prefix, PrefixFound, RecordKind};
+use crate::format::{PREFIX_BYTES, Prefix, PrefixFound, RecordKind, twin_of};
 use crate::index::{Located, LogIndex, View};
 use crate::types::ReaderStats;
 
@@ -255,7 +255,14 @@ fn walk(located: &Located, mut stop: impl FnMut(&Met) -> bool) -> Result<Met, Re
             {
                 prefix
             }
-            _ => return damaged("no record where one was written"),
+            _ => match second_copy(view, at, written) {
+                // No entry is lost with the first copy of a hard state.
+                Some(second) => {
+                    at = second.end();
+                    continue;
+                }
+                None => return damaged("no record where one was written"),
+            },
         };
         if prefix.end() > written {
             return damaged("the segment ends inside the record");
@@ -272,6 +279,24 @@ fn walk(located: &Located, mut stop: impl FnMut(&Met) -> bool) -> Result<Met, Re
             index += 1;
         }
         at = prefix.end();
+    }
+}
+
+/// The second copy of a hard state whose first copy was at `at`.
+fn second_copy(view: &View, at: u64, written: u64) -> Option<Prefix> {
+    let second = twin_of(at);
+    if second + PREFIX_BYTES as u64 > written {
+        return None;
+    }
+    let mut bytes = [0; PREFIX_BYTES];
+    view.map.copy(second, &mut bytes, written);
+    match Prefix::decode(&bytes) {
+        PrefixFound::Good(prefix)
+            if prefix.salt == view.salt && prefix.position == second && prefix.second_copy_of(at) =>
+        {
+            Some(prefix)
+        }
+        _ => None,
     }
 }
 

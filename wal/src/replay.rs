@@ -37,6 +37,8 @@ pub(crate) struct Ended {
     pub(crate) proven: u64,
     pub(crate) sealed: bool,
     pub(crate) why: Why,
+    /// Hard states of which one copy is gone: where they stand, and the bytes that should stand there.
+    pub(crate) repairs: Vec<(u64, Vec<u8>)>,
 }
 
 /// Why the log ends where it ends.
@@ -51,6 +53,8 @@ struct Stop {
     at: u64,
     proven: u64,
     sealed: bool,
+    repairs: Vec<(u64, Vec<u8>)>,
+    healed: Vec<(u64, u64)>,
     /// The boundary where no record could be accepted, and what was wrong there.
     broken: Option<(Verdict, Behind, &'static str)>,
 }
@@ -108,11 +112,12 @@ impl Replay {
         self.report.scanned_segments += 1;
         self.index.segments.push(empty_segment(&view, opening));
         let stop = self.walk(disk, &mut scanner, next.is_some())?;
+        self.report_healed(id, &stop, next.is_some());
         view.written.store(stop.at, Ordering::Release);
         match next {
             Some(next) => self.close_scanned(id, &stop, next),
             None => {
-                self.end(view, opening.capacity, &stop);
+                self.end(view, opening.capacity, stop);
                 Ok(())
             }
         }
@@ -146,20 +151,39 @@ impl Replay {
         Ok(())
     }
 
-    fn end(&mut self, view: Arc<View>, capacity: u64, stop: &Stop) {
+    fn end(&mut self, view: Arc<View>, capacity: u64, stop: Stop) {
         let mut why = Why::Clean;
         match stop.broken {
             Some((Verdict::Torn, behind, _)) => why = Why::Torn { used_to: behind.used_to },
             Some((Verdict::EndBeforeStale, behind, _)) => self.report.stale_bytes = behind.used_to - stop.at,
             _ => {}
         }
-        self.ended = Some(Ended { view, capacity, at: stop.at, proven: stop.proven, sealed: stop.sealed, why });
+        self.ended = Some(Ended {
+            view,
+            capacity,
+            at: stop.at,
+            proven: stop.proven,
+            sealed: stop.sealed,
+            why,
+            repairs: stop.repairs,
+        });
+    }
+
+    /// Names copies of hard states that were lost after they had been synced. Where nothing proves that, a crash may have
+    /// come between the two.
+    fn report_healed(&mut self, id: u64, stop: &Stop, closed: bool) {
+        let what = "one of two copies of a hard state is damaged; the other one was used";
+        let (first_index, last_index) = (self.tail.index + 1, self.tail.index);
+        for (from, to) in stop.healed.iter().copied().filter(|(from, _)| closed || *from < stop.proven) {
+            self.report.healed.push(Damage { segment: SegmentId(id), from, to, first_index, last_index, what });
+        }
     }
 
     /// Takes in records until one is not acceptable. `closed` says that everything in the segment is proven.
     fn walk<D: Disk>(&mut self, disk: &D, scanner: &mut Scanner<'_, D::File>, closed: bool) -> Result<Stop, OpenError> {
         let id = scanner.segment;
-        let mut stop = Stop { at: OPENING_BYTES, proven: 0, sealed: false, broken: None };
+        let mut stop =
+            Stop { at: OPENING_BYTES, proven: 0, sealed: false, repairs: Vec::new(), healed: Vec::new(), broken: None };
         loop {
             let at = stop.at;
             let probe = scanner.probe(at).map_err(io_at("read", id, at))?;
@@ -169,7 +193,11 @@ impl Replay {
                 (Verdict::Accept | Verdict::Supersede, Probe::Good(record)) => {
                     stop.at = record.end;
                     stop.proven = stop.proven.max(record.watermark);
-                    stop.sealed = self.take(id, &record);
+                    stop.sealed = self.take(&record);
+                    if let (Content::HardState(hard_state), Some(range)) = (&record.content, record.healed) {
+                        stop.repairs.push(record.prefix.both_copies(*hard_state));
+                        stop.healed.push(range);
+                    }
                     if stop.sealed {
                         return Ok(stop);
                     }
@@ -273,13 +301,8 @@ impl Replay {
     }
 
     /// Takes in a valid record; `true` when it seals the segment.
-    fn take(&mut self, id: u64, record: &Record) -> bool {
+    fn take(&mut self, record: &Record) -> bool {
         self.known_commit = self.known_commit.max(record.known_commit);
-        if let Some((from, to)) = record.healed {
-            let what = "one of two copies of a hard state is damaged; the other one was used";
-            let (first_index, last_index) = (self.tail.index + 1, self.tail.index);
-            self.report.healed.push(Damage { segment: SegmentId(id), from, to, first_index, last_index, what });
-        }
         match &record.content {
             Content::Frame(header) => {
                 self.index.push(header, record.position);

@@ -48,6 +48,8 @@ pub(crate) struct Record {
     pub(crate) watermark: u64,
     pub(crate) known_commit: u64,
     pub(crate) content: Content,
+    /// The prefix, or that of the copy that was used.
+    pub(crate) prefix: Prefix,
     /// Bytes that were wrong although the record is whole: one of the copies of a hard state.
     pub(crate) healed: Healed,
 }
@@ -312,6 +314,7 @@ fn record(prefix: &Prefix, end: u64, content: Content, healed: Healed) -> Record
         end,
         watermark: prefix.watermark,
         known_commit: prefix.known_commit,
+        prefix: *prefix,
         content,
         healed,
     }
