@@ -1,6 +1,7 @@
 //! Planes on loopback, each with certificates of its own, in one process.
 
 #![cfg(feature = "peer")]
+#![allow(clippy::unwrap_used, reason = "a test whose scene cannot be set has failed")]
 
 mod common;
 

@@ -1,5 +1,7 @@
 //! Certificates as files: made, loaded, checked, replaced while running.
 
+#![allow(clippy::unwrap_used, reason = "a test whose scene cannot be set has failed")]
+
 use std::{
     fs,
     path::Path,

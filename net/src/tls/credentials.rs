@@ -77,8 +77,8 @@ impl TlsIdentity {
         if credentials.identity != ours.identity {
             return Err(TlsError::OtherIdentity {
                 file: self.shared.files.certificate.clone(),
-                ours: ours.identity.clone(),
-                theirs: credentials.identity,
+                ours: Box::new(ours.identity.clone()),
+                theirs: Box::new(credentials.identity),
             });
         }
         self.shared.current.send_replace(Arc::new(credentials));
@@ -375,9 +375,9 @@ pub enum TlsError {
         /// The certificate file.
         file: PathBuf,
         /// Who we are.
-        ours: Identity,
+        ours: Box<Identity>,
         /// Whom the new certificate names.
-        theirs: Identity,
+        theirs: Box<Identity>,
     },
     /// rustls refuses the configuration.
     #[error("TLS cannot be configured: {0}; please report this")]
