@@ -93,7 +93,7 @@ async fn appends_of_mixed_sizes_arrive_in_order_and_byte_for_byte() {
         let size = sizes[usize::try_from(index).unwrap() % sizes.len()];
         let whole = bytes(index, size);
         // Every other body comes in uneven chunks, as bodies do that were received.
-        if index % 2 == 0 {
+        if index.is_multiple_of(2) {
             frame(index, vec![whole])
         } else {
             frame(index, whole.chunks(6431).map(Bytes::copy_from_slice).collect())
