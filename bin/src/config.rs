@@ -185,10 +185,7 @@ impl NodeConfig {
     /// [`ConfigError`], each a sentence that names the file and the line or key.
     pub fn load(path: impl AsRef<Path>) -> Result<NodeConfig, ConfigError> {
         let path = path.as_ref();
-        let read = |cause| ConfigError::Read {
-            path: path.to_owned(),
-            cause,
-        };
+        let read = |cause| ConfigError::Read { path: path.to_owned(), cause };
         let text = std::fs::read_to_string(path).map_err(read)?;
         let file = std::path::absolute(path).map_err(read)?;
         NodeConfig::parse(&text, &file)
@@ -204,26 +201,18 @@ impl NodeConfig {
             line: line_of(text, error.span().map_or(0, |span| span.start)),
             message: error.message().replace('\n', ", "),
         })?;
-        let fail = |key: &'static str, reason: String| ConfigError::Value {
-            path: file.to_owned(),
-            key,
-            reason,
-        };
+        let fail = |key: &'static str, reason: String| ConfigError::Value { path: file.to_owned(), key, reason };
         let dir = file.parent().unwrap_or(Path::new("."));
         let config = NodeConfig {
             file: file.to_owned(),
             name: raw.name,
             data_dir: dir.join(raw.data_dir),
             advertise: Advertise {
-                peer: advertised(raw.advertise.peer, raw.listen.peer)
-                    .map_err(|why| fail("advertise.peer", why))?,
+                peer: advertised(raw.advertise.peer, raw.listen.peer).map_err(|why| fail("advertise.peer", why))?,
                 client: advertised(raw.advertise.client, raw.listen.client)
                     .map_err(|why| fail("advertise.client", why))?,
             },
-            listen: Listen {
-                peer: raw.listen.peer,
-                client: raw.listen.client,
-            },
+            listen: Listen { peer: raw.listen.peer, client: raw.listen.client },
             tls: TlsFiles {
                 ca: dir.join(raw.tls.ca),
                 certificate: dir.join(raw.tls.certificate),
@@ -234,33 +223,18 @@ impl NodeConfig {
                 election_ms: raw.raft.election_ms,
                 disk_stall_ms: raw.raft.disk_stall_ms,
             },
-            wal: WalSection {
-                segment_bytes: raw.wal.segment_bytes.0,
-                sync: raw.wal.sync,
-            },
+            wal: WalSection { segment_bytes: raw.wal.segment_bytes.0, sync: raw.wal.sync },
             limits: Limits {
                 max_record_bytes: clamp_usize(raw.limits.max_record_bytes.0),
                 queue_bytes: clamp_usize(raw.limits.queue_bytes.0),
                 connections: raw.limits.connections,
             },
-            retention: Retention {
-                bytes: raw.retention.bytes.map(|b| b.0),
-                age: raw.retention.age.map(|a| a.0),
-            },
-            log: LogSection {
-                level: raw.log.level,
-                format: raw.log.format,
-            },
+            retention: Retention { bytes: raw.retention.bytes.map(|b| b.0), age: raw.retention.age.map(|a| a.0) },
+            log: LogSection { level: raw.log.level, format: raw.log.format },
         };
         check_name(&config.name).map_err(|why| fail("name", why))?;
         if raw.version != CONFIG_VERSION {
-            return Err(fail(
-                "version",
-                format!(
-                    "is {}, this graven reads version {CONFIG_VERSION}",
-                    raw.version
-                ),
-            ));
+            return Err(fail("version", format!("is {}, this graven reads version {CONFIG_VERSION}", raw.version)));
         }
         if config.wal.sync == SyncMode::None && !raw.wal.unsafe_no_sync {
             let why = "\"none\" loses acknowledged records at a power failure; if you want that, set wal.unsafe_no_sync = true";
@@ -275,24 +249,10 @@ impl NodeConfig {
             if (low..=high).contains(&value) {
                 return Ok(());
             }
-            Err((
-                key,
-                format!(
-                    "is {}, it must be {} to {}",
-                    show(value),
-                    show(low),
-                    show(high)
-                ),
-            ))
+            Err((key, format!("is {}, it must be {} to {}", show(value), show(low), show(high))))
         };
         let plain = |value: u64| value.to_string();
-        range(
-            "raft.heartbeat_ms",
-            self.raft.heartbeat_ms,
-            1,
-            10_000,
-            plain,
-        )?;
+        range("raft.heartbeat_ms", self.raft.heartbeat_ms, 1, 10_000, plain)?;
         range("raft.election_ms", self.raft.election_ms, 10, 60_000, plain)?;
         if self.raft.heartbeat_ms * 2 > self.raft.election_ms {
             let why = format!(
@@ -301,69 +261,30 @@ impl NodeConfig {
             );
             return Err(("raft.heartbeat_ms", why));
         }
-        range(
-            "raft.disk_stall_ms",
-            self.raft.disk_stall_ms,
-            50,
-            30_000,
-            plain,
-        )?;
-        range(
-            "wal.segment_bytes",
-            self.wal.segment_bytes,
-            64 << 10,
-            4 << 30,
-            show_size,
-        )?;
-        range(
-            "limits.max_record_bytes",
-            self.limits.max_record_bytes as u64,
-            1,
-            16 << 20,
-            show_size,
-        )?;
-        range(
-            "limits.queue_bytes",
-            self.limits.queue_bytes as u64,
-            1 << 20,
-            4 << 30,
-            show_size,
-        )?;
+        range("raft.disk_stall_ms", self.raft.disk_stall_ms, 50, 30_000, plain)?;
+        range("wal.segment_bytes", self.wal.segment_bytes, 64 << 10, 4 << 30, show_size)?;
+        range("limits.max_record_bytes", self.limits.max_record_bytes as u64, 1, 16 << 20, show_size)?;
+        range("limits.queue_bytes", self.limits.queue_bytes as u64, 1 << 20, 4 << 30, show_size)?;
         if self.limits.queue_bytes < self.limits.max_record_bytes {
             return Err((
                 "limits.queue_bytes",
                 "is below limits.max_record_bytes: the largest record would never fit".to_owned(),
             ));
         }
-        range(
-            "limits.connections",
-            self.limits.connections as u64,
-            1,
-            65_536,
-            plain,
-        )?;
+        range("limits.connections", self.limits.connections as u64, 1, 65_536, plain)?;
         if let Some(bytes) = self.retention.bytes {
             range("retention.bytes", bytes, 1 << 20, u64::MAX >> 1, show_size)?;
         }
         if let Some(age) = self.retention.age {
-            range("retention.age", age.as_secs(), 1, 100 * 365 * 86_400, |s| {
-                format!("{s}s")
-            })?;
+            range("retention.age", age.as_secs(), 1, 100 * 365 * 86_400, |s| format!("{s}s"))?;
         }
         if self.listen.peer == self.listen.client && self.listen.peer.port() != 0 {
-            return Err((
-                "listen.client",
-                format!("is {}, the same as listen.peer", self.listen.client),
-            ));
+            return Err(("listen.client", format!("is {}, the same as listen.peer", self.listen.client)));
         }
         if !LOG_LEVELS.contains(&self.log.level.as_str()) {
             return Err((
                 "log.level",
-                format!(
-                    "is \"{}\", it must be one of {}",
-                    self.log.level,
-                    LOG_LEVELS.join(", ")
-                ),
+                format!("is \"{}\", it must be one of {}", self.log.level, LOG_LEVELS.join(", ")),
             ));
         }
         Ok(())
@@ -386,22 +307,13 @@ const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"]
 /// # Errors
 /// The rest of a sentence that begins with what is named.
 pub fn check_name(name: &str) -> Result<(), String> {
-    let shape = !name.is_empty()
-        && name.len() <= 63
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        && name.as_bytes()[0].is_ascii_alphanumeric()
-        && !name.ends_with('-');
-    if !shape {
+    if graven_net::tls::check_name(name).is_err() {
         return Err(format!(
-            "is {name:?}, it must be 1 to 63 letters, digits, - or _, and begin with a letter or digit"
+            "is {name:?}, it must be 1 to 40 letters, digits, - or _, with a letter or digit at both ends"
         ));
     }
     if name == "ca" {
-        return Err(
-            "is \"ca\", which is the directory of the authority; take another one".to_owned(),
-        );
+        return Err("is \"ca\", which is the directory of the authority; take another one".to_owned());
     }
     Ok(())
 }
@@ -415,31 +327,22 @@ pub fn split_address(address: &str) -> Result<(&str, u16), String> {
     let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
     let port: u16 = port.parse().map_err(|_| wrong())?;
     let host = match host.strip_prefix('[') {
-        Some(rest) => rest
-            .strip_suffix(']')
-            .filter(|h| h.parse::<std::net::Ipv6Addr>().is_ok())
-            .ok_or_else(wrong)?,
+        Some(rest) => rest.strip_suffix(']').filter(|h| h.parse::<std::net::Ipv6Addr>().is_ok()).ok_or_else(wrong)?,
         None if host.contains(':') => return Err(wrong()),
         None => host,
     };
     let shape = !host.is_empty()
         && host.len() <= 253
-        && host
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b));
-    if shape {
-        Ok((host, port))
-    } else {
-        Err(wrong())
-    }
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:".contains(&b));
+    if shape { Ok((host, port)) } else { Err(wrong()) }
 }
 
 fn advertised(given: Option<String>, listen: SocketAddr) -> Result<String, String> {
     match given {
         Some(address) => split_address(&address).map(|_| ()).map(|()| address),
-        None if is_unspecified(listen.ip()) => Err(format!(
-            "is missing and {listen} is no address that others can reach; set it to HOST:PORT"
-        )),
+        None if is_unspecified(listen.ip()) => {
+            Err(format!("is missing and {listen} is no address that others can reach; set it to HOST:PORT"))
+        }
         None => Ok(listen.to_string()),
     }
 }
@@ -449,12 +352,7 @@ fn is_unspecified(ip: IpAddr) -> bool {
 }
 
 fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()
-        .iter()
-        .take(at)
-        .filter(|b| **b == b'\n')
-        .count()
-        + 1
+    text.as_bytes().iter().take(at).filter(|b| **b == b'\n').count() + 1
 }
 
 fn clamp_usize(value: u64) -> usize {
@@ -515,11 +413,7 @@ struct RawRaft {
 
 impl Default for RawRaft {
     fn default() -> RawRaft {
-        RawRaft {
-            heartbeat_ms: 50,
-            election_ms: 150,
-            disk_stall_ms: 1000,
-        }
+        RawRaft { heartbeat_ms: 50, election_ms: 150, disk_stall_ms: 1000 }
     }
 }
 
@@ -533,11 +427,7 @@ struct RawWal {
 
 impl Default for RawWal {
     fn default() -> RawWal {
-        RawWal {
-            segment_bytes: Size(64 << 20),
-            sync: SyncMode::Fdatasync,
-            unsafe_no_sync: false,
-        }
+        RawWal { segment_bytes: Size(64 << 20), sync: SyncMode::Fdatasync, unsafe_no_sync: false }
     }
 }
 
@@ -551,11 +441,7 @@ struct RawLimits {
 
 impl Default for RawLimits {
     fn default() -> RawLimits {
-        RawLimits {
-            max_record_bytes: Size(1 << 20),
-            queue_bytes: Size(64 << 20),
-            connections: 1024,
-        }
+        RawLimits { max_record_bytes: Size(1 << 20), queue_bytes: Size(64 << 20), connections: 1024 }
     }
 }
 
@@ -575,10 +461,7 @@ struct RawLog {
 
 impl Default for RawLog {
     fn default() -> RawLog {
-        RawLog {
-            level: "info".to_owned(),
-            format: LogFormat::Text,
-        }
+        RawLog { level: "info".to_owned(), format: LogFormat::Text }
     }
 }
 
@@ -617,10 +500,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "d" => 86_400_000,
         _ => return Err(wrong()),
     };
-    number
-        .checked_mul(unit_ms)
-        .map(Duration::from_millis)
-        .ok_or_else(wrong)
+    number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 /// A size as people write it: `64M`, `1500`.
@@ -646,9 +526,7 @@ impl<'de> Deserialize<'de> for Size {
                 f.write_str("a size: an integer or a string such as \"64M\"")
             }
             fn visit_i64<E: de::Error>(self, value: i64) -> Result<Size, E> {
-                u64::try_from(value)
-                    .map(Size)
-                    .map_err(|_| E::custom("a size cannot be negative"))
+                u64::try_from(value).map(Size).map_err(|_| E::custom("a size cannot be negative"))
             }
             fn visit_u64<E: de::Error>(self, value: u64) -> Result<Size, E> {
                 Ok(Size(value))
@@ -693,9 +571,7 @@ key = "/etc/graven/node.key"
     }
 
     fn message(extra: &str) -> String {
-        parse(&format!("{GOOD}{extra}"))
-            .expect_err("must be refused")
-            .to_string()
+        parse(&format!("{GOOD}{extra}")).expect_err("must be refused").to_string()
     }
 
     #[test]
@@ -705,17 +581,8 @@ key = "/etc/graven/node.key"
         assert_eq!(config.tls.ca, Path::new("/srv/n1/ca.crt"));
         assert_eq!(config.tls.key, Path::new("/etc/graven/node.key"));
         assert_eq!(config.advertise.client, "127.0.0.1:5471");
-        assert_eq!(
-            (config.raft.heartbeat_ms, config.raft.election_ms),
-            (50, 150)
-        );
-        assert_eq!(
-            config.wal,
-            WalSection {
-                segment_bytes: 64 << 20,
-                sync: SyncMode::Fdatasync
-            }
-        );
+        assert_eq!((config.raft.heartbeat_ms, config.raft.election_ms), (50, 150));
+        assert_eq!(config.wal, WalSection { segment_bytes: 64 << 20, sync: SyncMode::Fdatasync });
         assert_eq!(config.limits.max_record_bytes, 1 << 20);
         assert_eq!(config.pid_file(), Path::new("/srv/n1/graven.pid"));
     }
@@ -726,58 +593,28 @@ key = "/etc/graven/node.key"
             message("[wal]\nsegment_size = 5\n")
                 .starts_with("/srv/n1/graven.toml: line 13: unknown field `segment_size`")
         );
-        let top = parse(&GOOD.replace("name =", "colour = 3\nname ="))
-            .expect_err("unknown")
-            .to_string();
+        let top = parse(&GOOD.replace("name =", "colour = 3\nname =")).expect_err("unknown").to_string();
         assert!(top.contains("line 3: unknown field `colour`"), "{top}");
     }
 
     #[test]
     fn sizes_are_integers_or_strings_with_a_unit() {
-        let config = parse(&format!(
-            "{GOOD}[wal]\nsegment_bytes = 65536\n[limits]\nmax_record_bytes = \"16M\"\n"
-        ))
-        .expect("good");
-        assert_eq!(
-            (config.wal.segment_bytes, config.limits.max_record_bytes),
-            (65536, 16 << 20)
-        );
-        assert!(
-            message("[wal]\nsegment_bytes = \"64 MB\"\n")
-                .contains("line 13: \"64 MB\" is not a size")
-        );
-        assert!(
-            message("[wal]\nsegment_bytes = -1\n").contains("line 13: a size cannot be negative")
-        );
+        let config = parse(&format!("{GOOD}[wal]\nsegment_bytes = 65536\n[limits]\nmax_record_bytes = \"16M\"\n"))
+            .expect("good");
+        assert_eq!((config.wal.segment_bytes, config.limits.max_record_bytes), (65536, 16 << 20));
+        assert!(message("[wal]\nsegment_bytes = \"64 MB\"\n").contains("line 13: \"64 MB\" is not a size"));
+        assert!(message("[wal]\nsegment_bytes = -1\n").contains("line 13: a size cannot be negative"));
     }
 
     #[test]
     fn values_out_of_range_name_the_key_and_the_range() {
         let cases = [
-            (
-                "[wal]\nsegment_bytes = \"63K\"",
-                "wal.segment_bytes is 63K, it must be 64K to 4G",
-            ),
-            (
-                "[wal]\nsegment_bytes = \"5G\"",
-                "wal.segment_bytes is 5G, it must be 64K to 4G",
-            ),
-            (
-                "[limits]\nmax_record_bytes = \"17M\"",
-                "limits.max_record_bytes is 17M, it must be 1 to 16M",
-            ),
-            (
-                "[raft]\nheartbeat_ms = 80",
-                "raft.heartbeat_ms is 80, it must be at most half of raft.election_ms (150)",
-            ),
-            (
-                "[log]\nlevel = \"loud\"",
-                "log.level is \"loud\", it must be one of off, error",
-            ),
-            (
-                "[wal]\nsync = \"none\"",
-                "wal.sync \"none\" loses acknowledged records",
-            ),
+            ("[wal]\nsegment_bytes = \"63K\"", "wal.segment_bytes is 63K, it must be 64K to 4G"),
+            ("[wal]\nsegment_bytes = \"5G\"", "wal.segment_bytes is 5G, it must be 64K to 4G"),
+            ("[limits]\nmax_record_bytes = \"17M\"", "limits.max_record_bytes is 17M, it must be 1 to 16M"),
+            ("[raft]\nheartbeat_ms = 80", "raft.heartbeat_ms is 80, it must be at most half of raft.election_ms (150)"),
+            ("[log]\nlevel = \"loud\"", "log.level is \"loud\", it must be one of off, error"),
+            ("[wal]\nsync = \"none\"", "wal.sync \"none\" loses acknowledged records"),
         ];
         for (extra, expected) in cases {
             let message = message(extra);
@@ -787,26 +624,15 @@ key = "/etc/graven/node.key"
 
     #[test]
     fn unsafe_sync_needs_its_flag() {
-        let config = parse(&format!(
-            "{GOOD}[wal]\nsync = \"none\"\nunsafe_no_sync = true\n"
-        ))
-        .expect("allowed");
+        let config = parse(&format!("{GOOD}[wal]\nsync = \"none\"\nunsafe_no_sync = true\n")).expect("allowed");
         assert_eq!(config.wal.sync, SyncMode::None);
     }
 
     #[test]
     fn unspecified_listen_address_needs_an_advertised_one() {
         let text = GOOD.replace("127.0.0.1:5471", "0.0.0.0:5471");
-        assert!(
-            parse(&text)
-                .expect_err("no address")
-                .to_string()
-                .contains("advertise.client is missing")
-        );
-        let config = parse(&format!(
-            "{text}[advertise]\nclient = \"log-1.example:5471\"\n"
-        ))
-        .expect("good");
+        assert!(parse(&text).expect_err("no address").to_string().contains("advertise.client is missing"));
+        let config = parse(&format!("{text}[advertise]\nclient = \"log-1.example:5471\"\n")).expect("good");
         assert_eq!(config.advertise.client, "log-1.example:5471");
     }
 
@@ -814,16 +640,7 @@ key = "/etc/graven/node.key"
     fn addresses_split_into_host_and_port() {
         assert_eq!(split_address("host-1:5470"), Ok(("host-1", 5470)));
         assert_eq!(split_address("[::1]:5470"), Ok(("::1", 5470)));
-        for wrong in [
-            "host",
-            "host:",
-            ":5470",
-            "host:99999",
-            "::1:5470",
-            "[host]:1",
-            "a b:1",
-            "",
-        ] {
+        for wrong in ["host", "host:", ":5470", "host:99999", "::1:5470", "[host]:1", "a b:1", ""] {
             assert!(split_address(wrong).is_err(), "{wrong}");
         }
     }

@@ -74,10 +74,7 @@ impl Members {
         let (members, used): (Members, usize) = bincode::serde::decode_from_slice(bytes, layout())
             .map_err(|error| MembersError::Malformed(error.to_string()))?;
         if used != bytes.len() {
-            return Err(MembersError::Malformed(format!(
-                "{} bytes follow it",
-                bytes.len() - used
-            )));
+            return Err(MembersError::Malformed(format!("{} bytes follow it", bytes.len() - used)));
         }
         Ok(members)
     }
@@ -105,10 +102,7 @@ impl Member {
 
 /// Fixed-width little-endian integers, like everything else on disk; the limit keeps a length field from allocating more.
 fn layout() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<MAX_MEMBERS_BYTES>()
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<MAX_MEMBERS_BYTES>()
 }
 
 #[cfg(test)]
@@ -124,9 +118,7 @@ mod tests {
             incarnation: [id as u8; 16],
             voter: true,
         };
-        Members {
-            nodes: (1..=3).map(member).collect(),
-        }
+        Members { nodes: (1..=3).map(member).collect() }
     }
 
     #[test]

@@ -1,0 +1,81 @@
+//! `graven init`: the files of a new cluster.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Global;
+use super::context::note;
+use super::error::{CliResult, Failure};
+use super::out;
+use crate::init::{InitError, NewCluster, NewNode, Setting};
+
+/// Arguments of `graven init`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: graven init --dir cluster --node n1=10.0.0.1:5470 --node n2=10.0.0.2:5470 --node n3=10.0.0.3:5470\n\nThen copy cluster/n1 to its host and run `graven start --config n1/graven.toml` there; the same for the others.\nKeep cluster/ca: its key makes further certificates."
+)]
+pub(crate) struct InitArgs {
+    /// Where to make the files
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// A node and where its peers reach it; clients use PORT+1, PORT+2 is kept for HTTP
+    #[arg(long = "node", value_name = "NAME=HOST:PORT")]
+    nodes: Vec<String>,
+    /// The address of a single --node that is given by name only
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Option<String>,
+    /// A setting for every node's graven.toml, for example wal.segment_bytes=16M
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = Setting::parse)]
+    settings: Vec<Setting>,
+    /// The directory of one more node, for `graven member add`
+    #[arg(long, value_name = "NAME=HOST:PORT", hide = true)]
+    join: Option<String>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &InitArgs, global: &Global) -> CliResult {
+    if args.join.is_some() {
+        return Err(Failure::usage("--join comes with `graven member add`, which this version does not have yet"));
+    }
+    let cluster = NewCluster { dir: args.dir.clone(), nodes: nodes(args)?, settings: args.settings.clone() };
+    let created = cluster.create().map_err(failure)?;
+    if global.json {
+        let nodes: Vec<_> = created.node_files.iter().map(|file| file.display().to_string()).collect();
+        let value = serde_json::json!({
+            "cluster_id": format!("{:032x}", created.cluster),
+            "client": created.client_file.display().to_string(),
+            "nodes": nodes,
+        });
+        return out::print_line(&value.to_string());
+    }
+    note(
+        global,
+        &format!("made cluster {:032x}; copy each node's directory to its host and run there:", created.cluster),
+    );
+    let lines: String =
+        created.node_files.iter().map(|file| format!("graven start --config {}\n", file.display())).collect();
+    out::print(&lines)
+}
+
+fn nodes(args: &InitArgs) -> CliResult<Vec<NewNode>> {
+    let usage = |why: String| Failure::usage(format!("--node: {why}"));
+    match (&args.address, args.nodes.as_slice()) {
+        (_, []) => Err(Failure::usage("no node given; name each with --node NAME=HOST:PORT")),
+        (Some(address), [name]) if !name.contains('=') => Ok(vec![NewNode::at(name, address).map_err(usage)?]),
+        (Some(_), _) => Err(Failure::usage("--address goes with one --node NAME; write the others as NAME=HOST:PORT")),
+        (None, nodes) => nodes.iter().map(|text| NewNode::parse(text).map_err(usage)).collect(),
+    }
+}
+
+/// What a user can mend is exit 2, a disk that does not let us write is exit 1.
+pub(crate) fn failure(error: InitError) -> Failure {
+    match &error {
+        InitError::Io { cause, .. } if cause.kind() != std::io::ErrorKind::NotADirectory => {
+            Failure::internal(error.to_string())
+        }
+        InitError::Data { .. } | InitError::Members(_) => Failure::internal(error.to_string()),
+        InitError::Setting(_) => Failure::config(error),
+        _ => Failure::usage(error.to_string()),
+    }
+}

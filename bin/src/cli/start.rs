@@ -1,0 +1,100 @@
+//! `graven start`: one node in the foreground.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use graven_wal::OpenError;
+
+use super::Global;
+use super::error::{CliResult, ErrorCode, Failure};
+use crate::config::{LogFormat, LogSection, NodeConfig};
+use crate::node::StartError;
+use crate::node::daemon::{self, DaemonError};
+
+/// Arguments of `graven start`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example: graven start --config cluster/n1/graven.toml\n\nPrints `ready` once recovered and listening, and logs to stderr. SIGTERM hands over leadership, syncs and exits;\na second signal ends at once."
+)]
+pub(crate) struct StartArgs {
+    /// The node's graven.toml
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Stop in order when stdin closes: how the nodes of `graven dev` notice that it is gone
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &StartArgs, global: &Global) -> CliResult {
+    let config = NodeConfig::load(&args.config).map_err(Failure::config)?;
+    log_to_stderr(&config.log, global);
+    let data_dir = config.data_dir.clone();
+    let options = daemon::Options { exit_with_stdin: args.exit_with_stdin };
+    daemon::run(config, options).map_err(|error| failure(&error, &data_dir))
+}
+
+fn failure(error: &DaemonError, data_dir: &std::path::Path) -> Failure {
+    match error {
+        DaemonError::Start(StartError::Log { dir, source }) => log_failure(source, dir),
+        DaemonError::Start(StartError::Tls(_) | StartError::WrongCertificate { .. }) => Failure::config(error),
+        // A socket that cannot be bound: the address is somebody else's or not this host's.
+        DaemonError::Start(StartError::Peers(_) | StartError::Clients(_)) => Failure::config(error),
+        DaemonError::Start(StartError::Read { .. }) => Failure::new(ErrorCode::Damaged, error.to_string()),
+        _ => Failure::internal(format!("{error} (data directory {})", data_dir.display())),
+    }
+}
+
+fn log_failure(error: &OpenError, dir: &std::path::Path) -> Failure {
+    let dir = dir.display();
+    let replace = "a node's data directory is made by `graven init` only; if it is lost, take the node's place with `graven member replace`";
+    match error {
+        OpenError::Missing | OpenError::Empty | OpenError::NotALog { .. } | OpenError::WrongCluster { .. } => {
+            Failure::config(format!("{dir}: {error}; {replace}"))
+        }
+        OpenError::Locked { pid } => {
+            Failure::usage(format!("{dir} is in use by process {pid}; this node runs already")).with("pid", *pid)
+        }
+        OpenError::Config { .. } | OpenError::NewerVersion { .. } => Failure::config(format!("{dir}: {error}")),
+        OpenError::Damaged(_) | OpenError::WrongChain { .. } | OpenError::MissingSegment { .. } => {
+            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}"))
+        }
+        _ => Failure::internal(match std::error::Error::source(error) {
+            Some(cause) => format!("{dir}: {error}: {cause}"),
+            None => format!("{dir}: {error}"),
+        }),
+    }
+}
+
+fn log_to_stderr(section: &LogSection, global: &Global) {
+    let level = match (global.verbose, global.quiet) {
+        (true, _) => tracing::level_filters::LevelFilter::DEBUG,
+        (_, true) => tracing::level_filters::LevelFilter::ERROR,
+        _ => section.level.parse().unwrap_or(tracing::level_filters::LevelFilter::INFO),
+    };
+    // The standard format would report a failed write to stderr on stderr, which panics; a node outlives whoever reads its log.
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        .with_writer(|| Unfailing)
+        .log_internal_errors(false);
+    let _ = match section.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+/// stderr, whose failures are nobody's concern.
+struct Unfailing;
+
+impl Write for Unfailing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
