@@ -159,7 +159,7 @@ impl Core {
                 (false, None) => self.malformed(from, "a refused append without a hint"),
             },
             Message::Heartbeat { commit, round, .. } => self.on_heartbeat(from, commit, round),
-            Message::HeartbeatReply { round, .. } => self.on_heartbeat_reply(from, round),
+            Message::HeartbeatReply { round, verified, .. } => self.on_heartbeat_reply(from, round, verified),
             Message::Commit { commit, .. } => self.on_commit(from, commit),
             Message::TimeoutNow { last, .. } => self.on_timeout_now(from, last),
             Message::ReadIndex { token, .. } => self.on_read_index(from, token),
@@ -172,9 +172,11 @@ impl Core {
     fn on_passed_term(&mut self, from: NodeId, message: &Message) {
         let term = self.hard.term;
         let reply = match *message {
-            Message::Heartbeat { round, .. } => Message::HeartbeatReply { term, round, last: self.log.last() },
+            Message::Heartbeat { round, .. } => {
+                Message::HeartbeatReply { term, round, last: self.log.last(), verified: self.verified }
+            }
             Message::Commit { .. } | Message::TimeoutNow { .. } => {
-                Message::HeartbeatReply { term, round: 0, last: self.log.last() }
+                Message::HeartbeatReply { term, round: 0, last: self.log.last(), verified: self.verified }
             }
             Message::ReadIndex { token, .. } => Message::ReadIndexReply { term, token, index: None },
             _ => return,

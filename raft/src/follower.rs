@@ -132,7 +132,8 @@ impl Core {
     pub(crate) fn on_heartbeat(&mut self, from: NodeId, commit: Index, round: u64) {
         if self.follow(from) {
             self.learn_commit(commit);
-            let reply = Message::HeartbeatReply { term: self.hard.term, round, last: self.log.last() };
+            let (last, verified) = (self.log.last(), self.verified);
+            let reply = Message::HeartbeatReply { term: self.hard.term, round, last, verified };
             self.send(from, reply);
         }
     }

@@ -175,7 +175,7 @@ impl Core {
         }
     }
 
-    pub(crate) fn on_heartbeat_reply(&mut self, from: NodeId, round: u64) {
+    pub(crate) fn on_heartbeat_reply(&mut self, from: NodeId, round: u64, verified: Index) {
         let Some(at) = self.follower_at(from) else {
             return;
         };
@@ -183,7 +183,7 @@ impl Core {
             return self.malformed(from, "an answer to a heartbeat that was never sent");
         }
         self.progress[at].round = self.progress[at].round.max(round);
-        self.watch_progress(at);
+        self.watch_progress(at, verified);
         self.maybe_confirm_round();
     }
 

@@ -78,6 +78,8 @@ pub enum Message {
         round: u64,
         /// The end of the follower's log.
         last: Index,
+        /// Up to here the follower, in this life, found its log equal to the one of `term`'s leader.
+        verified: Index,
     },
     /// The commit index moved and no append was about to carry it. Needs no answer.
     Commit {

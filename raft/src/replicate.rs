@@ -234,13 +234,15 @@ impl Core {
     }
 
     /// A follower answered a heartbeat. It is alive: when it nevertheless acknowledges nothing of what is outstanding, whatever
-    /// the reason, start over with it.
-    pub(crate) fn watch_progress(&mut self, at: usize) {
+    /// the reason, start over with it. The same when it has forgotten what it found equal to this log: it was started again
+    /// so fast that no lane was missed, and commits nothing before it is asked to compare once more.
+    pub(crate) fn watch_progress(&mut self, at: usize, verified: Index) {
         let (now, last) = (self.now, self.log.last());
         let patience = 2 * self.config.append_timeout_us;
         let follower = &mut self.progress[at];
-        let outstanding = follower.matched < last;
-        if follower.state == ProgressState::Replicate && outstanding && now.since(follower.moved) >= patience {
+        let stuck = follower.matched < last && now.since(follower.moved) >= patience;
+        let forgot = verified < follower.matched && follower.inflight.is_empty() && follower.asked.is_none();
+        if follower.state == ProgressState::Replicate && (stuck || forgot) {
             follower.become_probe(follower.matched.next());
             follower.moved = now;
             follower.hopeful = false;

@@ -88,7 +88,11 @@ fn the_election_timer_starts_over_when_the_vote_is_durable() {
 #[test]
 fn a_higher_term_is_not_a_vote() {
     let mut core = core_of(3, &[1], hard(1));
-    core.receive(Tick(1), n(3), Message::HeartbeatReply { term: Term(5), round: 1, last: Index(1) });
+    core.receive(
+        Tick(1),
+        n(3),
+        Message::HeartbeatReply { term: Term(5), round: 1, last: Index(1), verified: Index(1) },
+    );
     assert_eq!(core.hard_state(), HardState { term: Term(5), vote: None });
     core.receive(Tick(2), n(2), Message::Vote { term: Term(5), last: id(1, 1), transfer: false });
     assert_eq!(core.hard_state().vote, Some(n(2)));
@@ -133,7 +137,11 @@ fn a_voter_stands_by_its_leader() {
 fn loyalty_ends_with_the_term() {
     let mut core = core_of(3, &[1], hard(1));
     core.receive(Tick(MS), n(2), Message::Heartbeat { term: Term(1), commit: Index(0), round: 1 });
-    core.receive(Tick(2 * MS), n(3), Message::HeartbeatReply { term: Term(4), round: 0, last: Index(1) });
+    core.receive(
+        Tick(2 * MS),
+        n(3),
+        Message::HeartbeatReply { term: Term(4), round: 0, last: Index(1), verified: Index(1) },
+    );
     core.receive(Tick(3 * MS), n(3), Message::Vote { term: Term(5), last: id(1, 1), transfer: false });
     assert_eq!(core.hard_state(), HardState { term: Term(5), vote: Some(n(3)) });
 }

@@ -34,7 +34,11 @@ fn a_higher_term_ends_a_leadership() {
     let mut core = core_of(3, &[1], hard(1));
     lead(&mut core, Tick(400 * MS));
     let higher = core.term().next();
-    core.receive(Tick(401 * MS), n(3), Message::HeartbeatReply { term: higher, round: 0, last: Index(1) });
+    core.receive(
+        Tick(401 * MS),
+        n(3),
+        Message::HeartbeatReply { term: higher, round: 0, last: Index(1), verified: Index(1) },
+    );
     assert_eq!((core.role(), core.term(), core.leader()), (Role::Follower, higher, None));
 }
 

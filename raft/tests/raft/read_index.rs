@@ -38,7 +38,11 @@ fn a_new_leader_answers_no_read_before_its_own_term_commits() {
     let _ = drain(&mut core);
     core.read(Tick(401 * MS), 1).unwrap();
     for round in 1..=1 {
-        core.receive(Tick(402 * MS), n(2), Message::HeartbeatReply { term: Term(2), round, last: Index(1) });
+        core.receive(
+            Tick(402 * MS),
+            n(2),
+            Message::HeartbeatReply { term: Term(2), round, last: Index(1), verified: Index(1) },
+        );
     }
     assert_eq!(ready(&drain(&mut core)), []);
     core.durable(Tick(403 * MS), Term(2), Index(2));
@@ -52,7 +56,11 @@ fn a_new_leader_answers_no_read_before_its_own_term_commits() {
         hint: None,
     };
     core.receive(Tick(404 * MS), n(2), reply);
-    core.receive(Tick(405 * MS), n(2), Message::HeartbeatReply { term: Term(2), round: 2, last: Index(2) });
+    core.receive(
+        Tick(405 * MS),
+        n(2),
+        Message::HeartbeatReply { term: Term(2), round: 2, last: Index(2), verified: Index(2) },
+    );
     assert!(drain(&mut core).contains(&Output::ReadReady { id: 1, index: Index(2) }));
 }
 
@@ -67,7 +75,11 @@ fn only_a_round_that_began_after_the_request_confirms_it() {
     cluster.read(leader, 1).unwrap();
     for round in 0..3 {
         cluster.input(n(leader), |core, now| {
-            core.receive(now, n(others[0]), Message::HeartbeatReply { term, round, last: Index(2) });
+            core.receive(
+                now,
+                n(others[0]),
+                Message::HeartbeatReply { term, round, last: Index(2), verified: Index(2) },
+            );
         });
     }
     assert_eq!(ready(&cluster.told(leader)), []);

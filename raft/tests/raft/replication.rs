@@ -359,7 +359,11 @@ fn a_follower_that_is_alive_and_does_not_advance_is_probed() {
     for step in 0..40 {
         let now = Tick(403 * MS + step * 50 * MS);
         core.tick(now);
-        core.receive(now, n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
+        core.receive(
+            now,
+            n(2),
+            Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+        );
         // The lane is full, each time.
         last_epoch = epoch(&mut core, now, true).unwrap_or(last_epoch);
     }
@@ -372,12 +376,48 @@ fn a_follower_that_is_alive_and_does_not_advance_is_probed() {
 fn an_append_that_is_never_reported_sent_is_asked_for_again() {
     let mut core = replicating();
     assert_eq!(epoch(&mut core, Tick(402 * MS), false), Some(1));
-    core.receive(Tick(500 * MS), n(3), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
-    core.receive(Tick(600 * MS), n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
-    core.receive(Tick(700 * MS), n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
-    core.receive(Tick(850 * MS), n(2), Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2) });
+    core.receive(
+        Tick(500 * MS),
+        n(3),
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+    );
+    core.receive(
+        Tick(600 * MS),
+        n(2),
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+    );
+    core.receive(
+        Tick(700 * MS),
+        n(2),
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+    );
+    core.receive(
+        Tick(850 * MS),
+        n(2),
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+    );
     core.tick(Tick(903 * MS));
     assert_eq!(epoch(&mut core, Tick(903 * MS), false), Some(2));
+}
+
+/// A follower that was started again before any lane was missed remembers nothing of what it compared, so it commits
+/// nothing of what heartbeats tell it. With no new entry to carry a comparison, it must be asked for one.
+#[test]
+fn a_follower_that_forgot_what_it_compared_is_asked_to_compare_again() {
+    let mut core = core_of(3, &[1], hard(1));
+    lead(&mut core, Tick(400 * MS));
+    let outputs = drain(&mut core);
+    sync(&mut core, Tick(401 * MS), &outputs);
+    let (matched, last) = (Index(2), Index(2));
+    let reply = Message::AppendReply { term: Term(2), request: 1, epoch: 1, success: true, matched, last, hint: None };
+    core.receive(Tick(401 * MS), n(2), reply);
+    let answer = |verified| Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified };
+    let _ = drain(&mut core);
+    core.receive(Tick(402 * MS), n(2), answer(Index(2)));
+    let asked = |output: &Output| matches!(output, Output::Append { to, prev, first, last, .. } if *to == n(2) && prev.index == Index(2) && first > last);
+    assert!(!drain(&mut core).iter().any(asked), "it remembers");
+    core.receive(Tick(403 * MS), n(2), answer(Index(0)));
+    assert!(drain(&mut core).iter().any(asked), "it forgot");
 }
 
 /// A committed entry that a leader contradicts is a stop, never a guess.
