@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use graven::replica::feed::Feed;
-use graven::replica::{Answer, Rejection};
+use graven::replica::{Answer, Rejection, View};
 use graven_frame::{Group, GroupBuilder, GroupHeaderSpec};
 
 use crate::rng::Rng;
@@ -191,7 +191,12 @@ impl Writer {
         let mut builder = GroupBuilder::new();
         for at in 0..1 + self.rng.below(4) {
             let mut payload = format!("w{}.{:?}.{}.{at}.", self.id, self.session, self.next_sequence).into_bytes();
-            let padding = if self.rng.chance(30) { self.rng.below(3000) } else { self.rng.below(120) };
+            let padding = match self.rng.below(1000) {
+                // Larger than the replication window, sometimes than a segment.
+                0..2 => self.rng.below(90_000),
+                2..30 => self.rng.below(3_000),
+                _ => self.rng.below(120),
+            };
             payload.resize(payload.len() + padding as usize, b'a' + (at as u8));
             let meta: &[u8] = if self.rng.chance(100) { b"meta" } else { b"" };
             if builder.push(meta, &payload).is_err() {
@@ -219,15 +224,15 @@ pub struct Follower {
     pub life: u64,
     /// Where it stands there; `None` when it must connect again.
     pub feed: Option<Feed>,
-    /// Reads that brought nothing although something was owed.
-    pub empty: u32,
+    /// What that node last said of itself.
+    pub view: Option<View>,
 }
 
 impl Follower {
     /// A reader that is not connected.
     #[must_use]
     pub fn new() -> Follower {
-        Follower { node: 1, life: 0, feed: None, empty: 0 }
+        Follower { node: 1, life: 0, feed: None, view: None }
     }
 }
 

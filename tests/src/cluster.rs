@@ -10,6 +10,7 @@ use std::collections::BinaryHeap;
 use graven::members::{Member, Members};
 use graven::replica::{Alarm, Answer, Effect, Load, Now, Rejection, Replica, RequestId};
 use graven_frame::{Body, Chain, Frame, Group, HeaderSpec, Kind};
+use graven_raft::invariants::check_step;
 use graven_raft::{AppendHead, Message, NodeId, Role};
 
 use crate::check::liveness::{self, Left};
@@ -41,6 +42,8 @@ pub struct Cluster {
     /// When the last message between a writer and a node arrives.
     client_lanes: Vec<[u64; 16]>,
     pub(crate) healed_at: Option<u64>,
+    /// Whether each step of the core is compared with the one before: costs a copy of the core, so some runs only.
+    steps_checked: bool,
     /// What happened, in numbers.
     pub stats: Stats,
     /// What happened, line by line.
@@ -55,6 +58,7 @@ pub(crate) enum Event {
     Unreachable { node: u64, life: u64, peer: u64 },
     Tick { node: u64, life: u64 },
     Flush { node: u64, life: u64 },
+    Applied { node: u64, life: u64, index: u64 },
     DiskStart { node: u64, life: u64 },
     DiskDone { node: u64, life: u64 },
     DiskIdle { node: u64, life: u64 },
@@ -130,6 +134,7 @@ impl Cluster {
             requests: vec![Request::None],
             next_request: 0,
             healed_at: None,
+            steps_checked: rng.chance(150),
             stats: Stats::default(),
             trace,
             rng,
@@ -268,6 +273,7 @@ impl Cluster {
             }
             Event::Tick { node, life } => self.on_tick(node, life),
             Event::Flush { node, life } => self.on_flush(node, life),
+            Event::Applied { node, life, index } => self.on_applied(node, life, index),
             Event::DiskStart { node, life } => self.on_disk_start(node, life),
             Event::DiskDone { node, life } => self.on_disk_done(node, life),
             Event::DiskIdle { node, life } => self.on_disk_idle(node, life),
@@ -295,10 +301,16 @@ impl Cluster {
 
     /// Gives an input to the process of `life`, if it is still up, and carries out what comes of it.
     pub(crate) fn input_of(&mut self, node: u64, life: u64, with: impl FnOnce(&mut Replica, Now)) -> Checked {
-        let now_us = self.now_us;
+        let (now_us, steps_checked) = (self.now_us, self.steps_checked);
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         let now = process.clock.now(now_us);
+        let before = steps_checked.then(|| process.replica.core().clone());
         with(&mut process.replica, now);
+        if let Some(before) = before
+            && let Err(detail) = check_step(&before, process.replica.core())
+        {
+            return Err(Violation { property: "invariant", detail });
+        }
         self.carry_out(node)
     }
 
@@ -310,6 +322,11 @@ impl Cluster {
         while let Some(effect) = self.node_mut(node).process.as_mut().and_then(|process| process.replica.poll()) {
             match effect {
                 Effect::Send { to, message } => {
+                    match message {
+                        Message::VoteReply { term, granted: true } => self.checkers.voted(node, term.0, to.0)?,
+                        Message::Vote { term, .. } => self.checkers.voted(node, term.0, node)?,
+                        _ => {}
+                    }
                     let arrivals = self.network.send(self.now_us, node, to.0);
                     for at in arrivals.second.into_iter().chain(arrivals.first) {
                         self.schedule(at, Event::Message { from: node, to: to.0, message: message.clone() });
@@ -371,8 +388,13 @@ impl Cluster {
                 tick_at = Some(at);
             }
         }
+        let applies = process.state_machine && !process.applying && view.applied_index < view.readable_index;
+        process.applying |= applies;
         if let Some(at) = tick_at {
             self.schedule(at, Event::Tick { node, life });
+        }
+        if applies {
+            self.after(0, 3_000, Event::Applied { node, life, index: view.readable_index });
         }
         self.checkers.committed(node, view.term.0, view.commit_index)?;
         self.checkers.readable(node, view.readable_index, view.next_offset)
@@ -401,6 +423,12 @@ impl Cluster {
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         process.flushing = false;
         self.input_of(node, life, Replica::flush)
+    }
+
+    fn on_applied(&mut self, node: u64, life: u64, index: u64) -> Checked {
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        process.applying = false;
+        self.input_of(node, life, |replica, now| replica.applied(now, index))
     }
 
     fn on_loaded(&mut self, node: u64, life: u64, load: Load) -> Checked {
@@ -545,19 +573,24 @@ impl Cluster {
         let count = self.nodes.len() as u64;
         let next = self.checkers.reader_next(at);
         let moves = self.rng.chance(30);
+        let stale = self.rng.chance(300);
         let other = self.rng.between(1, count + 1);
         let follower = &mut self.followers[at];
         if moves || follower.feed.is_none() || self.nodes[follower.node as usize - 1].alive(follower.life).is_none() {
             follower.node = other;
             follower.life = self.nodes[other as usize - 1].life;
             follower.feed = Some(graven::replica::feed::Feed::new(next));
+            follower.view = None;
         }
         let Some(process) = self.nodes[follower.node as usize - 1].process.as_ref() else {
             follower.feed = None;
             return Ok(());
         };
         let Some(feed) = &mut follower.feed else { return Ok(()) };
-        let view = process.replica.view();
+        // The view that a reader's task has may be an old one.
+        let news = process.replica.view();
+        let view = follower.view.filter(|_| stale).unwrap_or(news);
+        follower.view = Some(news);
         for _ in 0..4 {
             match feed.step(&view) {
                 graven::replica::feed::Step::Read => {

@@ -15,6 +15,8 @@ pub(crate) enum Fault {
     Partition,
     Mend,
     Disk,
+    Full,
+    Room,
     Transfer,
 }
 
@@ -25,12 +27,13 @@ impl Cluster {
             Fault::Partition => self.profile.partition_us,
             Fault::Disk => self.profile.disk_fault_us,
             Fault::Transfer => self.profile.transfer_us,
-            Fault::Mend => 0,
+            Fault::Full => self.profile.full_us,
+            Fault::Mend | Fault::Room => 0,
         }
     }
 
     pub(crate) fn schedule_faults(&mut self) {
-        for fault in [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Transfer] {
+        for fault in [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Full, Fault::Transfer] {
             self.schedule_fault(fault);
         }
     }
@@ -79,6 +82,15 @@ impl Cluster {
                 self.trace.line(self.now_us, format_args!("disk of n{node} will fail, sync {sync}, after {after}"));
                 self.node(node).disk.fail_nth(if sync { Op::Sync } else { Op::Write }, after, Fail::Io);
             }
+            Fault::Full => {
+                let room = self.rng.below(64 << 10);
+                self.trace.line(self.now_us, format_args!("disk of n{node} is full"));
+                let disk = &self.node(node).disk;
+                disk.full(Some(disk.used_bytes() + room));
+                let at = self.now_us + self.rng.between(50_000, 700_000);
+                self.schedule(at, Event::Fault(Fault::Room));
+            }
+            Fault::Room => self.nodes.iter().for_each(|node| node.disk.full(None)),
             Fault::Transfer => {
                 let asked = self.leader().unwrap_or(node);
                 let to = self.rng.between(1, nodes + 1);
@@ -181,6 +193,7 @@ impl Cluster {
         let more = !process.queue.is_empty();
         process.disk_busy = more || !process.running.is_empty();
         let again = process.disk_busy;
+        let (done, full) = process.reported;
         for job in jobs.iter().filter(|job| ran.done.is_some_and(|done| job.sequence <= done)) {
             if let Some(hard_state) = job.hard_state {
                 let vote = hard_state.vote.map(|node| node.0);
@@ -192,13 +205,20 @@ impl Cluster {
         }
         self.trace.line(now_us, format_args!("n{node} synced {:?}", ran.done));
         if again {
-            self.schedule(now_us + 20, Event::DiskStart { node, life });
+            let pause = if ran.disk_full { 2_000 } else { 20 };
+            // Room is found by preparing a segment; the daemon does so between its attempts.
+            if ran.disk_full
+                && let Some(process) = self.node_mut(node).alive(life)
+                && let Err(error) = process.use_idle()
+            {
+                return self.on_disk_error(node, &error);
+            }
+            self.schedule(now_us + pause, Event::DiskStart { node, life });
         } else {
             let at = now_us + self.rng.between(500, 10_000);
             self.schedule(at, Event::DiskIdle { node, life });
         }
-        let done = ran.done.unwrap_or(0);
-        self.input_of(node, life, |replica, now| replica.disk_done(now, done, ran.disk_full))
+        self.input_of(node, life, |replica, now| replica.disk_done(now, done, full))
     }
 
     /// The log thread has nothing to do: sync points and the preparation of segments have their turn.
@@ -207,17 +227,19 @@ impl Cluster {
         if process.disk_busy {
             return Ok(());
         }
-        let mut result = Ok(());
-        if process.wal.sync_point_due() {
-            result = process.wal.write_sync_point();
+        if let Err(error) = process.use_idle() {
+            return self.on_disk_error(node, &error);
         }
-        if result.is_ok() {
-            result = process.wal.prepare(32 << 10).map(|_| ());
+        let (done, was_full) = process.reported;
+        let full = was_full && process.wal.disk_full();
+        process.reported.1 = full;
+        if full || process.wal.sync_point_due() {
+            self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });
         }
-        match result {
-            Ok(()) => Ok(()),
-            Err(error) => self.on_disk_error(node, &error),
+        if was_full && !full {
+            return self.input_of(node, life, |replica, now| replica.disk_done(now, done, false));
         }
+        Ok(())
     }
 
     /// The log is closed for good: the process ends, as the daemon's does, with or without a loss of power.
@@ -236,7 +258,7 @@ impl Cluster {
         self.trace.line(self.now_us, format_args!("n{node} does not start: {error:?}"));
         // A disk that was told to fail may do so while it is opened: that fault is used up then.
         if let StartError::Open(graven_wal::OpenError::Io { .. }) = error
-            && self.profile.disk_fault_us > 0
+            && self.profile.disk_fault_us + self.profile.full_us > 0
         {
             self.schedule(self.now_us + 20_000, Event::Start { node });
             return Ok(());
@@ -251,6 +273,7 @@ impl Cluster {
         self.network.calm();
         self.profile = Profile { client_loss: 0, slow_sync: 0, ..self.profile };
         for node in 1..=self.nodes.len() as u64 {
+            self.node(node).disk.full(None);
             if self.node(node).process.is_none() {
                 self.schedule(self.now_us + 1_000, Event::Start { node });
             }

@@ -11,7 +11,7 @@ use graven::replica::{DiskJob, Replica, ReplicaConfig, Restored};
 use graven_frame::Frame;
 use graven_raft::{HardState, NodeId, Term};
 use graven_wal::sim::SimDisk;
-use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, Wal};
+use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, SyncMethod, Wal};
 
 use crate::clock::Clock;
 use crate::rng::Rng;
@@ -20,6 +20,8 @@ use crate::rng::Rng;
 const SEGMENT_BYTES: u64 = 64 << 10;
 /// Small, so that followers that were away are fed from the files.
 const RING_BYTES: usize = 16 << 10;
+/// Half a segment: now and then the next one is not ready.
+const PREPARE_BYTES: u64 = 32 << 10;
 /// Small, so that windows fill up.
 const WINDOW_BYTES: u64 = 32 << 10;
 /// Small, so that catching up takes several appends.
@@ -53,10 +55,16 @@ pub struct Process {
     pub running: VecDeque<DiskJob>,
     /// Whether the log thread will wake, or is at work.
     pub disk_busy: bool,
+    /// The last job that was reported as done, and whether the disk was reported as full.
+    pub reported: (u64, bool),
     /// When the next tick comes.
     pub tick_at: Option<u64>,
     /// Whether a flush of gathered appends is on its way.
     pub flushing: bool,
+    /// Whether a state machine stands above it.
+    pub state_machine: bool,
+    /// Whether that state machine is at work.
+    pub applying: bool,
 }
 
 fn options() -> Options {
@@ -82,7 +90,9 @@ impl Node {
     /// # Errors
     /// Why the log does not open or does not read back.
     pub fn start(&mut self, rng: &mut Rng, now_us: u64, drift: u64) -> Result<(Recovered, Vec<Frame>), StartError> {
-        let (wal, recovered) = Wal::open(self.disk.clone(), options()).map_err(StartError::Open)?;
+        let sync = if rng.chance(150) { SyncMethod::Dsync } else { SyncMethod::Fdatasync };
+        let options = Options { sync, ..options() };
+        let (wal, recovered) = Wal::open(self.disk.clone(), options).map_err(StartError::Open)?;
         let reader = wal.reader();
         let mut frames = Vec::new();
         for index in recovered.first_index..=recovered.last_index {
@@ -95,7 +105,8 @@ impl Node {
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.next());
         raft.window_bytes = WINDOW_BYTES;
         raft.max_append_bytes = APPEND_BYTES;
-        let config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine: false };
+        let state_machine = rng.chance(250);
+        let config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
         let vote = recovered.hard_state.vote.map(NodeId);
         let base = &recovered.base;
         let restored = Restored {
@@ -121,8 +132,11 @@ impl Node {
             queue: VecDeque::new(),
             running: VecDeque::new(),
             disk_busy: false,
+            reported: (0, false),
             tick_at: None,
             flushing: false,
+            state_machine,
+            applying: false,
         });
         Ok((recovered, frames))
     }
@@ -139,7 +153,21 @@ impl Process {
     /// # Errors
     /// The log's error; the log is closed.
     pub fn run_disk(&mut self) -> Result<disk::Ran, graven_wal::AppendError> {
-        disk::run(&mut self.wal, &mut self.running)
+        let ran = disk::run(&mut self.wal, &mut self.running)?;
+        self.reported = (ran.done.unwrap_or(self.reported.0), ran.disk_full || self.wal.disk_full());
+        Ok(ran)
+    }
+
+    /// Uses an idle moment of the log thread as the daemon does.
+    ///
+    /// # Errors
+    /// The log's error; the log is closed.
+    pub fn use_idle(&mut self) -> Result<(), graven_wal::AppendError> {
+        if self.wal.sync_point_due() {
+            return self.wal.write_sync_point();
+        }
+        self.wal.prepare(PREPARE_BYTES)?;
+        Ok(())
     }
 }
 

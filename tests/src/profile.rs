@@ -19,6 +19,8 @@ pub struct Profile {
     pub power: u64,
     /// Pause between failing disk operations.
     pub disk_fault_us: u64,
+    /// Pause between disks that fill up.
+    pub full_us: u64,
     /// Syncs that take up to 50 ms, and one in twenty of those up to 2.5 s.
     pub slow_sync: u64,
     /// Pause between requests to hand leadership over.
@@ -40,6 +42,7 @@ impl Profile {
         crash_us: 0,
         power: 0,
         disk_fault_us: 0,
+        full_us: 0,
         slow_sync: 0,
         transfer_us: 0,
         drift: 10,
@@ -72,12 +75,13 @@ impl Profile {
         drift: 50,
         ..Profile::CALM
     };
-    /// Disks stall, fail syncs, and lose power in the middle of a write.
+    /// Disks stall, fill up, fail syncs, and lose power in the middle of a write.
     pub const DISKS: Profile = Profile {
         name: "disks",
         crash_us: 900_000,
         power: 800,
         disk_fault_us: 500_000,
+        full_us: 800_000,
         slow_sync: 60,
         client_loss: 5,
         ..Profile::CALM
@@ -102,6 +106,7 @@ impl Profile {
         crash_us: 700_000,
         power: 600,
         disk_fault_us: 1_500_000,
+        full_us: 3_000_000,
         slow_sync: 30,
         transfer_us: 1_500_000,
         drift: 50,

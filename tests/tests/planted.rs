@@ -32,7 +32,7 @@ fn sync_skipped_is_found() {
 
 #[test]
 fn vote_forgotten_is_found() {
-    is_found_by(Bug::VoteForgotten, &["P1", "election safety"]);
+    is_found_by(Bug::VoteForgotten, &["election safety"]);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn duplicate_lands_is_found() {
 
 #[test]
 fn sessions_not_rolled_back_is_found() {
-    is_found_by(Bug::SessionsNotRolledBack, &["P7", "P1", "answers", "liveness"]);
+    is_found_by(Bug::SessionsNotRolledBack, &["P2", "P7", "P1", "answers", "liveness"]);
 }
 
 #[test]

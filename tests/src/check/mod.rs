@@ -2,7 +2,7 @@
 //!
 //! | property | file |
 //! |---|---|
-//! | at most one leader a term | [`elections`] |
+//! | at most one leader a term, one vote a node | [`elections`] |
 //! | equal (index, term) means equal log up to there | [`matching`] |
 //! | a later leader has every committed entry | [`completeness`] |
 //! | no two nodes commit or show different entries at one index; neither index goes back | [`agreement`] |
@@ -109,6 +109,14 @@ impl Checkers {
     pub fn elected(&mut self, node: u64, term: u64) -> Checked {
         self.elections.elected(node, term)?;
         self.completeness.elected(node, term, self.matching.log(node))
+    }
+
+    /// `voter` says that its vote in `term` is for `candidate`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn voted(&mut self, voter: u64, term: u64, candidate: u64) -> Checked {
+        self.elections.voted(voter, term, candidate)
     }
 
     /// `node`, in `term`, believes everything up to `commit` to be committed.
