@@ -271,11 +271,11 @@ impl Client {
             nodes.insert(name.clone(), status);
         }
         for (name, report) in reports {
-            match report {
-                Some(report) => drop(nodes.insert(name, NodeStatus { reachable: true, ..report.status })),
-                None => {
-                    drop(nodes.entry(name.clone()).or_insert_with(|| NodeStatus::unreachable(&*name, known(&name))))
-                }
+            if let Some(report) = report {
+                nodes.insert(name, NodeStatus { reachable: true, ..report.status });
+            } else if !nodes.contains_key(&name) {
+                let status = NodeStatus::unreachable(name.clone(), known(&name));
+                nodes.insert(name, status);
             }
         }
         ClusterStatus { cluster_id, leader, nodes: nodes.into_values().collect() }

@@ -109,38 +109,37 @@ impl Network {
         });
     }
 
-    /// Resolves when another node than `link`'s is known to lead in a newer term than `link`'s node knows of.
+    /// Resolves when another node than `link`'s is known to lead. Views only move to newer terms.
     pub(super) async fn superseded(&self, link: &Link) {
         let mut views = self.view();
         // Ends only when the network does, and it outlives its users.
-        let _ = views
-            .wait_for(|view| {
-                view.leader.as_ref().is_some_and(|leader| *leader != link.name) && view.term > link.view.borrow().term
-            })
-            .await;
+        let _ = views.wait_for(|view| view.leader.as_ref().is_some_and(|leader| *leader != link.name)).await;
     }
 
     /// A connection to the node of this name: the one there is, or a new one. While a node was unreachable a moment ago, it
     /// is not tried again and the last failure is given.
     pub(super) async fn link_to(self: &Arc<Self>, name: &str) -> Result<Arc<Link>, Failure> {
-        let unknown = || {
-            Failure::refused(ErrorCode::Usage, format!("no node is called {name}; nodes: {}", self.names().join(", ")))
+        let unknown = |nodes: &BTreeMap<String, Node>| {
+            let names: Vec<&str> = nodes.keys().map(String::as_str).collect();
+            Failure::refused(ErrorCode::Usage, format!("no node is called {name}; nodes: {}", names.join(", ")))
         };
-        let dialling = match self.lock().get(name) {
-            Some(node) => match node.live() {
+        let dialling = {
+            let nodes = self.lock();
+            let node = nodes.get(name).ok_or_else(|| unknown(&nodes))?;
+            match node.live() {
                 Some(link) => return Ok(link),
                 None => node.dialling.clone(),
-            },
-            None => return Err(unknown()),
+            }
         };
         let _one = dialling.lock().await;
-        let address = match self.lock().get(name) {
-            Some(node) => match (node.live(), &node.failure) {
+        let address = {
+            let nodes = self.lock();
+            let node = nodes.get(name).ok_or_else(|| unknown(&nodes))?;
+            match (node.live(), &node.failure) {
                 (Some(link), _) => return Ok(link),
                 (None, Some(failure)) if Instant::now() < node.next_try => return Err(failure.clone()),
                 _ => node.address.clone(),
-            },
-            None => return Err(unknown()),
+            }
         };
         // Long-lived clients take in renewed certificates like nodes do. Files that are bad now leave the old pair in use.
         if let Err(cause) = self.tls.reload_if_changed() {
@@ -148,7 +147,8 @@ impl Network {
         }
         let dialled = dial(&self.endpoint, &self.tls, self.mtu, name, &address).await;
         let mut nodes = self.lock();
-        let node = nodes.get_mut(name).ok_or_else(unknown)?;
+        // Nodes are never forgotten.
+        let Some(node) = nodes.get_mut(name) else { return Err(unknown(&nodes)) };
         match dialled {
             Ok(link) => {
                 let link = Arc::new(link);

@@ -61,6 +61,16 @@ pub struct Records {
 }
 
 impl Records {
+    /// The records of `frame` from offset `from` on; `None` when it has none there.
+    ///
+    /// # Errors
+    /// When its groups do not decode.
+    pub fn of_frame(frame: Frame, from: u64) -> Result<Option<Records>, graven_frame::FrameError> {
+        frame.check_groups()?;
+        let (from, to) = (from.max(frame.header().base_offset), frame.next_offset());
+        Ok((from < to).then_some(Records { frame, from, to }))
+    }
+
     /// The records in order.
     #[must_use]
     pub fn iter(&self) -> RecordsIter<'_> {

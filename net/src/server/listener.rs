@@ -77,6 +77,8 @@ impl Server {
     /// # Errors
     /// When the certificate is not a node's, or the address cannot be bound.
     pub async fn start<S: Service>(config: ServerConfig, tls: TlsIdentity, service: S) -> Result<Server, StartError> {
+        // Watched from before the first use: a replacement in between is seen as a change.
+        let renewals = tls.watch();
         let credentials = tls.current();
         let Identity::Node(node) = credentials.identity().clone() else {
             return Err(StartError::NotANode(credentials.identity().clone()));
@@ -111,7 +113,7 @@ impl Server {
             draining: drains,
         });
         let connections = Arc::new(AtomicUsize::new(0));
-        let accepting = tokio::spawn(accept(endpoint.clone(), config, tls, shared, connections.clone()));
+        let accepting = tokio::spawn(accept(endpoint.clone(), config, renewals, shared, connections.clone()));
         Ok(Server { endpoint, address, draining, connections, budget, accepting })
     }
 
@@ -128,7 +130,7 @@ impl Server {
     }
 
     /// Goes down in order: takes no new connection, stream or group, waits a few seconds until what was taken is answered
-    /// and the answers have arrived, then closes every connection with the reason.
+    /// and the answers have arrived, then closes every connection with the reason and gives the port back.
     pub async fn close(mut self) {
         self.endpoint.set_server_config(None);
         self.draining.send_replace(true);
@@ -136,6 +138,15 @@ impl Server {
         let _ = (&mut self.accepting).await;
         self.endpoint.close(CLOSE_SHUTDOWN.into(), b"the node is shutting down");
         let _ = tokio::time::timeout(CLOSE_DELIVERY, self.endpoint.wait_idle()).await;
+        let address = self.address;
+        drop(self);
+        // quinn's own task holds the socket, and ends some time after the endpoint was let go.
+        let freed = async {
+            while std::net::UdpSocket::bind(address).is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_DELIVERY, freed).await;
     }
 }
 
@@ -192,11 +203,10 @@ fn quic_config(config: &ServerConfig, credentials: &Credentials) -> Result<quinn
 async fn accept<S: Service>(
     endpoint: quinn::Endpoint,
     config: ServerConfig,
-    tls: TlsIdentity,
+    mut renewals: watch::Receiver<Arc<Credentials>>,
     shared: Arc<Shared<S>>,
     connections: Arc<AtomicUsize>,
 ) {
-    let mut credentials = tls.watch();
     let mut draining = shared.draining.clone();
     let handshakes = Arc::new(Semaphore::new(config.max_handshakes));
     let mut tasks = JoinSet::new();
@@ -204,8 +214,8 @@ async fn accept<S: Service>(
         let incoming = tokio::select! {
             Some(incoming) = endpoint.accept() => incoming,
             Some(_) = tasks.join_next() => continue,
-            Ok(()) = credentials.changed() => {
-                match quic_config(&config, &credentials.borrow_and_update()) {
+            Ok(()) = renewals.changed() => {
+                match quic_config(&config, &renewals.borrow_and_update()) {
                     Ok(quic) => endpoint.set_server_config(Some(quic)),
                     Err(cause) => tracing::error!("new certificate not used for clients: {cause}"),
                 }
