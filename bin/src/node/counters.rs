@@ -48,7 +48,7 @@ impl Counter {
 /// What this process used: resident anonymous memory in bytes, and CPU time in microseconds. Zero where the system does
 /// not tell.
 #[must_use]
-pub fn process_usage() -> (u64, u64) {
+pub(super) fn process_usage() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let anon = status
         .lines()
@@ -56,6 +56,7 @@ pub fn process_usage() -> (u64, u64) {
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         .unwrap_or(0);
     let usage = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    let cpu_us = u64::try_from(usage.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(usage.tv_nsec).unwrap_or(0) / 1000;
+    let cpu_us =
+        u64::try_from(usage.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(usage.tv_nsec).unwrap_or(0) / 1000;
     (anon * 1024, cpu_us)
 }

@@ -118,8 +118,8 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
 
 pub(super) async fn start_server(shared: &Arc<Shared>) -> Result<Server, StartError> {
     let mut config = ServerConfig::new(shared.config.listen.client);
+    config.reset_key = shared.reset_key;
     config.max_connections = shared.config.limits.connections;
-    config.max_record_bytes = shared.config.limits.max_record_bytes;
     Ok(Server::start(config, shared.tls.clone(), NodeService::new(Arc::clone(shared))).await?)
 }
 
@@ -150,7 +150,10 @@ async fn reload(shared: Arc<Shared>) {
         let due = warned.is_none_or(|at| at.elapsed() > Duration::from_secs(24 * 3600));
         if due && left < i64::try_from(EXPIRY_WARNING.as_secs()).unwrap_or(i64::MAX) {
             warned = Some(tokio::time::Instant::now());
-            warn!("this node's certificate ends on {}; make a new one with `graven certs node`", shared.tls.current().not_after());
+            warn!(
+                "this node's certificate ends on {}; make a new one with `graven certs node`",
+                shared.tls.current().not_after()
+            );
         }
     }
 }

@@ -11,14 +11,14 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use graven_frame::{GroupBuilder, GroupHeaderSpec};
-use graven_net::client::{Client, ClientConfig, ConnectError, Item, Record, Records, Start};
-use graven_net::server::{Failure, Feed as Source, FeedItem, Server};
+use graven_net::client::{Client, ClientConfig, ConfigError, ConnectError, Consistency, Item, Record, Records, Start};
+use graven_net::server::{ErrorCode, Failure, Feed as Source, FeedItem, Server};
 use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use super::daemon::{start_server, stop};
 use super::engine::{Engine, Fatal, Shared, StartError};
-use super::input::{Input, Waiter, Waiting};
+use super::input::{Input, Waiter, Waiting, Who};
 use super::protocol::failure;
 use super::service::{NodeFeed, read_index};
 use crate::config::NodeConfig;
@@ -77,13 +77,16 @@ pub trait WriteSnapshot: Send + 'static {
 #[error("{0}")]
 pub struct ApplyError(pub String);
 
-/// How fresh the state must be that a query sees.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consistency {
-    /// It includes every append acknowledged, anywhere, before the query began. Needs a leader with a majority.
-    Linearizable,
-    /// What this node has applied.
-    Local,
+/// Why [`Node::client`] has no client.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Its `client.toml` cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No node answers, or the certificate is refused.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
 }
 
 /// Why a proposal or a query has no result.
@@ -179,7 +182,7 @@ impl<M: StateMachine> Node<M> {
         let (offset, placed) = oneshot::channel();
         let (response, responded) = oneshot::channel();
         let waiting = Proposed::<M> { commands: self.commands.clone(), offset, response };
-        let input = Input::Append(group, Waiter::Embedded(Box::new(waiting), permit));
+        let input = Input::Append(group, Waiter { who: Who::Embedded(Box::new(waiting)), permit });
         self.shared.inputs.try_send(input).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => NodeError::Busy,
             mpsc::error::TrySendError::Closed(_) => NodeError::Stopped,
@@ -218,6 +221,12 @@ impl<M: StateMachine> Node<M> {
         *self.shared.view.borrow()
     }
 
+    /// Whether this node leads, as far as it knows: proposals go to the node that does.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.status().role == graven_raft::Role::Leader
+    }
+
     /// The name of the node that leads, as far as this one knows.
     #[must_use]
     pub fn leader(&self) -> Option<String> {
@@ -242,10 +251,10 @@ impl<M: StateMachine> Node<M> {
     ///
     /// # Errors
     /// The file is missing or wrong, or no node answers.
-    pub async fn client(&self) -> Result<Client, ConnectError> {
+    pub async fn client(&self) -> Result<Client, ClientError> {
         let file = self.shared.config.file.parent().and_then(|dir| dir.parent());
         let file = file.map_or_else(|| PathBuf::from("client.toml"), |dir| dir.join("client.toml"));
-        Client::connect(ClientConfig::load(file)?).await
+        Ok(Client::connect(ClientConfig::load(file)?).await?)
     }
 
     /// Resolves when the node had to stop: its log failed, its state machine failed, or an alarm says so.
@@ -418,7 +427,7 @@ impl<M: StateMachine> MachineThread<'_, M> {
                 }
                 FeedItem::CaughtUp { .. } | FeedItem::Progress { .. } => self.report(),
                 FeedItem::Done => return Ok(()),
-                FeedItem::End(failure) if failure.code == graven_net::server::ErrorCode::Unavailable => return Ok(()),
+                FeedItem::End(failure) if failure.code == ErrorCode::Unavailable => return Ok(()),
                 FeedItem::End(failure) => return Err(failure.message),
             }
         }
@@ -471,7 +480,7 @@ impl<M: StateMachine> MachineThread<'_, M> {
 
     /// Tells the replica how far the machine is. A full channel loses nothing: the next report says more.
     fn report(&self) {
-        let _ = self.shared.inputs.try_send(Input::Applied(self.feed.read_up_to()));
+        let _ = self.shared.inputs.try_send(Input::Applied(self.feed.passed()));
     }
 }
 
@@ -480,15 +489,16 @@ impl<M: StateMachine> MachineThread<'_, M> {
 pub struct LocalStream {
     feed: NodeFeed,
     from: Offset,
+    frames: std::vec::IntoIter<graven_frame::Frame>,
 }
 
-/// Bytes of frames in one item of a [`LocalStream`], about.
-const LOCAL_ITEM_BYTES: usize = 256 << 10;
+/// Bytes of frames read at a time by a [`LocalStream`], about.
+const LOCAL_READ_BYTES: usize = 256 << 10;
 
 impl LocalStream {
     async fn open(shared: &Arc<Shared>, start: Start) -> Result<LocalStream, NodeError> {
         let from = super::service::start_offset(shared, &start, false).await?;
-        Ok(LocalStream { feed: NodeFeed::new(shared, from, None), from })
+        Ok(LocalStream { feed: NodeFeed::new(shared, from, None), from, frames: Vec::new().into_iter() })
     }
 
     /// The next item; waits for it. `None` when the node stopped.
@@ -499,35 +509,30 @@ impl LocalStream {
     /// # Cancel safety
     /// Cancel-safe: what was not returned is returned by the next call.
     pub async fn next(&mut self) -> Option<Result<Item, NodeError>> {
-        match self.feed.next(LOCAL_ITEM_BYTES).await {
-            FeedItem::Frames(frames) => {
-                let mut records = Vec::new();
-                for frame in &frames {
-                    for record in frame.records() {
-                        match record {
-                            Ok(record) if record.offset >= self.from => records.push(Record {
-                                offset: record.offset,
-                                timestamp: record.timestamp_ms,
-                                meta: record.meta,
-                                payload: record.payload,
-                            }),
-                            Ok(_) => {}
-                            Err(cause) => return Some(Err(damaged(&cause).into())),
-                        }
-                    }
+        loop {
+            if let Some(frame) = self.frames.next() {
+                match Records::of_frame(frame, self.from) {
+                    Ok(Some(records)) => return Some(Ok(Item::Records(records))),
+                    Ok(None) => continue,
+                    Err(cause) => return Some(Err(damaged(&cause).into())),
                 }
-                Some(Ok(Item::Records(Records::from(records))))
             }
-            FeedItem::Trimmed { from, to } => Some(Ok(Item::Trimmed { from, to })),
-            FeedItem::Progress { next_offset } => Some(Ok(Item::Progress { next_offset })),
-            FeedItem::CaughtUp { next_offset } => Some(Ok(Item::CaughtUp { next_offset })),
-            FeedItem::Done => None,
-            FeedItem::End(failure) if failure.code == graven_net::server::ErrorCode::Unavailable => None,
-            FeedItem::End(failure) => Some(Err(failure.into())),
+            return match self.feed.next(LOCAL_READ_BYTES).await {
+                FeedItem::Frames(frames) => {
+                    self.frames = frames.into_iter();
+                    continue;
+                }
+                FeedItem::Trimmed { from, to } => Some(Ok(Item::Trimmed { from, to })),
+                FeedItem::Progress { next_offset } => Some(Ok(Item::Progress { next_offset })),
+                FeedItem::CaughtUp { next_offset } => Some(Ok(Item::CaughtUp { next_offset })),
+                FeedItem::Done => None,
+                FeedItem::End(failure) if failure.code == ErrorCode::Unavailable => None,
+                FeedItem::End(failure) => Some(Err(failure.into())),
+            };
         }
     }
 }
 
 fn damaged(cause: &graven_frame::FrameError) -> Failure {
-    Failure::refused(graven_net::server::ErrorCode::Damaged, cause.to_string())
+    Failure::refused(ErrorCode::Damaged, cause.to_string())
 }

@@ -8,20 +8,23 @@
 //!
 //! The client plane ([`super::service`]) runs beside them on a runtime of its own.
 
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use graven_frame::{Chain, FrameError};
+use graven_frame::FrameError;
 use graven_net::peer::{PeerConfig, PeerPlane, Roster, RosterEntry};
 use graven_net::server::LeaderView;
 use graven_net::tls::{Identity as Certified, TlsFiles, TlsIdentity};
+use graven_net::transport::ResetKey;
 use graven_raft::{NodeId, Tick};
 use graven_wal::{LogReader, ReadError, RealDisk, SyncMethod, Wal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::counters::Counters;
 use super::input::{Budget, INPUTS_MAX, Input};
@@ -108,7 +111,6 @@ impl std::fmt::Display for Fatal {
 }
 
 /// What every part of a node may look at.
-#[derive(Debug)]
 pub(super) struct Shared {
     pub(super) config: NodeConfig,
     pub(super) identity: graven_wal::Identity,
@@ -121,6 +123,13 @@ pub(super) struct Shared {
     pub(super) leader: watch::Receiver<LeaderView>,
     pub(super) members: watch::Receiver<Members>,
     pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) reset_key: Option<ResetKey>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("name", &self.config.name).field("identity", &self.identity).finish_non_exhaustive()
+    }
 }
 
 /// A node's running threads.
@@ -182,11 +191,14 @@ impl Engine {
             leader: leader_end,
             members: members_end,
             inputs: inputs.clone(),
+            reset_key: reset_key(&config),
             config,
         });
         let mut threads = Vec::new();
         let peer_config = peer_config(&shared);
-        threads.push(start_protocol(replica, peer_config, tls, roster, peers, channels, Arc::clone(&counters), started).await?);
+        threads.push(
+            start_protocol(replica, peer_config, tls, roster, peers, channels, Arc::clone(&counters), started).await?,
+        );
         threads.push(spawn("graven-log", move || log_thread::run(wal, &jobs_end, &reports, &counters))?);
         threads.push(spawn("graven-load", move || load_thread::run(&reader, &loads_end, &inputs))?);
         Ok(Engine { shared, fatal, fatal_sender, threads })
@@ -254,23 +266,40 @@ async fn start_protocol(
 fn open_log(config: &NodeConfig) -> Result<(Wal<RealDisk>, graven_wal::Recovered), StartError> {
     let dir = config.data_dir.clone();
     let failed = |source| StartError::Log { dir: dir.clone(), source };
-    let disk = RealDisk::open(&config.data_dir).map_err(failed)?;
+    let disk = RealDisk::open(&config.data_dir);
     let options = graven_wal::Options {
         segment_bytes: config.wal.segment_bytes,
         sync: match config.wal.sync {
             SyncMode::Fdatasync => SyncMethod::Fdatasync,
             SyncMode::Dsync => SyncMethod::Dsync,
             SyncMode::Direct => SyncMethod::Direct,
-            SyncMode::None => SyncMethod::None,
+            SyncMode::None => SyncMethod::UnsafeNone,
         },
         ..graven_wal::Options::default()
     };
     let (wal, recovered) = Wal::open(disk, options).map_err(failed)?;
-    info!("log opened: entries {} to {}; {}", recovered.first_index, recovered.last_index, recovered.report);
+    let report = &recovered.report;
+    info!(
+        first = recovered.first_index,
+        last = recovered.last_index,
+        rewritten_bytes = report.rewritten_bytes,
+        torn_bytes = report.torn_bytes,
+        "log opened"
+    );
+    if let Some(file) = &report.saved_as {
+        warn!("an unfinished write of {} bytes was cut from the log's end; its bytes are kept in {file}", report.torn_bytes);
+    }
+    for damage in &report.healed {
+        warn!("healed damage, look at the disk: {damage}");
+    }
     Ok((wal, recovered))
 }
 
-fn check_certificate(config: &NodeConfig, tls: &TlsIdentity, identity: &graven_wal::Identity) -> Result<(), StartError> {
+fn check_certificate(
+    config: &NodeConfig,
+    tls: &TlsIdentity,
+    identity: &graven_wal::Identity,
+) -> Result<(), StartError> {
     let wrong = |reason: String| StartError::WrongCertificate { file: config.tls.certificate.clone(), reason };
     let credentials = tls.current();
     match credentials.identity() {
@@ -278,9 +307,9 @@ fn check_certificate(config: &NodeConfig, tls: &TlsIdentity, identity: &graven_w
             "the certificate is of cluster {:032x}, the data directory of cluster {:032x}",
             node.cluster, identity.cluster
         ))),
-        Certified::Node(node) if node.id != identity.node || node.name != config.name => Err(wrong(format!(
+        Certified::Node(node) if node.node != identity.node || node.name != config.name => Err(wrong(format!(
             "the certificate is of node {} ({}), this is node {} ({})",
-            node.name, node.id, config.name, identity.node
+            node.name, node.node, config.name, identity.node
         ))),
         Certified::Node(_) => Ok(()),
         other => Err(wrong(format!("a node's certificate is needed, this is a {} certificate", other.kind()))),
@@ -302,11 +331,18 @@ fn restore(
             term: graven_raft::Term(recovered.hard_state.term),
             vote: recovered.hard_state.vote.map(NodeId),
         },
-        base: Mark { index: recovered.first_index - 1, term: 0, chain: Chain::START, next_offset: 0, timestamp_ms: 0 },
+        base: Mark {
+            index: recovered.base.index,
+            term: recovered.base.term,
+            chain: recovered.base.chain,
+            next_offset: recovered.base.next_offset,
+            timestamp_ms: recovered.base.timestamp_ms,
+        },
         known_commit: recovered.known_commit,
         last_index: recovered.last_index,
     };
-    let frames = Frames { reader, next: recovered.first_index, last: recovered.last_index, ready: Vec::new().into_iter() };
+    let frames =
+        Frames { reader, next: recovered.first_index, last: recovered.last_index, ready: Vec::new().into_iter() };
     let now = Now { tick: Tick(0), wall_ms: 0 };
     let replica_config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
     Replica::new::<RestoreError>(replica_config, &restored, frames, now)
@@ -354,12 +390,34 @@ impl Iterator for Frames<'_> {
 }
 
 fn peer_config(shared: &Shared) -> PeerConfig {
-    PeerConfig::new(
+    let mut config = PeerConfig::new(
         shared.config.listen.peer,
         shared.identity.cluster,
         NodeId(shared.identity.node),
         shared.identity.incarnation,
-    )
+    );
+    config.reset_key = shared.reset_key;
+    config
+}
+
+/// The key with which a restarted node tells its peers and clients at once that their connections are gone. Made at the
+/// first start, beside the configuration; without one, they find out by their idle timeouts.
+fn reset_key(config: &NodeConfig) -> Option<ResetKey> {
+    let path = config.file.with_file_name("reset.key");
+    if let Ok(bytes) = std::fs::read(&path)
+        && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())
+    {
+        return Some(ResetKey(key));
+    }
+    let key: [u8; 32] = rand::random();
+    let written = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    match written.and_then(|mut file| file.write_all(&key)) {
+        Ok(()) => Some(ResetKey(key)),
+        Err(cause) => {
+            warn!("cannot write {}: {cause}; peers notice a restart a few seconds later", path.display());
+            None
+        }
+    }
 }
 
 /// Who may talk to this node, as the membership has it.

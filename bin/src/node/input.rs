@@ -38,13 +38,20 @@ pub(super) enum Input {
 /// Where the answer to a rare request goes.
 pub(super) type Reply = oneshot::Sender<Result<Answer, Rejection>>;
 
+/// Who waits for an append, and its part of the budget, given back with the answer.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub(super) who: Who,
+    pub(super) permit: Permit,
+}
+
 /// Who waits for an append.
 #[derive(Debug)]
-pub(super) enum Waiter {
+pub(super) enum Who {
     /// A client of this cluster, over the network.
-    Client(AppendReply, Permit),
+    Client(AppendReply),
     /// The program that embeds this node. Its answer goes through the thread of the state machine.
-    Embedded(Box<dyn Waiting>, Permit),
+    Embedded(Box<dyn Waiting>),
 }
 
 /// Somebody in this process who waits for an append.

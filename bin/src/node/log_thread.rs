@@ -52,7 +52,12 @@ const FULL_RETRY: Duration = Duration::from_millis(200);
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Runs until the channel is closed or the log fails. A closed channel closes the log in order.
-pub(super) fn run<D: Disk>(wal: Wal<D>, jobs: &Receiver<LogInput>, reports: &Sender<LogReport>, counters: &Arc<Counters>) {
+pub(super) fn run<D: Disk>(
+    wal: Wal<D>,
+    jobs: &Receiver<LogInput>,
+    reports: &Sender<LogReport>,
+    counters: &Arc<Counters>,
+) {
     let mut thread = LogThread { wal, queue: VecDeque::new(), done: 0, full: false, preparing: true, behind_bytes: 0 };
     if let Err(error) = thread.work(jobs, reports, counters).and_then(|()| thread.wal.close()) {
         // When nobody listens any more the process is ending anyway, and nothing was acknowledged.
@@ -71,7 +76,12 @@ struct LogThread<D: Disk> {
 }
 
 impl<D: Disk> LogThread<D> {
-    fn work(&mut self, jobs: &Receiver<LogInput>, reports: &Sender<LogReport>, counters: &Counters) -> Result<(), AppendError> {
+    fn work(
+        &mut self,
+        jobs: &Receiver<LogInput>,
+        reports: &Sender<LogReport>,
+        counters: &Counters,
+    ) -> Result<(), AppendError> {
         loop {
             match jobs.recv_timeout(self.pause()) {
                 Ok(LogInput::Job(job)) => self.gather(job, jobs),

@@ -11,4 +11,5 @@ mod protocol;
 mod service;
 
 pub use counters::{Counter, Counters};
+pub use embed::{ApplyError, ClientError, LocalStream, Node, NodeError, Offset, Proposal, StateMachine, WriteSnapshot};
 pub use engine::{Fatal, StartError};

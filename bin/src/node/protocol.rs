@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use graven_net::peer::{PeerEvent, PeerPlane};
+use graven_net::peer::{PeerEvent, PeerPlane, RefusedBy};
 use graven_net::server::{Ack, Failure, LeaderView, Rejection as Rejected};
 use graven_raft::{NodeId, Role, Tick};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::counters::Counters;
 use super::engine::{Fatal, roster_of};
-use super::input::{Input, Reply, Waiter};
+use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use crate::members::Members;
 use crate::replica::{Answer, Effect, Load, Now, Rejection, Replica, RequestId, View};
@@ -68,7 +68,13 @@ enum Go {
 }
 
 impl Protocol {
-    pub(super) fn new(replica: Replica, plane: PeerPlane, channels: Channels, counters: Arc<Counters>, started: Instant) -> Protocol {
+    pub(super) fn new(
+        replica: Replica,
+        plane: PeerPlane,
+        channels: Channels,
+        counters: Arc<Counters>,
+        started: Instant,
+    ) -> Protocol {
         Protocol {
             replica,
             plane,
@@ -153,12 +159,22 @@ impl Protocol {
         match event {
             PeerEvent::Message { from, message } => self.replica.receive(now, from, message),
             PeerEvent::Append { from, head, frames } => self.replica.receive_append(now, from, head, frames),
-            PeerEvent::Up { node } => debug!(node = node.0, "peer connected"),
+            PeerEvent::Up { node } => {
+                debug!(node = node.0, "peer connected");
+                self.replica.reachable(now, node);
+            }
             PeerEvent::Down { node, reason } => {
                 debug!(node = node.0, %reason, "peer disconnected");
                 self.replica.unreachable(now, node);
             }
-            other => warn!("{other}"),
+            PeerEvent::Refused { node, address, by, refusal } => {
+                let node = node.map(|node| node.0);
+                match by {
+                    RefusedBy::Us => warn!(node, %address, "connection of a peer refused: {refusal}"),
+                    RefusedBy::Them => warn!(node, %address, "a peer refused our connection: {refusal}"),
+                }
+            }
+            other => debug!("peer event {other:?}"),
         }
     }
 
@@ -201,7 +217,9 @@ impl Protocol {
     /// Hands the leadership to the follower that is furthest, so that clients wait for a message and not for a timeout.
     fn step_down(&mut self, now: Now, done: oneshot::Sender<()>) {
         let core = self.replica.core();
-        let voters = core.progress().filter(|follower| core.membership().is_voter(follower.node) && follower.node != self.replica.id());
+        let voters = core
+            .progress()
+            .filter(|follower| core.membership().is_voter(follower.node) && follower.node != self.replica.id());
         let best = voters.max_by_key(|follower| follower.matched);
         if let Some(best) = best.filter(|_| self.replica.leads()) {
             let (reply, _) = oneshot::channel();
@@ -306,9 +324,10 @@ impl Protocol {
             }
             Err(rejection) => Err(rejection),
         };
-        match waiter {
-            Waiter::Embedded(waiting, _) => waiting.done(answer),
-            Waiter::Client(reply, _) => reply.done(match answer {
+        let Waiter { who, permit } = waiter;
+        match who {
+            Who::Embedded(waiting) => waiting.done(answer),
+            Who::Client(reply) => reply.done(match answer {
                 Ok(placed) => Ok(Ack {
                     first: placed.first,
                     last: placed.first + u64::from(placed.count) - 1,
@@ -319,6 +338,7 @@ impl Protocol {
                 Err(rejection) => Err(self.rejected(rejection)),
             }),
         }
+        drop(permit);
     }
 
     fn rejected(&self, rejection: Rejection) -> Rejected {
@@ -350,8 +370,10 @@ impl Protocol {
             self.channels.members.send_replace(members);
         }
         let view = self.replica.view();
+        // Readers are woken only by what concerns them; the rest is there for whoever looks.
         self.channels.view.send_if_modified(|published| {
-            let changed = *published != view;
+            let readers = |view: &View| (view.readable_index, view.first_offset, view.diverged);
+            let changed = readers(published) != readers(&view);
             *published = view;
             changed
         });

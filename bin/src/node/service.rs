@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use graven_frame::Group;
 use graven_net::server::{
-    AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberReport, NodeReport,
-    NodeRole, NodeState, NodeStats, NodeStatus, Opened, Request, Response, Service, Start, SubscribeRequest,
+    AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberReport,
+    NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Opened, Request, Response, Service, Start,
+    SubscribeRequest,
 };
 use graven_raft::Role;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::counters::process_usage;
 use super::engine::Shared;
-use super::input::{Input, Waiter};
+use super::input::{Input, Waiter, Who};
 use super::protocol::failure;
 use crate::replica::feed::{Feed, Step};
 use crate::replica::{Answer, Rejection, View};
@@ -33,10 +34,6 @@ pub(super) struct NodeService {
 impl NodeService {
     pub(super) fn new(shared: Arc<Shared>) -> NodeService {
         NodeService { shared }
-    }
-
-    async fn ask(&self, input: impl FnOnce(super::input::Reply) -> Input) -> Result<Answer, Failure> {
-        ask(&self.shared, input).await?.map_err(failure)
     }
 
     async fn read_index(&self) -> Result<u64, Failure> {
@@ -144,8 +141,8 @@ impl Service for NodeService {
         let Some(permit) = self.shared.budget.take(group.body().len()) else {
             return Err(Busy(Box::new((group, reply))));
         };
-        match self.shared.inputs.try_send(Input::Append(group, Waiter::Client(reply, permit))) {
-            Err(mpsc::error::TrySendError::Full(Input::Append(group, Waiter::Client(reply, _)))) => {
+        match self.shared.inputs.try_send(Input::Append(group, Waiter { who: Who::Client(reply), permit })) {
+            Err(mpsc::error::TrySendError::Full(Input::Append(group, Waiter { who: Who::Client(reply), .. }))) => {
                 Err(Busy(Box::new((group, reply))))
             }
             // A closed channel drops the reply, which tells the client that nothing is sure.
@@ -168,7 +165,9 @@ impl Service for NodeService {
                     self.not_leader()
                 }
                 Ok(Err(rejection)) => failed(failure(rejection)),
-                Ok(Ok(_)) => failed(Failure::refused(ErrorCode::Internal, "a session was answered with something else")),
+                Ok(Ok(_)) => {
+                    failed(Failure::refused(ErrorCode::Internal, "a session was answered with something else"))
+                }
                 Err(gone) => failed(gone),
             },
             Request::NodeStatus => Response::NodeStatus(Box::new(self.report())),
@@ -287,9 +286,9 @@ impl NodeFeed {
         NodeFeed { shared: Arc::clone(shared), view: shared.view.clone(), feed: Feed::new(from), until }
     }
 
-    /// Index of the last entry given.
-    pub(super) fn read_up_to(&self) -> u64 {
-        self.feed.read_up_to()
+    /// Everything up to this index was given, or holds no record.
+    pub(super) fn passed(&self) -> u64 {
+        self.feed.passed()
     }
 }
 

@@ -5,7 +5,7 @@
 //! this leader's term, or, when nothing is pending, after a quorum confirmed the leadership: a deposed leader may have
 //! judged against entries that never happened. When leadership is lost first, the outcome is unknown.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::effect::{Answer, Rejection, RequestId};
 use super::sessions::Placed;
@@ -20,8 +20,8 @@ pub(super) struct Acks {
     placed: VecDeque<(u64, Vec<(RequestId, Answer)>)>,
     /// Answers held until `index` is committed.
     held: VecDeque<(u64, Ready)>,
-    /// Answers held until a read round ends, by its id.
-    rounds: HashMap<u64, Vec<Ready>>,
+    /// Answers held until a read round ends, by its id. Ordered, because it is drained: equal inputs, equal outputs.
+    rounds: BTreeMap<u64, Vec<Ready>>,
     /// Linearizable reads: round id to request; then index to wait for.
     reads: HashMap<u64, RequestId>,
     reads_at: VecDeque<(u64, RequestId)>,
@@ -102,14 +102,17 @@ impl Acks {
             out.extend(list.into_iter().map(|(request, _)| (request, Err(rejection))));
         }
         out.extend(self.held.drain(..).map(|(_, (request, _))| (request, Err(rejection))));
-        for (_, list) in self.rounds.drain() {
+        for (_, list) in std::mem::take(&mut self.rounds) {
             out.extend(list.into_iter().map(|(request, _)| (request, Err(rejection))));
         }
     }
 
     /// How many requests are waiting.
     pub(super) fn waiting(&self) -> usize {
-        self.placed.iter().map(|(_, list)| list.len()).sum::<usize>() + self.held.len() + self.rounds.len() + self.reads.len()
+        self.placed.iter().map(|(_, list)| list.len()).sum::<usize>()
+            + self.held.len()
+            + self.rounds.len()
+            + self.reads.len()
     }
 
     /// An append in the log with this place, as an answer.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use graven_wal::{AppendError, Disk, HardState, Wal};
 
 use super::effect::DiskJob;
+use super::planted::{Bug, is_planted};
 
 /// What became of a queue of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +25,18 @@ pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<R
     let mut ran = Ran { done: None, disk_full: false };
     let mut written = false;
     while let Some(job) = queue.front_mut() {
-        wal.note_commit(job.commit);
-        if let Some(hard_state) = job.hard_state.take() {
-            wal.set_hard_state(HardState { term: hard_state.term.0, vote: hard_state.vote.map(|node| node.0) })?;
+        if let Some(hard_state) = job.hard_state {
+            let vote = hard_state.vote.map(|node| node.0);
+            match wal.set_hard_state(HardState { term: hard_state.term.0, vote }) {
+                Ok(()) => {}
+                // Not even the reserve is left, as after a crash on a full disk: the vote waits, and what rests on it too.
+                Err(AppendError::DiskFull { .. }) => {
+                    ran.disk_full = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+            job.hard_state = None;
             written = true;
         }
         if !job.frames.is_empty() {
@@ -40,11 +50,13 @@ pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<R
                 Err(error) => return Err(error),
             }
         }
+        // Only now: before this job's frames stand in the log, the index may name entries that they replace.
+        wal.note_commit(job.commit);
         written = true;
         ran.done = Some(job.sequence);
         queue.pop_front();
     }
-    if written {
+    if written && !is_planted(Bug::SyncSkipped) {
         wal.sync()?;
     }
     Ok(ran)

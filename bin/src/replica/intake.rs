@@ -10,6 +10,7 @@ use graven_raft::{ProposeError, Role};
 
 use super::acks::Acks;
 use super::effect::{Answer, Now, Rejection, RequestId};
+use super::planted::{Bug, is_planted};
 use super::sessions::Verdict;
 use super::{Replica, entry_meta, placed};
 
@@ -121,7 +122,7 @@ impl Replica {
             Err(error) => {
                 self.sessions.truncate(index);
                 let rejection = match error {
-                    ProposeError::Transferring => Rejection::Transferring,
+                    ProposeError::Transferring { .. } => Rejection::Transferring,
                     _ => Rejection::NotLeader { leader: self.core.leader() },
                 };
                 let requests = draft.waiting.into_iter().map(|(request, _)| request);
@@ -134,6 +135,10 @@ impl Replica {
         self.stash.clear();
         self.stash.push_back(frame);
         for (request, answer) in draft.waiting {
+            if is_planted(Bug::AckBeforeCommit) {
+                self.ready.push((request, Ok(answer)));
+                continue;
+            }
             self.acks.on_commit(index, request, answer);
         }
         self.hold(now, index, draft.judged);
@@ -148,7 +153,11 @@ impl Replica {
             }
             let Some(Wanted::Append(request, group)) = self.intake.queue.pop_front() else { return };
             let first = spec.base_offset + u64::from(draft.count);
-            let rejection = match self.sessions.judge(group.header(), first) {
+            let verdict = match self.sessions.judge(group.header(), first) {
+                Verdict::Duplicate(_) if is_planted(Bug::DuplicateLands) => Verdict::Accept,
+                verdict => verdict,
+            };
+            let rejection = match verdict {
                 Verdict::Accept => {
                     let placed = placed(group.header(), spec.index, first, spec.term, spec.timestamp_ms);
                     self.sessions.append(group.header(), placed);
@@ -170,6 +179,9 @@ impl Replica {
     fn hold(&mut self, now: Now, index: u64, judged: Vec<(RequestId, Result<Answer, Rejection>)>) {
         if judged.is_empty() {
             return;
+        }
+        if is_planted(Bug::JudgedTooEarly) {
+            return self.ready.extend(judged);
         }
         if index > self.core.commit().0 {
             for ready in judged {

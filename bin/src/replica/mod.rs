@@ -18,6 +18,8 @@ pub mod effect;
 pub mod feed;
 mod intake;
 pub mod log;
+#[doc(hidden)]
+pub mod planted;
 pub mod sessions;
 mod status;
 
@@ -25,7 +27,8 @@ use std::collections::{HashMap, VecDeque};
 
 use graven_frame::{Body, Frame, FrameError, Group, HeaderSpec, Kind};
 use graven_raft::{
-    AppendHead, Core, Entry, EntryKind, EntryMeta, Index, LogId, Membership, Message, NodeId, Output, Role, Term, Tick, Write,
+    AppendHead, Core, Entry, EntryKind, EntryMeta, Index, LogId, Membership, Message, NodeId, Output, Role, Term, Tick,
+    Write,
 };
 
 use crate::members::Members;
@@ -33,6 +36,7 @@ use acks::Acks;
 pub use effect::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, RequestId, View};
 use intake::{Intake, Wanted};
 use log::{LogView, Mark};
+use planted::{Bug, is_planted};
 use sessions::{Placed, Sessions};
 
 /// Recent frames kept in memory for followers: sixteen windows of 1 MiB, so that a follower that pauses for a moment is
@@ -250,6 +254,10 @@ impl Replica {
 
     /// Takes in a linearizable read: answered with an offset past every append acknowledged before now.
     pub fn read_index(&mut self, now: Now, request: RequestId) {
+        if is_planted(Bug::StaleRead) {
+            let next_offset = self.log.readable().next_offset;
+            return self.answer(request, Ok(Answer::ReadIndex { next_offset }));
+        }
         let round = self.fresh_round();
         match self.core.read(now.tick, round) {
             Ok(()) => self.acks.read(round, request),
@@ -262,7 +270,8 @@ impl Replica {
     pub fn transfer(&mut self, now: Now, request: RequestId, to: NodeId) {
         if self.core.role() != Role::Leader {
             let leader = self.core.leader();
-            let answer = if leader == Some(to) { Ok(Answer::Transferred) } else { Err(Rejection::NotLeader { leader }) };
+            let answer =
+                if leader == Some(to) { Ok(Answer::Transferred) } else { Err(Rejection::NotLeader { leader }) };
             return self.answer(request, answer);
         }
         if to == self.config.raft.id {
@@ -325,6 +334,12 @@ impl Replica {
         self.settle(now);
     }
 
+    /// Takes in that `peer` can be reached again.
+    pub fn reachable(&mut self, now: Now, peer: NodeId) {
+        self.core.reachable(now.tick, peer);
+        self.settle(now);
+    }
+
     /// Puts what arrived with [`Replica::append`] into the log, as far as the disk is free for it. Called once after a
     /// burst of appends, so that they share a frame.
     pub fn flush(&mut self, now: Now) {
@@ -376,8 +391,8 @@ impl Replica {
         match output {
             Output::Send { to, message } => self.effects.push_back(Effect::Send { to, message }),
             Output::SendAfterPersist { to, message } => match self.jobs.back() {
-                Some(job) => self.held.push_back((job.sequence, to, message)),
-                None => self.effects.push_back(Effect::Send { to, message }),
+                Some(job) if !is_planted(Bug::PromiseBeforeSync) => self.held.push_back((job.sequence, to, message)),
+                _ => self.effects.push_back(Effect::Send { to, message }),
             },
             Output::Persist(write) => self.persist(now, &write),
             Output::Append { to, prev, first, last, max_bytes, commit, request, epoch, term } => {
@@ -436,7 +451,9 @@ impl Replica {
 
     fn truncate(&mut self, from: u64) {
         self.log.truncate(from);
-        self.sessions.truncate(from);
+        if !is_planted(Bug::SessionsNotRolledBack) {
+            self.sessions.truncate(from);
+        }
         while self.members.len() > 1 && self.members.last().is_some_and(|(index, _)| *index >= from) {
             self.members.pop();
         }
@@ -470,7 +487,10 @@ impl Replica {
         self.effects.push_back(Effect::Disk(DiskJob {
             sequence: self.job_sequence,
             commit: self.core.commit().0.min(self.log.last().index),
-            hard_state: write.hard_state,
+            hard_state: write.hard_state.map(|state| match is_planted(Bug::VoteForgotten) {
+                true => graven_raft::HardState { vote: None, ..state },
+                false => state,
+            }),
             frames,
         }));
     }
@@ -520,7 +540,8 @@ impl Replica {
     }
 
     fn advance_readable(&mut self, now: Now) {
-        let readable = self.core.commit().0.min(self.durable);
+        let commit = if is_planted(Bug::ReadableBeforeCommit) { u64::MAX } else { self.core.commit().0 };
+        let readable = commit.min(self.durable);
         if self.log.advance_readable(readable) && !self.config.state_machine {
             self.applied = readable;
             self.core.applied(now.tick, Index(readable));
@@ -545,7 +566,8 @@ impl Replica {
                 return Err(Refused::Malformed("indexes or terms do not follow each other"));
             }
             if let Some(before) = &before {
-                let follows = header.chain_after(before.chain) == header.chain && header.base_offset == before.next_offset;
+                let follows =
+                    header.chain_after(before.chain) == header.chain && header.base_offset == before.next_offset;
                 if !follows && before.index == head.prev.index.0 {
                     return Err(Refused::Diverged(before.index));
                 }
@@ -578,7 +600,10 @@ fn entry_of(frame: &Frame) -> Result<Entry, FrameError> {
     let header = frame.header();
     frame.check_groups()?;
     let id = LogId { term: Term(header.term), index: Index(header.index) };
-    Ok(Entry { id, meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.map(|members| membership_of(members))) })
+    Ok(Entry {
+        id,
+        meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.as_ref().map(membership_of)),
+    })
 }
 
 fn entry_meta(kind: Kind, bytes: usize, membership: Option<Membership>) -> EntryMeta {
@@ -594,7 +619,8 @@ fn entry_meta(kind: Kind, bytes: usize, membership: Option<Membership>) -> Entry
 }
 
 fn membership_of(members: &Members) -> Membership {
-    let of = |voter: bool| members.nodes.iter().filter(move |member| member.voter == voter).map(|member| NodeId(member.id));
+    let of =
+        |voter: bool| members.nodes.iter().filter(move |member| member.voter == voter).map(|member| NodeId(member.id));
     Membership { learners: of(false).collect(), ..Membership::of_voters(of(true)) }
 }
 
@@ -602,9 +628,7 @@ fn members_of(frame: &Frame) -> Result<Option<Members>, FrameError> {
     if frame.header().kind != Kind::Membership {
         return Ok(None);
     }
-    Members::decode(&frame.body().concat())
-        .map(Some)
-        .map_err(|_| FrameError::Malformed { what: "membership", at: 0 })
+    Members::decode(&frame.body().concat()).map(Some).map_err(|_| FrameError::Malformed { what: "membership", at: 0 })
 }
 
 /// Tells the session table of an entry that another node made, or that was found on disk.

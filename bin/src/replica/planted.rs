@@ -14,7 +14,7 @@ pub enum Bug {
     PromiseBeforeSync,
     /// The log thread reports jobs as done without a sync.
     SyncSkipped,
-    /// Term and vote never reach the disk.
+    /// The vote never reaches the disk.
     VoteForgotten,
     /// A retry is not recognised.
     DuplicateLands,
@@ -73,7 +73,7 @@ impl Bug {
             Bug::AckBeforeCommit => "an append is answered when it is in the leader's log",
             Bug::PromiseBeforeSync => "votes and acknowledgements leave before what they rest on is synced",
             Bug::SyncSkipped => "disk jobs are reported as done without a sync",
-            Bug::VoteForgotten => "term and vote never reach the disk",
+            Bug::VoteForgotten => "the vote never reaches the disk",
             Bug::DuplicateLands => "a retry is not recognised",
             Bug::SessionsNotRolledBack => "the session table keeps what a truncation took out of the log",
             Bug::JudgedTooEarly => "an answer that rests on the uncommitted tail leaves at once",

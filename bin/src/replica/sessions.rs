@@ -140,7 +140,8 @@ impl Sessions {
             session.last_sequence = placed.sequence;
             session.results.push_back(placed);
             self.results += 1;
-            let forgotten = if session.results.len() > RESULTS_PER_SESSION { session.results.pop_front() } else { None };
+            let forgotten =
+                if session.results.len() > RESULTS_PER_SESSION { session.results.pop_front() } else { None };
             self.results -= usize::from(forgotten.is_some());
             if active_at != placed.index {
                 self.by_activity.remove(&(active_at, id));
@@ -239,7 +240,14 @@ mod tests {
     use super::*;
 
     fn group(session: u64, sequence: u64) -> GroupHeader {
-        GroupHeader { len: 64, count: 1, session: Some(session), sequence: Some(sequence), expected_offset: None, fence: None }
+        GroupHeader {
+            len: 64,
+            count: 1,
+            session: Some(session),
+            sequence: Some(sequence),
+            expected_offset: None,
+            fence: None,
+        }
     }
 
     fn placed(sequence: u64, index: u64) -> Placed {

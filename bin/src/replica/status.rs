@@ -75,7 +75,9 @@ impl Replica {
     /// When one does not hold.
     pub fn check(&self) {
         self.log.check(self.durable);
-        graven_raft::check_state(&self.core);
+        if let Err(broken) = graven_raft::invariants::check_state(&self.core) {
+            panic!("{broken}");
+        }
         assert!(self.log.readable().index <= self.core.commit().0, "readable above commit");
         assert!(self.log.readable().index <= self.durable, "readable above durable");
         assert_eq!(self.log.last().index, self.core.last_id().index.0, "the core's log and the replica's differ");
