@@ -33,6 +33,7 @@ mod disk;
 mod error;
 mod format;
 mod index;
+pub mod inspect;
 mod log;
 mod map;
 mod open;

@@ -67,9 +67,10 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
     {
         let opening = match (verdict, segment.good()) {
             (SegmentVerdict::Use, Some(opening)) => opening,
-            _ => return Err(refuse(&disk, segment, *verdict, &replay, begun.get(at + 1).copied())),
+            _ => return Err(refuse(segment, *verdict, &replay, begun.get(at + 1).copied())),
         };
-        let next = begun.get(at + 1).and_then(|next| next.good());
+        // Behind a gap nothing says how this one should end; the gap itself is the next thing found.
+        let next = begun.get(at + 1).filter(|next| next.id == segment.id + 1).and_then(|next| next.good());
         replay.segment(&disk, opening, segment.len, next)?;
     }
     let Some(ended) = replay.ended.take() else { return Err(OpenError::Empty) };
@@ -176,8 +177,7 @@ pub(crate) fn judge(surveyed: &[Surveyed], identity: &Identity) -> Vec<SegmentVe
 }
 
 /// The error for a segment that cannot be used.
-pub(crate) fn refuse<D: Disk>(
-    _disk: &D,
+pub(crate) fn refuse(
     segment: &Surveyed,
     verdict: SegmentVerdict,
     replay: &Replay,

@@ -25,6 +25,8 @@ pub(crate) struct Replay {
     pub(crate) report: RecoveryReport,
     /// How the last segment ends.
     pub(crate) ended: Option<Ended>,
+    /// Read every record, also where a footer knows them.
+    pub(crate) deep: bool,
 }
 
 /// The end of the last segment.
@@ -69,6 +71,7 @@ impl Replay {
             last_segment: 0,
             report: RecoveryReport::default(),
             ended: None,
+            deep: false,
         }
     }
 
@@ -99,9 +102,12 @@ impl Replay {
         let file = disk.open(&segment_name(id), None).map_err(io_at("open", id, 0))?;
         let mut scanner = Scanner::new(&file, id, Some(opening.salt), opening.capacity);
         let view = view(&file, opening, opening.capacity)?;
-        if let Some(next) = next
-            && let Some((footer, end)) = known_by_footer(&mut scanner, next)?
-        {
+        let known = match next {
+            Some(next) => known_by_footer(&mut scanner, next)?,
+            None => None,
+        };
+        let sealed_well = known.is_some();
+        if let (Some((footer, end)), false) = (known, self.deep) {
             view.written.store(end, Ordering::Release);
             self.hard_state = footer.hard_state;
             self.known_commit = self.known_commit.max(footer.known_commit);
@@ -115,7 +121,7 @@ impl Replay {
         self.report_healed(id, &stop, next.is_some());
         view.written.store(stop.at, Ordering::Release);
         match next {
-            Some(next) => self.close_scanned(id, &stop, next),
+            Some(next) => self.close_scanned(id, &stop, next, sealed_well),
             None => {
                 self.end(view, opening.capacity, stop);
                 Ok(())
@@ -123,8 +129,8 @@ impl Replay {
         }
     }
 
-    /// A segment with a successor whose footer could not be used: its records must lead to where the successor starts.
-    fn close_scanned(&mut self, id: u64, stop: &Stop, next: &Opening) -> Result<(), OpenError> {
+    /// A segment with a successor that was read record by record: its records must lead to where the successor starts.
+    fn close_scanned(&mut self, id: u64, stop: &Stop, next: &Opening, sealed_well: bool) -> Result<(), OpenError> {
         if self.tail != next.base {
             let (to, what) =
                 stop.broken.map_or((stop.at, "the segment does not lead to the next one"), |(_, behind, what)| {
@@ -138,7 +144,14 @@ impl Replay {
             Some((_, behind, _)) => (stop.at, behind.used_to.max(stop.at)),
             None => (stop.at, stop.at),
         };
-        let what = "the footer or trailer is damaged; all records before it are there";
+        if sealed_well && stop.broken.is_none() {
+            return Ok(());
+        }
+        let what = if sealed_well {
+            "a control record is damaged; no entry is lost"
+        } else {
+            "the footer or trailer is damaged; all records before it are there"
+        };
         let damage = Damage {
             segment: SegmentId(id),
             from,
