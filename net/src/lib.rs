@@ -15,6 +15,7 @@
 pub mod client;
 #[cfg(feature = "peer")]
 pub mod peer;
+#[doc = include_str!("../PROTOCOL.md")]
 pub mod protocol;
 #[cfg(feature = "peer")]
 pub mod server;
