@@ -15,6 +15,8 @@ mod read_index;
 #[cfg(test)]
 mod replication;
 #[cfg(test)]
+mod restart;
+#[cfg(test)]
 mod snapshot;
 #[cfg(test)]
 mod transfer;
