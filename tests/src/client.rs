@@ -179,7 +179,9 @@ impl Writer {
 
     fn move_on(&mut self, rejection: Option<Rejection>) {
         let told = match rejection {
-            Some(Rejection::NotLeader { leader } | Rejection::LostLeadership { leader }) => leader.map(|leader| leader.0),
+            Some(Rejection::NotLeader { leader } | Rejection::LostLeadership { leader }) => {
+                leader.map(|leader| leader.0)
+            }
             // The right node, the wrong moment.
             Some(Rejection::Gap { .. } | Rejection::Transferring | Rejection::DiskFull) => Some(self.target),
             _ => None,

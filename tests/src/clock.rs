@@ -34,10 +34,7 @@ impl Clock {
     #[must_use]
     pub fn now(&self, now_us: u64) -> Now {
         let elapsed = now_us.saturating_sub(self.started_us);
-        Now {
-            tick: Tick(self.first_tick + elapsed * self.rate / 1000),
-            wall_ms: self.wall_ms + now_us / 1000,
-        }
+        Now { tick: Tick(self.first_tick + elapsed * self.rate / 1000), wall_ms: self.wall_ms + now_us / 1000 }
     }
 
     /// The first simulated time at which it shows `tick` or later.

@@ -104,10 +104,19 @@ impl Ord for Scheduled {
 enum Request {
     /// Number 0 is nobody's.
     None,
-    Open { writer: usize },
-    Append { writer: usize, group: Group },
-    Read { floor: u64 },
-    Transfer { to: u64 },
+    Open {
+        writer: usize,
+    },
+    Append {
+        writer: usize,
+        group: Group,
+    },
+    Read {
+        floor: u64,
+    },
+    Transfer {
+        to: u64,
+    },
 }
 
 /// Readers of the stream in every run.
@@ -434,7 +443,8 @@ impl Cluster {
     fn on_loaded(&mut self, node: u64, life: u64, load: Load) -> Checked {
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         let frames = process.reader.frames(load.first, load.last, load.max_bytes).unwrap_or_default();
-        self.trace.line(self.now_us, format_args!("n{node} loads {} from {}: {}", load.token, load.first, frames.len()));
+        self.trace
+            .line(self.now_us, format_args!("n{node} loads {} from {}: {}", load.token, load.first, frames.len()));
         self.input_of(node, life, |replica, now| replica.loaded(now, load.token, frames))
     }
 
@@ -510,7 +520,9 @@ impl Cluster {
                 self.stats.acked += 1;
             }
             (None, Ok(Answer::SessionOpened { session })) => self.checkers.session_opened(session)?,
-            (Some(group), Err(Rejection::Conflict { .. } | Rejection::Fenced { .. })) => self.checkers.refused(group)?,
+            (Some(group), Err(Rejection::Conflict { .. } | Rejection::Fenced { .. })) => {
+                self.checkers.refused(group)?
+            }
             // No session of these clients is old enough to be forgotten.
             (_, Ok(_) | Err(Rejection::SessionExpired | Rejection::Malformed)) => return unexpected(answer),
             (_, Err(_)) => {}

@@ -194,12 +194,17 @@ impl Cluster {
         process.disk_busy = more || !process.running.is_empty();
         let again = process.disk_busy;
         let (done, full) = process.reported;
-        for job in jobs.iter().filter(|job| ran.done.is_some_and(|done| job.sequence <= done)) {
-            if let Some(hard_state) = job.hard_state {
+        // A job that waits for room may have its term and vote on the disk already.
+        let waiting = process.running.front().map(|job| (job.sequence, job.hard_state));
+        for job in &jobs {
+            let done = ran.done.is_some_and(|done| job.sequence <= done);
+            if let Some(hard_state) = job.hard_state
+                && (done || waiting == Some((job.sequence, None)))
+            {
                 let vote = hard_state.vote.map(|node| node.0);
                 self.checkers.durability.hard_state(node, hard_state.term.0, vote);
             }
-            for frame in &job.frames {
+            for frame in job.frames.iter().filter(|_| done) {
                 self.checkers.durability.synced(node, frame);
             }
         }
@@ -256,10 +261,8 @@ impl Cluster {
 
     pub(crate) fn on_failed_start(&mut self, node: u64, error: &StartError) -> Checked {
         self.trace.line(self.now_us, format_args!("n{node} does not start: {error:?}"));
-        // A disk that was told to fail may do so while it is opened: that fault is used up then.
-        if let StartError::Open(graven_wal::OpenError::Io { .. }) = error
-            && self.profile.disk_fault_us + self.profile.full_us > 0
-        {
+        // Every I/O error comes from a fault that was ordered; met while the log is opened, it is used up now.
+        if let StartError::Open(graven_wal::OpenError::Io { .. }) = error {
             self.schedule(self.now_us + 20_000, Event::Start { node });
             return Ok(());
         }

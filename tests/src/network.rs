@@ -61,10 +61,7 @@ impl Network {
         }
         let second = self.rng.chance(self.doubling);
         let second = second.then(|| at + self.rng.below(50_000));
-        Arrivals {
-            first: Some(at),
-            second,
-        }
+        Arrivals { first: Some(at), second }
     }
 
     /// Cuts the way from `from` to `to`.

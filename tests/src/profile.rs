@@ -49,32 +49,14 @@ impl Profile {
         client_loss: 0,
     };
     /// Nodes die and come back, half of them without what was not synced.
-    pub const CRASHES: Profile = Profile {
-        name: "crashes",
-        crash_us: 400_000,
-        power: 600,
-        slow_sync: 20,
-        client_loss: 5,
-        ..Profile::CALM
-    };
+    pub const CRASHES: Profile =
+        Profile { name: "crashes", crash_us: 400_000, power: 600, slow_sync: 20, client_loss: 5, ..Profile::CALM };
     /// The network falls apart in all shapes.
-    pub const PARTITIONS: Profile = Profile {
-        name: "partitions",
-        partition_us: 600_000,
-        loss: 5,
-        client_loss: 5,
-        ..Profile::CALM
-    };
+    pub const PARTITIONS: Profile =
+        Profile { name: "partitions", partition_us: 600_000, loss: 5, client_loss: 5, ..Profile::CALM };
     /// The network stays whole but loses, doubles and reorders.
-    pub const FLAKY: Profile = Profile {
-        name: "flaky",
-        loss: 60,
-        doubling: 60,
-        reordering: 150,
-        client_loss: 60,
-        drift: 50,
-        ..Profile::CALM
-    };
+    pub const FLAKY: Profile =
+        Profile { name: "flaky", loss: 60, doubling: 60, reordering: 150, client_loss: 60, drift: 50, ..Profile::CALM };
     /// Disks stall, fill up, fail syncs, and lose power in the middle of a write.
     pub const DISKS: Profile = Profile {
         name: "disks",

@@ -43,11 +43,7 @@ impl Trace {
     /// An empty trace.
     #[must_use]
     pub fn new(to: TraceTo) -> Trace {
-        Trace {
-            hash: Xxh3::new(),
-            text: (to == TraceTo::Memory).then(String::new),
-            print: to == TraceTo::Output,
-        }
+        Trace { hash: Xxh3::new(), text: (to == TraceTo::Memory).then(String::new), print: to == TraceTo::Output }
     }
 
     /// Adds a line.

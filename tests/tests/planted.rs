@@ -8,7 +8,8 @@ const SEEDS: u64 = 300;
 
 fn is_found_by(bug: Bug, properties: &[&str]) {
     plant(Some(bug));
-    let found = (0..SEEDS).find_map(|seed| run(seed, &Settings::default()).violation.map(|violation| (seed, violation)));
+    let found =
+        (0..SEEDS).find_map(|seed| run(seed, &Settings::default()).violation.map(|violation| (seed, violation)));
     plant(None);
     let Some((seed, violation)) = found else { panic!("{} is not found in {SEEDS} seeds", bug.name()) };
     println!("{} found by seed {seed}: {violation:?}", bug.name());

@@ -19,11 +19,7 @@ impl Agreement {
     /// For nodes 1 to `nodes`.
     #[must_use]
     pub fn new(nodes: u64) -> Agreement {
-        Agreement {
-            log: Vec::new(),
-            commit: vec![0; nodes as usize + 1],
-            readable: vec![0; nodes as usize + 1],
-        }
+        Agreement { log: Vec::new(), commit: vec![0; nodes as usize + 1], readable: vec![0; nodes as usize + 1] }
     }
 
     /// What is committed, from index 1 on.

@@ -19,10 +19,9 @@ impl Elections {
     /// Another node led it, or leads it.
     pub fn elected(&mut self, node: u64, term: u64) -> Checked {
         match self.leaders.insert(term, node) {
-            Some(other) if other != node => violated(
-                "election safety",
-                format!("nodes {other} and {node} both lead term {term}"),
-            ),
+            Some(other) if other != node => {
+                violated("election safety", format!("nodes {other} and {node} both lead term {term}"))
+            }
             _ => Ok(()),
         }
     }

@@ -54,7 +54,10 @@ impl Feeds {
     pub fn caught_up(&self, reader: usize, told: u64, next_offset: u64) -> Checked {
         if told != self.next[reader] || told != next_offset {
             let next = self.next[reader];
-            return violated("P4", format!("reader {reader} waits for {next}, is told {told}, the node shows {next_offset}"));
+            return violated(
+                "P4",
+                format!("reader {reader} waits for {next}, is told {told}, the node shows {next_offset}"),
+            );
         }
         Ok(())
     }

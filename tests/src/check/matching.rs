@@ -20,10 +20,7 @@ impl Matching {
     /// For nodes 1 to `nodes`.
     #[must_use]
     pub fn new(nodes: u64) -> Matching {
-        Matching {
-            logs: (0..=nodes).map(|_| Vec::new()).collect(),
-            seen: HashMap::new(),
-        }
+        Matching { logs: (0..=nodes).map(|_| Vec::new()).collect(), seen: HashMap::new() }
     }
 
     /// The log of `node`, from index 1 on.
@@ -50,32 +47,19 @@ impl Matching {
         let log = &mut self.logs[node as usize];
         let index = header.index as usize;
         if index == 0 || index > log.len() + 1 {
-            return violated(
-                "log matching",
-                format!("node {node} writes index {index} after {}", log.len()),
-            );
+            return violated("log matching", format!("node {node} writes index {index} after {}", log.len()));
         }
         log.truncate(index - 1);
-        let (before, next_offset) = log.last().map_or((Chain::START, 0), |last| {
-            (last.header().chain, last.next_offset())
-        });
+        let (before, next_offset) =
+            log.last().map_or((Chain::START, 0), |last| (last.header().chain, last.next_offset()));
         if header.chain_after(before) != header.chain || header.base_offset != next_offset {
-            return violated(
-                "log matching",
-                format!("node {node}: entry {index} does not continue the log before it"),
-            );
+            return violated("log matching", format!("node {node}: entry {index} does not continue the log before it"));
         }
-        let chain = *self
-            .seen
-            .entry((header.term, header.index))
-            .or_insert(header.chain);
+        let chain = *self.seen.entry((header.term, header.index)).or_insert(header.chain);
         if chain != header.chain {
             return violated(
                 "log matching",
-                format!(
-                    "node {node}: entry {index} of term {} is another than elsewhere",
-                    header.term
-                ),
+                format!("node {node}: entry {index} of term {} is another than elsewhere", header.term),
             );
         }
         log.push(frame.clone());

@@ -88,7 +88,10 @@ impl Checkers {
         self.agreement.restarted(node);
         // The first entry is committed by being everywhere from the start.
         if commit > self.agreement.log().len().max(1) as u64 {
-            return violated("state-machine safety", format!("node {node} finds {commit} committed; nobody committed it"));
+            return violated(
+                "state-machine safety",
+                format!("node {node} finds {commit} committed; nobody committed it"),
+            );
         }
         self.committed(node, 0, commit)
     }

@@ -34,10 +34,16 @@ impl Once {
             if let (Some(session), Some(sequence)) = (header.session, header.sequence) {
                 let last = self.last_sequence.entry(session).or_insert(0);
                 if sequence != *last + 1 {
-                    return violated("P7", format!("session {session}: append {sequence} lands at offset {first} after {last}"));
+                    return violated(
+                        "P7",
+                        format!("session {session}: append {sequence} lands at offset {first} after {last}"),
+                    );
                 }
                 if self.refused.contains(&(session, sequence)) {
-                    return violated("P10", format!("session {session}: append {sequence} was refused and lands at offset {first}"));
+                    return violated(
+                        "P10",
+                        format!("session {session}: append {sequence} was refused and lands at offset {first}"),
+                    );
                 }
                 *last = sequence;
                 self.landed.insert((session, sequence), first);
@@ -55,7 +61,10 @@ impl Once {
         let (Some(session), Some(sequence)) = (header.session, header.sequence) else { return Ok(()) };
         let landed = self.landed.get(&(session, sequence));
         if landed != Some(&first) {
-            return violated("P7", format!("session {session}: append {sequence} acknowledged at offset {first}, landed at {landed:?}"));
+            return violated(
+                "P7",
+                format!("session {session}: append {sequence} acknowledged at offset {first}, landed at {landed:?}"),
+            );
         }
         Ok(())
     }
@@ -69,7 +78,10 @@ impl Once {
         self.refused.insert((session, sequence));
         match self.landed.get(&(session, sequence)) {
             None => Ok(()),
-            Some(first) => violated("P10", format!("session {session}: append {sequence} is refused, but landed at offset {first}")),
+            Some(first) => violated(
+                "P10",
+                format!("session {session}: append {sequence} is refused, but landed at offset {first}"),
+            ),
         }
     }
 }

@@ -32,7 +32,9 @@ impl Reads {
         if next_offset < floor || next_offset > committed {
             return violated(
                 "P8",
-                format!("a read that began when {floor} records were acknowledged sees {next_offset}; committed are {committed}"),
+                format!(
+                    "a read that began when {floor} records were acknowledged sees {next_offset}; committed are {committed}"
+                ),
             );
         }
         Ok(())

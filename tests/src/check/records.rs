@@ -32,10 +32,17 @@ impl Records {
     pub fn committed(&mut self, frame: &Frame) -> Checked {
         let header = frame.header();
         if header.base_offset != self.len() {
-            return violated("P3", format!("entry {} begins at offset {}, not {}", header.index, header.base_offset, self.len()));
+            return violated(
+                "P3",
+                format!("entry {} begins at offset {}, not {}", header.index, header.base_offset, self.len()),
+            );
         }
         if header.kind != Kind::Records {
-            return if header.count == 0 { Ok(()) } else { violated("P3", format!("control entry {} takes offsets", header.index)) };
+            return if header.count == 0 {
+                Ok(())
+            } else {
+                violated("P3", format!("control entry {} takes offsets", header.index))
+            };
         }
         for record in frame.records() {
             match record {
@@ -44,7 +51,10 @@ impl Records {
             }
         }
         if frame.next_offset() != self.len() {
-            return violated("P3", format!("entry {} ends at offset {}, not {}", header.index, self.len(), frame.next_offset()));
+            return violated(
+                "P3",
+                format!("entry {} ends at offset {}, not {}", header.index, self.len(), frame.next_offset()),
+            );
         }
         Ok(())
     }
@@ -67,7 +77,14 @@ impl Records {
     pub fn holds(&self, offset: u64, meta: &[u8], payload: &[u8]) -> Checked {
         match self.records.get(offset as usize) {
             Some((its_meta, its_payload)) if its_meta == meta && its_payload == payload => Ok(()),
-            found => violated("P2", format!("record {offset} was {:?}, is {:?}", Bytes::copy_from_slice(payload), found.map(|(_, payload)| payload))),
+            found => violated(
+                "P2",
+                format!(
+                    "record {offset} was {:?}, is {:?}",
+                    Bytes::copy_from_slice(payload),
+                    found.map(|(_, payload)| payload)
+                ),
+            ),
         }
     }
 }
