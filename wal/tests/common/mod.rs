@@ -6,14 +6,14 @@ use graven_frame::{Body, Chain, Frame, GroupBuilder, GroupHeaderSpec, HeaderSpec
 use graven_wal::sim::SimDisk;
 use graven_wal::{Disk, Identity, LogBase, LogReader, Options, Wal};
 
-pub const IDENTITY: Identity = Identity { cluster: 0xC1, node: 1, incarnation: 0x1AC };
+pub(crate) const IDENTITY: Identity = Identity { cluster: 0xC1, node: 1, incarnation: 0x1AC };
 
-pub fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options { segment_bytes: 16 << 10, ..Options::default() }
 }
 
 /// The entry behind `before`.
-pub fn control(before: &LogBase, term: u64, kind: Kind, body: &'static [u8]) -> Frame {
+pub(crate) fn control(before: &LogBase, term: u64, kind: Kind, body: &'static [u8]) -> Frame {
     let body = Body::from(Bytes::from_static(body));
     let spec = HeaderSpec {
         kind,
@@ -28,7 +28,7 @@ pub fn control(before: &LogBase, term: u64, kind: Kind, body: &'static [u8]) -> 
 }
 
 /// A records entry behind `before` with one record of `len` bytes.
-pub fn records(before: &LogBase, term: u64, len: usize) -> Frame {
+pub(crate) fn records(before: &LogBase, term: u64, len: usize) -> Frame {
     let mut builder = GroupBuilder::new();
     let fill = (before.index as u8).wrapping_mul(7).wrapping_add(term as u8);
     builder.push(b"", &vec![fill; len]).expect("small record");
@@ -44,22 +44,22 @@ pub fn records(before: &LogBase, term: u64, len: usize) -> Frame {
     Frame::seal(spec, before.chain, group.body().clone(), group.crc())
 }
 
-pub fn first() -> Frame {
+pub(crate) fn first() -> Frame {
     control(&LogBase { chain: Chain::START, ..LogBase::default() }, 1, Kind::Membership, b"one voter")
 }
 
-pub fn base(frame: &Frame) -> LogBase {
+pub(crate) fn base(frame: &Frame) -> LogBase {
     LogBase::after(frame.header())
 }
 
 /// A new log with its first entry, open.
-pub fn new_log(disk: &SimDisk) -> Wal<SimDisk> {
+pub(crate) fn new_log(disk: &SimDisk) -> Wal<SimDisk> {
     Wal::create(disk.clone(), IDENTITY, options(), &[first()]).expect("empty disk");
     Wal::open(disk.clone(), options()).expect("just created").0
 }
 
 /// Appends `count` records entries of `len` bytes and returns them.
-pub fn grow<D: Disk>(wal: &mut Wal<D>, count: usize, len: usize) -> Vec<Frame> {
+pub(crate) fn grow<D: Disk>(wal: &mut Wal<D>, count: usize, len: usize) -> Vec<Frame> {
     let mut frames = Vec::new();
     let mut before = wal.tail();
     for _ in 0..count {
@@ -72,7 +72,7 @@ pub fn grow<D: Disk>(wal: &mut Wal<D>, count: usize, len: usize) -> Vec<Frame> {
 }
 
 /// All entries, each verified against the one before.
-pub fn read_all(reader: &LogReader) -> Vec<Frame> {
+pub(crate) fn read_all(reader: &LogReader) -> Vec<Frame> {
     let (first, last) = (reader.first_index(), reader.last_index());
     if last < first {
         return Vec::new();
@@ -88,10 +88,10 @@ pub fn read_all(reader: &LogReader) -> Vec<Frame> {
 }
 
 /// SplitMix64, so that a seed means the same everywhere.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
