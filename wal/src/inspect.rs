@@ -219,6 +219,12 @@ pub struct Entries<D: Disk> {
     batch: std::vec::IntoIter<Result<EntryInfo, OpenError>>,
 }
 
+impl<D: Disk> std::fmt::Debug for Entries<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Entries({} segments to go)", self.openings.len())
+    }
+}
+
 impl<D: Disk> Iterator for Entries<D> {
     type Item = Result<EntryInfo, OpenError>;
 

@@ -134,7 +134,12 @@ impl<D: Disk> Pool<D> {
     fn create(&mut self, counters: &Counters) -> Result<(), Failure> {
         let id = self.next_id;
         let name = segment_name(id);
-        let made = self.disk.create(&name, self.mode).and_then(|file| file.allocate(self.segment_bytes).map(|()| file));
+        // A file left by an attempt that failed half-way, whose removal failed as well, holds nothing.
+        let created = match self.disk.create(&name, self.mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.disk.open(&name, Some(self.mode)),
+            created => created,
+        };
+        let made = created.and_then(|file| file.allocate(self.segment_bytes).map(|()| file));
         let file = match made {
             Ok(file) => file,
             Err(cause) => {

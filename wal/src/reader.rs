@@ -40,6 +40,12 @@ pub struct LogReader {
     shared: Arc<Shared>,
 }
 
+impl std::fmt::Debug for LogReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "LogReader({}..={})", self.first_index(), self.last_index())
+    }
+}
+
 /// A record met on a walk.
 struct Met {
     header: Header,
@@ -132,12 +138,13 @@ impl LogReader {
     /// The records entry that holds this offset; `None` when it is not written yet.
     ///
     /// # Errors
-    /// [`ReadError::Trimmed`] when it is before the first entry held, or damage on the way.
+    /// [`ReadError::Trimmed`] when it is before the first entry held (`index` then names the entry before that one), or damage on
+    /// the way.
     pub fn index_of_offset(&self, offset: u64) -> Result<Option<u64>, ReadError> {
         let start = {
             let index = self.shared.read();
             if offset < index.base.next_offset {
-                return Err(ReadError::Trimmed { index: 0, first: index.base.index + 1 });
+                return Err(ReadError::Trimmed { index: index.base.index, first: index.base.index + 1 });
             }
             index.last_point(|point| point.base_offset, offset).map(|point| point.index)
         };

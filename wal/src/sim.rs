@@ -27,7 +27,7 @@ pub struct SimDisk {
 pub enum Op {
     /// Creating a file.
     Create,
-    /// Renaming or removing a file.
+    /// Renaming a file.
     Rename,
     /// Removing a file.
     Remove,
@@ -345,6 +345,13 @@ fn next_random(state: &mut u64) -> u64 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     mixed ^ (mixed >> 31)
+}
+
+impl std::fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.state();
+        write!(f, "SimDisk({} files, {} changes)", state.live.len(), state.changes)
+    }
 }
 
 /// An open simulated file.

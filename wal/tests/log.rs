@@ -45,6 +45,15 @@ fn real_directory_keeps_everything_across_segments_and_restarts() {
     }
 }
 
+/// One vectored call of the system takes 1024 pieces; a batch may have more.
+#[test]
+fn batch_of_more_pieces_than_one_call_takes() {
+    let (_dir, _disk, mut wal) = real_log(&Options { segment_bytes: 1 << 20, ..options() });
+    let frames = grow(&mut wal, 900, 33);
+    assert_eq!(wal.stats().rotations, 0);
+    assert_eq!(read_all(&wal.reader())[1..], frames);
+}
+
 #[test]
 fn frames_borrow_the_map_and_never_change() {
     let (_dir, _disk, mut wal) = real_log(&options());
