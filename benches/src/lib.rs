@@ -1,1 +1,1 @@
-//! graven
+//! Micro-benchmarks of graven: `cargo bench -p graven-benches`. Each stands beside the limit it is measured against.

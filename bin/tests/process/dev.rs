@@ -114,9 +114,9 @@ fn each_line_is_delivered_as_it_comes() {
 
 #[test]
 fn errors_of_a_running_cluster_have_their_codes() {
-    let dev = Dev::start(1, &["limits.max_record_bytes=\"2K\""]);
+    let dev = Dev::start(1, &[]);
     let json = |args: &[&str], input: &[u8], code| dev.run_with(args, input).expect(code).error();
-    let input = [&b"a\nb\n"[..], &[b'x'; 3000], b"\nc\n"].concat();
+    let input = [&b"a\nb\n"[..], &vec![b'x'; (1 << 20) + 1], b"\nc\n"].concat();
     let error = json(&["append", "--json"], &input, 4);
     assert_eq!(error["code"], "too_large");
     assert_eq!(error["details"]["acknowledged"], serde_json::json!({"first": 0, "last": 1, "records": 2}));
