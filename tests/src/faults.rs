@@ -57,7 +57,11 @@ impl Cluster {
                 // The leader is the most interesting one to lose.
                 let node = if self.rng.chance(300) { self.leader().unwrap_or(node) } else { node };
                 let power = self.rng.chance(self.profile.power);
-                self.crash(node, power);
+                let in_write = self.rng.chance(400);
+                match &mut self.node_mut(node).process {
+                    Some(process) if in_write => process.doomed = Some(power),
+                    _ => self.crash(node, power),
+                }
                 // The whole site loses power.
                 if power && self.rng.chance(60) {
                     (1..=nodes).for_each(|node| self.crash(node, true));
@@ -148,7 +152,7 @@ impl Cluster {
         self.stats.torn_writes += u64::from(torn);
         self.trace.line(self.now_us, format_args!("n{node} crashes, power {power}, in a write {torn}"));
         self.tell_of_crash(node);
-        let pause = if self.healed_at.is_some() { 1_000 } else { self.rng.between(2_000, 600_000) };
+        let pause = if self.healed_at.is_some() { 1_000 } else { self.rng.between(1_000, self.profile.down_us) };
         self.schedule(self.now_us + pause, Event::Start { node });
     }
 
@@ -181,6 +185,10 @@ impl Cluster {
     pub(crate) fn on_disk_done(&mut self, node: u64, life: u64) -> Checked {
         let now_us = self.now_us;
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        if let Some(power) = process.doomed {
+            self.crash(node, power);
+            return Ok(());
+        }
         let jobs: Vec<_> = process.running.iter().cloned().collect();
         let ran = match process.run_disk() {
             Ok(ran) => ran,

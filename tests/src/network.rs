@@ -14,6 +14,7 @@ pub struct Network {
     cut: [[bool; PLACES]; PLACES],
     /// When the last message of each link arrives; keeps order where nothing is reordered.
     arrives: [[u64; PLACES]; PLACES],
+    latency_us: u64,
     loss: u64,
     doubling: u64,
     reordering: u64,
@@ -38,6 +39,7 @@ impl Network {
             rng,
             cut: [[false; PLACES]; PLACES],
             arrives: [[0; PLACES]; PLACES],
+            latency_us: profile.latency_us,
             loss: profile.loss,
             doubling: profile.doubling,
             reordering: profile.reordering,
@@ -52,7 +54,7 @@ impl Network {
             self.lost += 1;
             return Arrivals::default();
         }
-        let mut at = now_us + self.rng.between(40, 200);
+        let mut at = now_us + self.rng.between(40, self.latency_us);
         if self.rng.chance(self.reordering) {
             at += self.rng.below(20_000);
         } else {
@@ -94,6 +96,7 @@ impl Network {
     pub fn calm(&mut self) {
         self.heal();
         (self.loss, self.doubling, self.reordering) = (0, 0, 0);
+        self.latency_us = Profile::CALM.latency_us;
     }
 
     /// Makes one of the shapes of partition among `nodes` nodes; returns its name.

@@ -55,6 +55,8 @@ pub struct Process {
     pub running: VecDeque<DiskJob>,
     /// Whether the log thread will wake, or is at work.
     pub disk_busy: bool,
+    /// Dies in its next write, and whether its disk loses power then.
+    pub doomed: Option<bool>,
     /// The last job that was reported as done, and whether the disk was reported as full.
     pub reported: (u64, bool),
     /// When the next tick comes.
@@ -132,6 +134,7 @@ impl Node {
             queue: VecDeque::new(),
             running: VecDeque::new(),
             disk_busy: false,
+            doomed: None,
             reported: (0, false),
             tick_at: None,
             flushing: false,
