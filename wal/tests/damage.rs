@@ -180,6 +180,27 @@ fn row_zeroes_before_unproven_records_are_torn() {
     drop(wal);
 }
 
+/// Whole records behind a torn one are of this life of the segment: left there, they would stand right behind the record
+/// that takes the torn one's place.
+#[test]
+fn cut_records_are_not_met_again() {
+    let disk = SimDisk::new(8);
+    let mut wal = new_log(&disk);
+    wal.sync().expect("no fault");
+    grow(&mut wal, 3, 600);
+    drop(wal);
+    let (_, at) = place(&disk, 2);
+    disk.rot(SEGMENT, at + 300, |byte| *byte ^= 1);
+    let (mut wal, recovered) = Wal::open(disk.clone(), options()).expect("nothing vouches for these entries");
+    assert_eq!(recovered.last_index, 1);
+    let new = records(&wal.tail(), 2, 600);
+    wal.append(std::slice::from_ref(&new)).expect("room");
+    wal.sync().expect("no fault");
+    drop(wal);
+    let (wal, _) = Wal::open(disk, options()).expect("the old entry 3 is gone");
+    assert_eq!(read_all(&wal.reader()), [first(), new]);
+}
+
 #[test]
 fn row_records_below_a_later_watermark_are_damage() {
     let disk = SimDisk::new(8);
