@@ -225,23 +225,14 @@ async fn bounds(client: &Client, args: &ReadArgs, global: &Global) -> CliResult<
         return Ok((bounds, args.node.clone()));
     }
     let patience = LEADER_PATIENCE.min(global.timeout);
-    let failure = match tokio::time::timeout(patience, client.bounds(Consistency::Linearizable, pinned)).await {
+    match tokio::time::timeout(patience, client.bounds(Consistency::Linearizable, pinned)).await {
         Ok(Ok(bounds)) => return Ok((bounds, args.node.clone())),
-        Ok(Err(error)) => {
-            let failure = Failure::from(error);
-            match &failure {
-                Failure::Error(error) if matches!(error.code, ErrorCode::Unavailable | ErrorCode::Timeout) => {
-                    Some(failure)
-                }
-                _ => return Err(failure),
-            }
+        Ok(Err(error)) if !matches!(error.code(), ErrorCode::Unavailable | ErrorCode::Timeout) => {
+            return Err(error.into());
         }
-        Err(_) => None,
-    };
-    let bounds = match client.bounds(Consistency::Local, pinned).await {
-        Ok(bounds) => bounds,
-        Err(error) => return Err(failure.unwrap_or_else(|| error.into())),
-    };
+        Ok(Err(_)) | Err(_) => {}
+    }
+    let bounds = client.bounds(Consistency::Local, pinned).await?;
     note(
         global,
         &format!("no leader answers; these are the records {} knows to be committed, there may be more", bounds.node),

@@ -38,7 +38,11 @@ pub(crate) fn run(args: &StartArgs, global: &Global) -> CliResult {
 fn failure(error: &DaemonError, data_dir: &std::path::Path) -> Failure {
     match error {
         DaemonError::Start(StartError::Log { dir, source }) => log_failure(source, dir),
-        DaemonError::Start(StartError::Tls(_) | StartError::WrongCertificate { .. }) => Failure::config(error),
+        DaemonError::Start(StartError::Tls(_)) => Failure::config(error),
+        DaemonError::Start(StartError::WrongCertificate { .. }) => {
+            let dir = data_dir.display();
+            Failure::config(format!("{error}; if {dir} is what is foreign, {REPLACE}"))
+        }
         // A socket that cannot be bound: the address is somebody else's or not this host's.
         DaemonError::Start(StartError::Peers(_) | StartError::Clients(_)) => Failure::config(error),
         DaemonError::Start(StartError::Read { .. }) => Failure::new(ErrorCode::Damaged, error.to_string()),
@@ -46,12 +50,14 @@ fn failure(error: &DaemonError, data_dir: &std::path::Path) -> Failure {
     }
 }
 
+/// The way out when a node has no data directory of its own.
+const REPLACE: &str = "a data directory is made by `graven init` only; if the node's own is lost, take its place with `graven member replace`";
+
 fn log_failure(error: &OpenError, dir: &std::path::Path) -> Failure {
     let dir = dir.display();
-    let replace = "a node's data directory is made by `graven init` only; if it is lost, take the node's place with `graven member replace`";
     match error {
         OpenError::Missing | OpenError::Empty | OpenError::NotALog { .. } | OpenError::WrongCluster { .. } => {
-            Failure::config(format!("{dir}: {error}; {replace}"))
+            Failure::config(format!("{dir}: {error}; {REPLACE}"))
         }
         OpenError::Locked { pid } => {
             Failure::usage(format!("{dir} is in use by process {pid}; this node runs already")).with("pid", *pid)
