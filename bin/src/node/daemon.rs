@@ -1,5 +1,6 @@
 //! `graven start`: one node in the foreground, until a signal or a failure ends it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,7 +87,8 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
         "ready in {} ms",
         engine.shared.started.elapsed().as_millis()
     );
-    println!("ready");
+    // Whoever started this node may not listen; that is no reason to stop.
+    let _ = writeln!(std::io::stdout(), "ready");
     let reloading = tokio::spawn(reload(Arc::clone(&engine.shared)));
     let ended = tokio::select! {
         _ = term.recv() => None,

@@ -35,9 +35,9 @@ use crate::members::Members;
 use crate::replica::log::Mark;
 use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, Restored, View};
 
-/// Peer events that may wait for the protocol thread: each holds at most an append of about 256 KiB, so 64 MiB; the lanes
+/// Peer events that may wait for the protocol thread: each holds at most an append of about 256 KiB, so 32 MiB; the lanes
 /// stop reading then.
-const PEER_EVENTS_MAX: usize = 256;
+const PEER_EVENTS_MAX: usize = 128;
 /// Jobs that may wait for the log thread. The leader has a handful in flight, a follower at most its leader's window of
 /// messages; beyond that the protocol thread waits, and the leader sees a slow follower.
 const JOBS_MAX: usize = 1024;
@@ -151,9 +151,9 @@ impl Engine {
             certificate: config.tls.certificate.clone(),
             key: config.tls.key.clone(),
         })?;
-        let (wal, recovered) = open_log(&config)?;
-        let identity = recovered.identity.clone();
-        check_certificate(&config, &tls, &identity)?;
+        check_certificate(&config, &tls)?;
+        let (wal, recovered) = open_log(&config, &tls)?;
+        let identity = recovered.identity;
         let reader = wal.reader();
         let replica = restore(&config, &recovered, &reader, state_machine)?;
         let members = replica.members().cloned().unwrap_or_default();
@@ -250,6 +250,7 @@ async fn start_protocol(
         runtime.block_on(async move {
             match PeerPlane::start(peer_config, tls, roster, peers).await {
                 Ok(plane) => {
+                    warn_of_small_buffers(&plane);
                     let _ = ready.send(Ok(()));
                     Protocol::new(replica, plane, channels, counters, started).run().await;
                 }
@@ -263,11 +264,29 @@ async fn start_protocol(
     }
 }
 
-fn open_log(config: &NodeConfig) -> Result<(Wal<RealDisk>, graven_wal::Recovered), StartError> {
+fn warn_of_small_buffers(plane: &PeerPlane) {
+    let socket = plane.stats().socket;
+    if socket.capped() {
+        warn!(
+            "socket buffers of {} bytes to receive and {} to send were granted, {} are wanted: under load packets will be \
+             dropped and sent again; raise net.core.rmem_max and net.core.wmem_max to {}",
+            socket.receive, socket.send, socket.wanted, socket.wanted
+        );
+    }
+}
+
+fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, graven_wal::Recovered), StartError> {
     let dir = config.data_dir.clone();
     let failed = |source| StartError::Log { dir: dir.clone(), source };
     let disk = RealDisk::open(&config.data_dir);
+    // Whose certificate this node has tells whose log it may touch: a foreign directory is refused before a byte of it changes.
+    let (expect_cluster, expect_node) = match tls.current().identity() {
+        Certified::Node(node) => (Some(node.cluster), Some(node.node)),
+        _ => (None, None),
+    };
     let options = graven_wal::Options {
+        expect_cluster,
+        expect_node,
         segment_bytes: config.wal.segment_bytes,
         sync: match config.wal.sync {
             SyncMode::Fdatasync => SyncMethod::Fdatasync,
@@ -295,24 +314,14 @@ fn open_log(config: &NodeConfig) -> Result<(Wal<RealDisk>, graven_wal::Recovered
     Ok((wal, recovered))
 }
 
-fn check_certificate(
-    config: &NodeConfig,
-    tls: &TlsIdentity,
-    identity: &graven_wal::Identity,
-) -> Result<(), StartError> {
+fn check_certificate(config: &NodeConfig, tls: &TlsIdentity) -> Result<(), StartError> {
     let wrong = |reason: String| StartError::WrongCertificate { file: config.tls.certificate.clone(), reason };
-    let credentials = tls.current();
-    match credentials.identity() {
-        Certified::Node(node) if node.cluster != identity.cluster => Err(wrong(format!(
-            "the certificate is of cluster {:032x}, the data directory of cluster {:032x}",
-            node.cluster, identity.cluster
-        ))),
-        Certified::Node(node) if node.node != identity.node || node.name != config.name => Err(wrong(format!(
-            "the certificate is of node {} ({}), this is node {} ({})",
-            node.name, node.node, config.name, identity.node
-        ))),
+    match tls.current().identity() {
+        Certified::Node(node) if node.name != config.name => {
+            Err(wrong(format!("the certificate is of node {}, this is node {}", node.name, config.name)))
+        }
         Certified::Node(_) => Ok(()),
-        other => Err(wrong(format!("a node's certificate is needed, this is a {} certificate", other.kind()))),
+        other => Err(wrong(format!("a node's certificate is needed, this is the certificate of {other}"))),
     }
 }
 
