@@ -55,7 +55,7 @@ pub struct Cluster {
 pub(crate) enum Event {
     Message { from: u64, to: u64, message: Message },
     Append { from: u64, to: u64, head: AppendHead, frames: Vec<Frame> },
-    Unreachable { node: u64, life: u64, peer: u64 },
+    Lane { node: u64, life: u64, peer: u64, stands: bool },
     Tick { node: u64, life: u64 },
     Flush { node: u64, life: u64 },
     Applied { node: u64, life: u64, index: u64 },
@@ -70,7 +70,6 @@ pub(crate) enum Event {
     Follower { at: usize },
     Read,
     Fault(Fault),
-    Audit,
 }
 
 struct Scheduled {
@@ -161,7 +160,6 @@ impl Cluster {
             cluster.schedule(2_000, Event::Follower { at });
         }
         cluster.schedule(3_000, Event::Read);
-        cluster.schedule(4_000, Event::Audit);
         cluster
     }
 
@@ -277,9 +275,10 @@ impl Cluster {
                 self.trace.line(next.at, format_args!("n{from}->n{to} {head:?} +{}", frames.len()));
                 self.input(to, |replica, now| replica.receive_append(now, NodeId(from), head, frames))
             }
-            Event::Unreachable { node, life, peer } => {
-                self.input_of(node, life, |replica, now| replica.unreachable(now, NodeId(peer)))
-            }
+            Event::Lane { node, life, peer, stands } => self.input_of(node, life, |replica, now| match stands {
+                true => replica.reachable(now, NodeId(peer)),
+                false => replica.unreachable(now, NodeId(peer)),
+            }),
             Event::Tick { node, life } => self.on_tick(node, life),
             Event::Flush { node, life } => self.on_flush(node, life),
             Event::Applied { node, life, index } => self.on_applied(node, life, index),
@@ -299,7 +298,6 @@ impl Cluster {
             Event::Follower { at } => self.on_follower(at),
             Event::Read => self.on_read(),
             Event::Fault(fault) => self.on_fault(fault),
-            Event::Audit => self.on_audit(),
         }
     }
 
@@ -364,6 +362,9 @@ impl Cluster {
                     if role == Role::Leader {
                         self.stats.elections += 1;
                         self.checkers.elected(node, term.0)?;
+                        if self.rng.chance(self.profile.depose) {
+                            self.after(0, 30_000, Event::Fault(Fault::Depose(node)));
+                        }
                     }
                 }
                 Effect::Alarm(Alarm::DiskStalled) => dead = true,
@@ -624,11 +625,6 @@ impl Cluster {
                 }
             }
         }
-        Ok(())
-    }
-
-    fn on_audit(&mut self) -> Checked {
-        self.schedule(self.now_us + 5_000, Event::Audit);
         Ok(())
     }
 

@@ -4,7 +4,6 @@ use graven_wal::sim::{Fault as Fail, Op};
 
 use crate::check::{Checked, Violation};
 use crate::cluster::{Cluster, Event};
-use crate::network::Network;
 use crate::node::StartError;
 use crate::profile::Profile;
 
@@ -18,6 +17,8 @@ pub(crate) enum Fault {
     Full,
     Room,
     Transfer,
+    /// The node was just elected.
+    Depose(u64),
 }
 
 impl Cluster {
@@ -28,7 +29,7 @@ impl Cluster {
             Fault::Disk => self.profile.disk_fault_us,
             Fault::Transfer => self.profile.transfer_us,
             Fault::Full => self.profile.full_us,
-            Fault::Mend | Fault::Room => 0,
+            Fault::Mend | Fault::Room | Fault::Depose(_) => 0,
         }
     }
 
@@ -72,12 +73,13 @@ impl Cluster {
                 let shape = self.network.partition(nodes);
                 self.stats.partitions += 1;
                 self.trace.line(self.now_us, format_args!("partition: {shape}"));
-                self.tell_unreachable();
+                self.tell_lanes(false);
                 let at = self.now_us + self.rng.between(20_000, 900_000);
                 self.schedule(at, Event::Fault(Fault::Mend));
             }
             Fault::Mend => {
                 self.trace.line(self.now_us, format_args!("partition ends"));
+                self.tell_lanes(true);
                 self.network.heal();
             }
             Fault::Disk => {
@@ -94,6 +96,17 @@ impl Cluster {
                 let at = self.now_us + self.rng.between(50_000, 700_000);
                 self.schedule(at, Event::Fault(Fault::Room));
             }
+            Fault::Depose(node) if self.rng.chance(500) => {
+                let power = self.rng.chance(self.profile.power);
+                self.crash(node, power);
+            }
+            Fault::Depose(node) => {
+                self.trace.line(self.now_us, format_args!("n{node} is cut off"));
+                self.network.isolate(node);
+                self.stats.partitions += 1;
+                let at = self.now_us + self.rng.between(20_000, 600_000);
+                self.schedule(at, Event::Fault(Fault::Mend));
+            }
             Fault::Room => self.nodes.iter().for_each(|node| node.disk.full(None)),
             Fault::Transfer => {
                 let asked = self.leader().unwrap_or(node);
@@ -106,15 +119,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// Some lanes notice soon that they are cut, some later.
-    fn tell_unreachable(&mut self) {
+    /// Some lanes notice soon that they are cut, some later, some never; the same when they stand again.
+    fn tell_lanes(&mut self, stands: bool) {
         let nodes = self.nodes.len() as u64;
         for node in 1..=nodes {
             for peer in (1..=nodes).filter(|peer| *peer != node) {
                 if self.network.is_cut(node, peer) && self.rng.chance(500) {
                     let at = self.now_us + self.rng.below(400_000);
                     let life = self.node(node).life;
-                    self.schedule(at, Event::Unreachable { node, life, peer });
+                    self.schedule(at, Event::Lane { node, life, peer, stands });
                 }
             }
         }
@@ -161,7 +174,7 @@ impl Cluster {
             if node != peer && self.rng.chance(500) {
                 let at = self.now_us + self.rng.below(5_000);
                 let life = self.node(node).life;
-                self.schedule(at, Event::Unreachable { node, life, peer });
+                self.schedule(at, Event::Lane { node, life, peer, stands: false });
             }
         }
     }
@@ -290,10 +303,5 @@ impl Cluster {
             }
         }
         self.finish_writers();
-    }
-
-    /// For scenarios written by hand.
-    pub fn mend(&mut self, with: impl FnOnce(&mut Network)) {
-        with(self.network());
     }
 }

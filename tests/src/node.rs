@@ -24,8 +24,10 @@ const RING_BYTES: usize = 16 << 10;
 const PREPARE_BYTES: u64 = 32 << 10;
 /// Small, so that windows fill up.
 const WINDOW_BYTES: u64 = 32 << 10;
-/// Small, so that catching up takes several appends.
-const APPEND_BYTES: u32 = 8 << 10;
+/// Small, so that catching up takes several appends; so small that each frame goes alone.
+const APPEND_BYTES: [u32; 3] = [200, 1 << 10, 8 << 10];
+/// From one at a time to more than there ever are.
+const WINDOW_MESSAGES: [usize; 4] = [1, 2, 8, 128];
 
 /// See the module's documentation.
 pub struct Node {
@@ -106,7 +108,8 @@ impl Node {
         let clock = Clock::start(rng, now_us, drift);
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.next());
         raft.window_bytes = WINDOW_BYTES;
-        raft.max_append_bytes = APPEND_BYTES;
+        raft.max_append_bytes = *rng.pick(&APPEND_BYTES);
+        raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
         let state_machine = rng.chance(250);
         let config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
         let vote = recovered.hard_state.vote.map(NodeId);

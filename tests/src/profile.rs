@@ -29,6 +29,8 @@ pub struct Profile {
     pub slow_sync: u64,
     /// Pause between requests to hand leadership over.
     pub transfer_us: u64,
+    /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
+    pub depose: u64,
     /// How much clocks may be fast or slow.
     pub drift: u64,
     /// Answers and requests of clients that get lost.
@@ -51,6 +53,7 @@ impl Profile {
         full_us: 0,
         slow_sync: 0,
         transfer_us: 0,
+        depose: 0,
         drift: 10,
         client_loss: 0,
     };
@@ -89,6 +92,7 @@ impl Profile {
     pub const ELECTIONS: Profile = Profile {
         name: "elections",
         latency_us: 90_000,
+        depose: 100,
         crash_us: 200_000,
         down_us: 20_000,
         slow_sync: 100,
@@ -96,6 +100,20 @@ impl Profile {
         loss: 20,
         reordering: 200,
         doubling: 20,
+        client_loss: 10,
+        drift: 50,
+        ..Profile::CALM
+    };
+    /// No leader is left in peace: tails of many terms stand in the logs (Raft paper, figures 7 and 8).
+    pub const DEPOSED: Profile = Profile {
+        name: "deposed",
+        latency_us: 4_000,
+        depose: 800,
+        power: 400,
+        down_us: 250_000,
+        slow_sync: 100,
+        loss: 50,
+        reordering: 20,
         client_loss: 10,
         drift: 50,
         ..Profile::CALM
@@ -115,11 +133,12 @@ impl Profile {
         full_us: 3_000_000,
         slow_sync: 30,
         transfer_us: 1_500_000,
+        depose: 150,
         drift: 50,
         client_loss: 20,
     };
     /// All of them.
-    pub const ALL: [Profile; 8] = [
+    pub const ALL: [Profile; 9] = [
         Profile::CHAOS,
         Profile::CRASHES,
         Profile::PARTITIONS,
@@ -127,6 +146,7 @@ impl Profile {
         Profile::DISKS,
         Profile::TRANSFERS,
         Profile::ELECTIONS,
+        Profile::DEPOSED,
         Profile::CALM,
     ];
 

@@ -83,6 +83,9 @@ pub struct Replica {
     jobs: VecDeque<Job>,
     job_sequence: u64,
     durable: u64,
+    /// The commit index as far as outputs were drained: the core's own may already speak of entries that the log's view, and
+    /// the disk, get with a later output.
+    committed: u64,
     /// Messages that wait for a disk job.
     held: VecDeque<(u64, NodeId, Message)>,
     loads: HashMap<u64, Feeding>,
@@ -162,6 +165,7 @@ impl Replica {
         );
         Ok(Replica {
             durable: log.last().index,
+            committed: commit,
             applied: if config.state_machine { restored.base.index } else { commit },
             first_offset: restored.base.next_offset,
             config,
@@ -402,6 +406,7 @@ impl Replica {
                 self.feed(now.tick, Feeding { to, head, first: first.0, last: last.0, max_bytes });
             }
             Output::Commit { up_to } => {
+                self.committed = up_to.0;
                 self.sessions.commit(up_to.0);
                 self.acks.committed(up_to.0, &mut self.ready);
             }
@@ -486,7 +491,7 @@ impl Replica {
         });
         self.effects.push_back(Effect::Disk(DiskJob {
             sequence: self.job_sequence,
-            commit: self.core.commit().0.min(self.log.last().index),
+            commit: self.committed.min(self.log.last().index),
             hard_state: write.hard_state.map(|state| match is_planted(Bug::VoteForgotten) {
                 true => graven_raft::HardState { vote: None, ..state },
                 false => state,
