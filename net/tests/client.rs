@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use fake::Cluster;
 use graven_net::client::{
-    AppendOptions, Batch, Client, ClientConfig, Consistency, ErrorCode, Item, NodeRole, Outcome, Start, SubscribeOptions,
-    Subscription,
+    AppendOptions, Batch, Client, ClientConfig, Consistency, ErrorCode, Item, NodeRole, Outcome, Start,
+    SubscribeOptions, Subscription,
 };
-use graven_net::tls::{Authority, Role};
+use graven_net::protocol::{ALPN, CLOSE_PROTOCOL, Hello, StreamKind};
+use graven_net::tls::{Authority, Role, TlsFiles, TlsIdentity, server_name};
+use graven_net::wire;
 
 mod fake;
 
@@ -96,8 +98,10 @@ async fn leader_that_moves_in_mid_stream_doubles_nothing_and_loses_nothing() {
     for (number, record) in records.iter().enumerate() {
         match number {
             // The old leader stores, and its answers are lost.
-            500 => cluster.faults("n1").lose_acks.store(true, Ordering::SeqCst),
-            600 => cluster.elect(Some("n2")),
+            500 => {
+                cluster.faults("n1").lose_acks.store(true, Ordering::SeqCst);
+                elect_later(&cluster, "n2");
+            }
             // Nobody leads for a while; meanwhile the window fills.
             1200 => {
                 cluster.elect(None);
@@ -503,5 +507,38 @@ async fn transfer_is_asked_of_the_leader_wherever_it_is() {
     client.append(["at n2"]).await.unwrap();
     assert_eq!(client.leader().as_deref(), Some("n2"));
     client.close().await;
-    assert_eq!(client.append(["late"]).await.map_err(|error| error.outcome()), Err(Outcome::Refused));
+    let late = client.append(["late"]).await.unwrap_err();
+    assert_eq!((late.code(), late.outcome()), (ErrorCode::Unavailable, Outcome::Refused));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_no_protocol_cost_their_sender_the_connection_and_nobody_else() {
+    let cluster = Cluster::start(1).await;
+    let client = cluster.client().await;
+    let config = cluster.config("fuzzer", Role::Append);
+    let tls = TlsFiles { ca: config.ca, certificate: config.certificate, key: config.key };
+    let crypto = TlsIdentity::load(tls).unwrap().current().quic_client(ALPN).unwrap();
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = cluster.server("n1").local_address();
+    let hello = Hello { oldest: 1, newest: 9, feature_level: 1, software: String::new() };
+    let hello = wire::encode::<1024>(&hello).unwrap();
+    let impossible_length = [&[StreamKind::Append as u8][..], &[0xFF; 8]].concat();
+    let zeros = [&[StreamKind::Append as u8][..], &64u32.to_le_bytes(), &[0; 68]].concat();
+    let no_request = [StreamKind::Unary as u8, 0xFF, 0xFF];
+    for bytes in [&impossible_length[..], &zeros, &no_request, &[77]] {
+        let config = quinn::ClientConfig::new(crypto.clone());
+        let connection = endpoint.connect_with(config, address, &server_name("n1")).unwrap().await.unwrap();
+        for bytes in [&[&[StreamKind::Hello as u8], &hello[..]].concat(), bytes] {
+            let (mut send, mut recv) = connection.open_bi().await.unwrap();
+            send.write_all(bytes).await.unwrap();
+            send.finish().unwrap();
+            let _ = recv.read_to_end(1024).await;
+        }
+        match connection.closed().await {
+            quinn::ConnectionError::ApplicationClosed(close) => assert_eq!(close.error_code, CLOSE_PROTOCOL.into()),
+            other => panic!("unexpected {other} for {bytes:?}"),
+        }
+    }
+    client.append(["fine"]).await.unwrap();
+    assert_eq!(cluster.stored(), ["fine"]);
 }

@@ -67,7 +67,7 @@ impl ClientConfig {
         for (name, address) in &file.endpoints {
             check_name(name).map_err(|cause| wrong(cause.to_string()))?;
             let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
-            if !port.is_some_and(|port| port.parse::<u16>().is_ok()) {
+            if port.is_none_or(|port| port.parse::<u16>().is_err()) {
                 return Err(wrong(format!("{name} = {address:?} is not HOST:PORT")));
             }
         }

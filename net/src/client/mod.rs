@@ -271,11 +271,10 @@ impl Client {
             nodes.insert(name.clone(), status);
         }
         for (name, report) in reports {
+            let unreachable = || NodeStatus::unreachable(name.clone(), known(&name));
+            let status = nodes.entry(name.clone()).or_insert_with(unreachable);
             if let Some(report) = report {
-                nodes.insert(name, NodeStatus { reachable: true, ..report.status });
-            } else if !nodes.contains_key(&name) {
-                let status = NodeStatus::unreachable(name.clone(), known(&name));
-                nodes.insert(name, status);
+                *status = NodeStatus { reachable: true, ..report.status };
             }
         }
         ClusterStatus { cluster_id, leader, nodes: nodes.into_values().collect() }
@@ -404,7 +403,7 @@ impl Inner {
     async fn ask(&self, node: Option<&str>, request: &Request) -> Result<Response, Failure> {
         let network = &self.network;
         let deadline = Instant::now() + network.timeout;
-        let (mut asked, mut avoid) = (false, None);
+        let (mut asked, mut avoid, mut passing) = (false, None, None);
         loop {
             let attempt = async {
                 let link = match node {
@@ -414,31 +413,35 @@ impl Inner {
                 asked = true;
                 // A node that died a moment ago looks alive: with a choice, another one is asked before long.
                 let patience = if node.is_some() { network.timeout } else { PATIENCE };
-                match tokio::time::timeout(patience, link.unary(request)).await {
-                    Ok(Ok(response)) => Ok(response),
-                    Ok(Err(sentence)) => Err((link, sentence)),
-                    Err(_) => Err((link, "no answer".to_owned())),
-                }
-                .or_else(|(link, sentence)| {
+                let answer = tokio::time::timeout(patience, link.unary(request)).await;
+                answer.unwrap_or_else(|_| Err(link.lost("no answer"))).map_err(|sentence| {
                     avoid = Some(link.name.clone());
-                    Err(Failure::refused(ErrorCode::Unavailable, sentence))
+                    Failure::refused(ErrorCode::Unavailable, sentence)
                 })
             };
-            match tokio::time::timeout_at(deadline, attempt).await {
-                Ok(Ok(Response::NotLeader(view))) => network.merge_view(&view),
-                Ok(Ok(Response::Failed(failure))) if failure.code != ErrorCode::Unavailable => return Err(failure),
-                Ok(Ok(Response::Failed(_))) => {}
+            let failure = match tokio::time::timeout_at(deadline, attempt).await {
+                Ok(Ok(Response::Failed(failure)) | Err(failure)) => Some(failure),
+                Ok(Ok(Response::NotLeader(view))) => {
+                    network.merge_view(&view);
+                    None
+                }
                 Ok(Ok(response)) => return Ok(response),
-                Ok(Err(failure)) if failure.code == ErrorCode::Unavailable => {}
-                Ok(Err(failure)) if node.is_some() => return Err(failure),
-                Ok(Err(_)) => {}
-                Err(_) => return Err(network.gave_up(asked)),
+                Err(_) => None,
+            };
+            match failure {
+                Some(failure) if failure.code == ErrorCode::Unavailable => passing = Some(failure),
+                // Without a node in mind, one that refuses our certificate does not speak for the others.
+                Some(failure) if failure.code == ErrorCode::Unauthenticated && node.is_none() => {
+                    passing = Some(failure)
+                }
+                Some(failure) => return Err(failure),
+                None => {}
             }
             if let Some(failure) = network.verdict() {
                 return Err(failure);
             }
             if Instant::now() >= deadline {
-                return Err(network.gave_up(asked));
+                return Err(passing.unwrap_or_else(|| network.gave_up(asked)));
             }
             network.pause().await;
         }

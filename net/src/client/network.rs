@@ -4,6 +4,7 @@
 //! Nodes are learnt from the configuration, from pushed leader views, and from status reports.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,11 +31,14 @@ pub(super) struct Network {
     view: watch::Sender<LeaderView>,
     /// A connection was made or lost, or a node was learnt.
     changed: Notify,
+    closed: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Node {
     address: String,
+    /// Another address under which nodes know it; tried in turn with the first.
+    learnt: Option<String>,
     link: Option<Arc<Link>>,
     /// Held while dialling: one dials, the others wait for the result.
     dialling: Arc<AsyncMutex<()>>,
@@ -56,6 +60,7 @@ impl Network {
             nodes: Mutex::default(),
             view: watch::Sender::new(LeaderView::default()),
             changed: Notify::new(),
+            closed: AtomicBool::new(false),
         };
         config.endpoints.iter().for_each(|(name, address)| network.learn(name, address));
         Ok(Arc::new(network))
@@ -71,16 +76,13 @@ impl Network {
         self.lock().get(name).map(|node| node.address.clone())
     }
 
-    /// Takes in that a node exists. A node that is connected keeps the address that works.
+    /// Takes in that a node exists. The address that was configured goes first: only it is known to be meant for this client.
     pub(super) fn learn(&self, name: &str, address: &str) {
         let mut nodes = self.lock();
         let full = nodes.len() >= NODES_MAX;
         match nodes.get_mut(name) {
-            Some(node) if node.address == address || node.live().is_some() => {}
-            Some(node) => {
-                node.address = address.to_owned();
-                node.next_try = Instant::now();
-            }
+            Some(node) if node.address == address => {}
+            Some(node) => node.learnt = Some(address.to_owned()),
             None if !full => {
                 nodes.insert(name.to_owned(), Node::new(address));
                 self.changed.notify_one();
@@ -138,7 +140,7 @@ impl Network {
             match (node.live(), &node.failure) {
                 (Some(link), _) => return Ok(link),
                 (None, Some(failure)) if Instant::now() < node.next_try => return Err(failure.clone()),
-                _ => node.address.clone(),
+                _ => node.next_address(),
             }
         };
         // Long-lived clients take in renewed certificates like nodes do. Files that are bad now leave the old pair in use.
@@ -196,9 +198,12 @@ impl Network {
         avoided.ok_or(failure)
     }
 
-    /// The failure to give up with at once, without waiting for the timeout: every node was tried, none is connected, and
-    /// certificates were refused.
+    /// The failure to give up with at once, without waiting for the timeout: the client was closed; or every node was tried,
+    /// none is connected, and certificates were refused.
     pub(super) fn verdict(&self) -> Option<Failure> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Some(Failure::refused(ErrorCode::Unavailable, "the client was closed"));
+        }
         let nodes = self.lock();
         if nodes.values().any(|node| node.live().is_some() || node.failure.is_none()) {
             return None;
@@ -223,6 +228,7 @@ impl Network {
     pub(super) async fn ask_leader(self: &Arc<Self>, request: &Request) -> Result<Response, Failure> {
         let deadline = Instant::now() + self.timeout;
         let mut asked = false;
+        let mut passing = None;
         loop {
             if let Some(failure) = self.verdict() {
                 return Err(failure);
@@ -241,13 +247,16 @@ impl Network {
             };
             match tokio::time::timeout_at(deadline, attempt).await {
                 Ok(Some(Response::NotLeader(view))) => self.merge_view(&view),
+                // It passes by itself, says the node.
+                Ok(Some(Response::Failed(failure))) if failure.code == ErrorCode::Unavailable => {
+                    passing = Some(failure)
+                }
                 Ok(Some(Response::Failed(failure))) => return Err(failure),
                 Ok(Some(response)) => return Ok(response),
-                Ok(None) => {}
-                Err(_) => return Err(self.gave_up(asked)),
+                Ok(None) | Err(_) => {}
             }
             if Instant::now() >= deadline {
-                return Err(self.gave_up(asked));
+                return Err(passing.unwrap_or_else(|| self.gave_up(asked)));
             }
             self.pause().await;
         }
@@ -323,6 +332,7 @@ impl Network {
 
     /// Closes all connections.
     pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
         self.endpoint.close(crate::protocol::CLOSE_DONE.into(), b"done");
     }
 
@@ -340,12 +350,18 @@ impl Node {
     fn new(address: &str) -> Node {
         Node {
             address: address.to_owned(),
+            learnt: None,
             link: None,
             dialling: Arc::default(),
             failures: 0,
             next_try: Instant::now(),
             failure: None,
         }
+    }
+
+    fn next_address(&self) -> String {
+        let learnt = self.learnt.as_ref().filter(|_| self.failures % 2 == 1);
+        learnt.unwrap_or(&self.address).clone()
     }
 
     fn live(&self) -> Option<Arc<Link>> {

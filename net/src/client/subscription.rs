@@ -385,11 +385,9 @@ impl Follower {
 
     async fn read(&mut self, mut reader: Reader, out: &Out) -> End {
         while !self.cursor.is_done() {
-            let head = match tokio::time::timeout(SILENCE, reader.head()).await {
-                Ok(Ok(head)) => head,
-                Ok(Err(end)) => return end,
-                // Nodes say at least every second where they stand.
-                Err(_) => return End::Lost(format!("silent for {} s", SILENCE.as_secs())),
+            let head = match self.head(&mut reader).await {
+                Ok(head) => head,
+                Err(end) => return end,
             };
             self.progress = Instant::now();
             let (item, bytes) = match head {
@@ -431,6 +429,23 @@ impl Follower {
             }
         }
         End::Done
+    }
+
+    /// Waits for an item. A node that is silent is left: at once when it does not know of the newest leader, for then it is
+    /// dead or cut off; else when it has missed several times of saying where it stands.
+    async fn head(&self, reader: &mut Reader) -> Result<ItemHead, End> {
+        let mut waited = Duration::ZERO;
+        while waited < SILENCE {
+            // Dropped while it waits, reading a head loses nothing.
+            if let Ok(head) = tokio::time::timeout(GLANCE, reader.head()).await {
+                return head;
+            }
+            waited += GLANCE;
+            if self.is_left_behind(&reader.link) {
+                return Err(End::Lost("silent while another node leads".to_owned()));
+            }
+        }
+        Err(End::Lost(format!("silent for {} s", SILENCE.as_secs())))
     }
 
     /// Reads and checks one frame; `None` when it has nothing that is wanted.
@@ -612,5 +627,7 @@ const ITEM_COST_BYTES: usize = 256;
 const CHUNKS_A_READ: usize = 32;
 /// A node says every second where it stands; silent for so long, it or the way to it is gone.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How often a silent node's knowledge of the leader is looked at: longer than the push of a new leader takes to arrive.
+const GLANCE: Duration = Duration::from_millis(250);
 /// How long a node may take to accept a subscription: finding a start by time reads its log.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -17,6 +17,7 @@ impl Budget {
         Arc::new(Budget { limit, used: Mutex::new(0), freed: Notify::new() })
     }
 
+    #[cfg(any(test, feature = "peer"))]
     pub(crate) fn used(&self) -> usize {
         *self.lock()
     }

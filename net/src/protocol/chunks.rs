@@ -79,6 +79,7 @@ pub(crate) fn body_for(chunks: Vec<Bytes>, items: usize) -> Body {
 }
 
 /// Copies the first bytes of `chunks`; `None` when there are fewer than `N`.
+#[cfg(feature = "peer")]
 pub(crate) fn peek<const N: usize>(chunks: &[Bytes]) -> Option<[u8; N]> {
     let mut out = [0; N];
     let mut filled = 0;
@@ -102,6 +103,7 @@ mod tests {
             bytes.chunks(cut).for_each(|part| chunks.push(Bytes::copy_from_slice(part)));
             assert_eq!(chunks.take_array::<8>().unwrap(), bytes[..8]);
             let taken = chunks.take(200).unwrap();
+            #[cfg(feature = "peer")]
             assert_eq!(peek::<4>(&taken).unwrap(), bytes[8..12]);
             assert_eq!(Body::from_chunks(taken).concat(), bytes[8..208]);
             assert_eq!(chunks.len(), 48);

@@ -93,7 +93,7 @@ async fn expiry(not_after: UnixTime) {
 /// Exchanges hellos on the first stream.
 async fn greet<S: Service>(shared: &Shared<S>, connection: &quinn::Connection) -> Result<(), String> {
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|cause| cause.to_string())?;
-    if kind_of(&mut recv).await != Some(StreamKind::Hello) {
+    if kind_of(&mut recv).await != Some(StreamKind::Hello as u8) {
         return Err("the first stream is no hello".to_owned());
     }
     let hello: Hello = read_message(&mut recv).await?;
@@ -183,7 +183,11 @@ async fn serve_stream<S: Service>(
     mut send: quinn::SendStream,
     mut recv: quinn::RecvStream,
 ) -> Result<(), String> {
-    match tokio::time::timeout(shared.handshake_timeout, kind_of(&mut recv)).await.ok().flatten() {
+    // A stream that says nothing, or was reset before it did, is nothing.
+    let Ok(Some(kind)) = tokio::time::timeout(shared.handshake_timeout, kind_of(&mut recv)).await else {
+        return Ok(());
+    };
+    match StreamKind::from_u8(kind) {
         Some(StreamKind::Unary) => {
             let request: Request = read_message(&mut recv).await?;
             // A client that gives up stops the stream: its request is dropped with it.
@@ -214,8 +218,7 @@ async fn serve_stream<S: Service>(
             Ok(())
         }
         Some(StreamKind::Hello | StreamKind::Leader) => Err("a stream of this kind is not expected here".to_owned()),
-        None if recv.received_reset().await.is_ok_and(|reset| reset.is_some()) => Ok(()),
-        None => Err("a stream of an unknown kind".to_owned()),
+        None => Err(format!("a stream of the unknown kind {kind}")),
     }
 }
 
@@ -256,10 +259,10 @@ fn check(caller: &Caller, action: Action<'_>) -> Result<(), Failure> {
         .with("needed", needed.as_str()))
 }
 
-async fn kind_of(recv: &mut quinn::RecvStream) -> Option<StreamKind> {
+async fn kind_of(recv: &mut quinn::RecvStream) -> Option<u8> {
     let mut kind = [0];
     recv.read_exact(&mut kind).await.ok()?;
-    StreamKind::from_u8(kind[0])
+    Some(kind[0])
 }
 
 async fn read_message<T: serde::de::DeserializeOwned>(recv: &mut quinn::RecvStream) -> Result<T, String> {

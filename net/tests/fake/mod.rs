@@ -11,8 +11,8 @@ use graven_frame::{Body, Chain, Frame, Group, HeaderSpec, Kind};
 use graven_net::client::{Client, ClientConfig, ConnectError};
 use graven_net::server::{
     Ack, AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed, FeedItem, LeaderView, MemberReport, NodeReport,
-    NodeRole, NodeState, NodeStats, NodeStatus, Opened, Rejection, Request, Response, Server, ServerConfig, Service, Start,
-    SubscribeRequest,
+    NodeRole, NodeState, NodeStats, NodeStatus, Opened, Rejection, Request, Response, Server, ServerConfig, Service,
+    Start, SubscribeRequest,
 };
 use graven_net::tls::{Authority, Role, TlsFiles, TlsIdentity};
 use tokio::sync::{Notify, watch};
@@ -43,7 +43,9 @@ impl World {
     /// What the replica does with a group.
     fn judge(&mut self, group: &Group) -> Result<Ack, Rejection> {
         let header = *group.header();
-        let (Some(id), Some(sequence)) = (header.session, header.sequence) else { panic!("the server let {header:?} in") };
+        let (Some(id), Some(sequence)) = (header.session, header.sequence) else {
+            panic!("the server let {header:?} in")
+        };
         let Some(session) = self.sessions.get(&id) else {
             return Err(Rejection::Failed(Failure::refused(ErrorCode::SessionExpired, "session expired")));
         };
@@ -160,7 +162,9 @@ impl Service for Node {
                 leader: world.leader.clone(),
                 node: self.name.clone(),
             }),
-            Request::NodeStats => Response::NodeStats(NodeStats { frames: world.frames.len() as u64, ..Default::default() }),
+            Request::NodeStats => {
+                Response::NodeStats(NodeStats { frames: world.frames.len() as u64, ..Default::default() })
+            }
             Request::NodeStatus => Response::NodeStatus(Box::new(self.report(&world, leads))),
             other => panic!("unexpected {other:?}"),
         }
