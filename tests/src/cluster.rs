@@ -134,7 +134,7 @@ impl Cluster {
             sequence: 0,
             events: BinaryHeap::new(),
             network,
-            nodes: (1..=nodes).map(|id| Node::new(id, rng.next(), &first)).collect(),
+            nodes: (1..=nodes).map(|id| Node::new(id, rng.draw(), &first)).collect(),
             checkers: Checkers::new(nodes, FOLLOWERS),
             client_lanes: vec![[0; 16]; writers.len()],
             writers,

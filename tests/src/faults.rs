@@ -138,7 +138,7 @@ impl Cluster {
         let half_written = self.rng.chance(600);
         let fails_in_write = self.rng.chance(300);
         let after = self.rng.below(4);
-        let seed = self.rng.next();
+        let seed = self.rng.draw();
         let place = self.node_mut(node);
         let Some(mut process) = place.process.take() else { return };
         let mut torn = false;

@@ -109,7 +109,7 @@ impl Network {
                 "isolate"
             }
             1 => {
-                let side = self.rng.next();
+                let side = self.rng.draw();
                 for from in 1..=nodes {
                     for to in 1..=nodes {
                         if (side >> from) & 1 != (side >> to) & 1 {

@@ -106,7 +106,7 @@ impl Node {
         }
         self.life += 1;
         let clock = Clock::start(rng, now_us, drift);
-        let mut raft = graven_raft::Config::new(NodeId(self.id), rng.next());
+        let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
         raft.window_bytes = WINDOW_BYTES;
         raft.max_append_bytes = *rng.pick(&APPEND_BYTES);
         raft.window_messages = *rng.pick(&WINDOW_MESSAGES);

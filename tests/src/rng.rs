@@ -13,12 +13,12 @@ impl Rng {
     pub fn new(seed: u64) -> Rng {
         // Neighbouring seeds start far from each other.
         let mut rng = Rng(seed ^ 0x6772_6176_656e_0001);
-        rng.next();
-        Rng(rng.next() ^ seed.rotate_left(32))
+        rng.draw();
+        Rng(rng.draw() ^ seed.rotate_left(32))
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -28,7 +28,7 @@ impl Rng {
 
     /// A number below `bound`; 0 when the bound is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next() % bound }
+        if bound == 0 { 0 } else { self.draw() % bound }
     }
 
     /// A number from `low` up to, not including, `high`.
@@ -53,7 +53,7 @@ impl Rng {
 
     /// An independent generator.
     pub fn fork(&mut self) -> Rng {
-        Rng::new(self.next())
+        Rng::new(self.draw())
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
     fn equal_seeds_give_equal_numbers_and_neighbours_do_not() {
         let draw = |seed| {
             let mut rng = Rng::new(seed);
-            (0..8).map(|_| rng.next()).collect::<Vec<_>>()
+            (0..8).map(|_| rng.draw()).collect::<Vec<_>>()
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));

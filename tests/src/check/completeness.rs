@@ -46,7 +46,7 @@ mod tests {
         let other = frame(Some(&first), 2, &[]);
         completeness.committed(1, &second);
         completeness.elected(1, 2, &[first.clone(), second]).expect("has it");
-        completeness.elected(2, 2, &[first.clone()]).expect_err("too short");
+        completeness.elected(2, 2, std::slice::from_ref(&first)).expect_err("too short");
         completeness.elected(2, 3, &[first.clone(), other]).expect_err("has another");
         completeness.elected(2, 1, &[first]).expect("elected before");
     }

@@ -145,7 +145,7 @@ mod tests {
         let mut durability = Durability::new(1);
         durability.synced(1, &first);
         durability.synced(1, &second);
-        durability.recovered(1, &[first.clone()]).expect_err("the second is gone");
+        durability.recovered(1, std::slice::from_ref(&first)).expect_err("the second is gone");
         durability.doubted(1, 2);
         durability.recovered(1, &[first]).expect("it was being written over");
         durability.hard_state(1, 4, Some(2));
