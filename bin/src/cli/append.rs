@@ -64,7 +64,7 @@ async fn append(args: AppendArgs, global: &Global, sources: Vec<input::Source>) 
         client = context::connect(global) => client?,
         () = signals.recv() => return Err(interrupted().with("acknowledged", Value::Null)),
     };
-    let limit = record_limit(global)?;
+    let limit = client.max_record_bytes();
     let cut = match (args.whole, args.chunk) {
         (true, _) => Cut::Whole,
         (_, Some(size)) if size > limit => {
@@ -98,11 +98,6 @@ async fn append(args: AppendArgs, global: &Global, sources: Vec<input::Source>) 
         Err(Failure::StdoutClosed) => Err(Failure::StdoutClosed),
         Err(failure) => Err(run.tally.stopped_by(failure)),
     }
-}
-
-/// The largest record the cluster takes, as far as this client knows.
-fn record_limit(global: &Global) -> CliResult<usize> {
-    Ok(context::client_config(global)?.max_record_bytes)
 }
 
 /// Sends what waits until the input ends.

@@ -121,6 +121,7 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
 pub(super) async fn start_server(shared: &Arc<Shared>) -> Result<Server, StartError> {
     let mut config = ServerConfig::new(shared.config.listen.client);
     config.reset_key = shared.reset_key;
+    config.max_record_bytes = shared.config.limits.max_record_bytes;
     config.max_connections = shared.config.limits.connections;
     Ok(Server::start(config, shared.tls.clone(), NodeService::new(Arc::clone(shared))).await?)
 }

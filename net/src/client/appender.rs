@@ -35,7 +35,7 @@ impl Drop for Sending {
 
 impl Sending {
     async fn send(&self, batch: impl IntoBatch, options: AppendOptions) -> Result<(), AppendError> {
-        let mut batch = batch.into_batch().check(self.inner.max_record_bytes)?;
+        let mut batch = batch.into_batch().check(self.inner.max_record_bytes())?;
         if self.session.push(&mut batch, options.expect, options.fence, &mut None).await? {
             self.inner.lanes.announce(&self.session);
         }

@@ -24,7 +24,7 @@ pub struct ClientConfig {
     pub key: PathBuf,
     /// How long a call waits without any progress. Default 10 s.
     pub timeout: Duration,
-    /// The largest record sent, at most 16 MiB. Default 1 MiB.
+    /// The largest record sent, in bytes; less than the cluster takes has an effect. Default: what the cluster takes.
     pub max_record_bytes: usize,
     /// Bytes of unacknowledged records an appender keeps in flight. Default 4 MiB.
     pub window_bytes: usize,
@@ -42,7 +42,7 @@ impl ClientConfig {
             certificate,
             key,
             timeout: Duration::from_secs(10),
-            max_record_bytes: 1 << 20,
+            max_record_bytes: graven_frame::MAX_RECORD_BYTES,
             window_bytes: 4 << 20,
             mtu: Mtu::Auto,
         }
@@ -152,7 +152,7 @@ mod tests {
         let config = load(&format!("endpoints = {{ n1 = '127.0.0.1:5471' }}\n{FILES}")).unwrap();
         assert_eq!(config.key, Path::new("/abs/c.key"));
         assert_eq!(config.endpoints["n1"], "127.0.0.1:5471");
-        assert_eq!(config.max_record_bytes, 1 << 20);
+        assert_eq!(config.max_record_bytes, graven_frame::MAX_RECORD_BYTES);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) struct Link {
     pub(super) connection: quinn::Connection,
     /// Who leads, as this node said last.
     pub(super) view: watch::Sender<LeaderView>,
+    /// The largest record the node takes.
+    pub(super) max_record_bytes: u32,
 }
 
 impl Link {
@@ -70,7 +72,13 @@ pub(super) async fn dial(
         match attempt.unwrap_or_else(|cause| Err(DialError::Other(cause.to_string()))) {
             Ok((connection, welcome)) if welcome.name == name => {
                 let view = watch::Sender::new(LeaderView::default());
-                return Ok(Link { name: name.to_owned(), address: address.to_owned(), connection, view });
+                return Ok(Link {
+                    name: name.to_owned(),
+                    address: address.to_owned(),
+                    max_record_bytes: welcome.max_record_bytes,
+                    connection,
+                    view,
+                });
             }
             Ok((_, welcome)) => failure = unavailable(&format!("it calls itself {}", welcome.name)),
             Err(DialError::Unauthenticated(sentence)) => {

@@ -96,6 +96,12 @@ struct Inner {
     tasks: [AbortHandle; 2],
 }
 
+impl Inner {
+    fn max_record_bytes(&self) -> usize {
+        self.max_record_bytes.min(self.network.record_limit())
+    }
+}
+
 /// A session that calls share. Its lock keeps their order.
 #[derive(Debug, Default)]
 struct Shared {
@@ -154,6 +160,13 @@ impl Client {
         Ok(Client { inner: Arc::new(inner) })
     }
 
+    /// The largest record that may be appended, in bytes: what the cluster takes, or [`ClientConfig::max_record_bytes`] when
+    /// that is less. Known once connected; before, the default of 1 MiB is assumed.
+    #[must_use]
+    pub fn max_record_bytes(&self) -> usize {
+        self.inner.max_record_bytes()
+    }
+
     /// Appends `records` as one batch: contiguous offsets, all or nothing.
     ///
     /// Returns when the batch is committed and fsynced on a majority. Records may be empty; each is at most
@@ -177,7 +190,7 @@ impl Client {
     /// # Cancel safety
     /// As [`Client::append`].
     pub async fn append_with(&self, records: impl IntoBatch, options: AppendOptions) -> Result<Ack, AppendError> {
-        let mut batch = records.into_batch().check(self.inner.max_record_bytes)?;
+        let mut batch = records.into_batch().check(self.max_record_bytes())?;
         let mut attempts = 0;
         loop {
             let lost = if options == AppendOptions::default() {

@@ -4,7 +4,7 @@
 //! Nodes are learnt from the configuration, from pushed leader views, and from status reports.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub(super) struct Network {
     /// A connection was made or lost, or a node was learnt.
     changed: Notify,
     closed: AtomicBool,
+    /// The largest record the cluster takes, as the node connected last told.
+    record_limit: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -61,9 +63,15 @@ impl Network {
             view: watch::Sender::new(LeaderView::default()),
             changed: Notify::new(),
             closed: AtomicBool::new(false),
+            record_limit: AtomicU32::new(RECORD_LIMIT_UNTOLD),
         };
         config.endpoints.iter().for_each(|(name, address)| network.learn(name, address));
         Ok(Arc::new(network))
+    }
+
+    /// The largest record the cluster takes.
+    pub(super) fn record_limit(&self) -> usize {
+        self.record_limit.load(Ordering::Relaxed) as usize
     }
 
     /// Names of all nodes known.
@@ -153,6 +161,7 @@ impl Network {
         let Some(node) = nodes.get_mut(name) else { return Err(unknown(&nodes)) };
         match dialled {
             Ok(link) => {
+                self.record_limit.store(link.max_record_bytes, Ordering::Relaxed);
                 let link = Arc::new(link);
                 (node.link, node.failure, node.failures) = (Some(link.clone()), None, 0);
                 drop(nodes);
@@ -416,6 +425,8 @@ fn backoff(failures: u32) -> Duration {
 
 /// Connections a client holds at least, where there are as many nodes.
 const CONNECTIONS: usize = 2;
+/// Assumed until a node has told: what a node takes unless it is configured otherwise.
+const RECORD_LIMIT_UNTOLD: u32 = 1 << 20;
 /// Nodes a client remembers: more than any cluster has, so that old names do not pile up.
 const NODES_MAX: usize = 64;
 const BACKOFF_MIN: Duration = Duration::from_millis(25);

@@ -102,6 +102,8 @@ pub struct Welcome {
     pub name: String,
     /// The node's software version.
     pub software: String,
+    /// The largest record it takes, in bytes.
+    pub max_record_bytes: u32,
 }
 
 /// Who leads, as one node knows it.

@@ -11,7 +11,7 @@ use graven_frame::Group;
 use tokio::sync::watch;
 
 use super::answers::Answers;
-use super::{Busy, Rejection, Service};
+use super::{Busy, ErrorCode, Failure, Rejection, Service};
 use crate::protocol::append::{GROUP_PREFIX_BYTES, decode_prefix};
 use crate::protocol::budget::Budget;
 use crate::protocol::chunks::{Chunks, body_for, peek};
@@ -20,6 +20,8 @@ use crate::protocol::chunks::{Chunks, body_for, peek};
 pub(super) struct Appends {
     pub(super) connection: Arc<Budget>,
     pub(super) server: Arc<Budget>,
+    /// The largest record taken.
+    pub(super) max_record_bytes: usize,
     /// Becomes true when the node goes down: no more groups are read, those taken are answered.
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -112,7 +114,15 @@ async fn read_groups<S: Service>(
         let (Some(session), Some(sequence)) = (group.header().session, group.header().sequence) else {
             return Err("an append group has no session".to_owned());
         };
-        let mut offer = (group, answers.reply(session, sequence, [connection, server]));
+        let reply = answers.reply(session, sequence, [connection, server]);
+        if let Some(size) = too_large(&group, appends.max_record_bytes) {
+            let limit = appends.max_record_bytes;
+            let message = format!("a record has {size} bytes, the limit is {limit} (max_record_bytes)");
+            let failure = Failure::refused(ErrorCode::TooLarge, message).with("limit", limit as u64);
+            reply.done(Err(Rejection::Failed(failure)));
+            continue;
+        }
+        let mut offer = (group, reply);
         while let Err(Busy(back)) = service.append(offer.0, offer.1) {
             offer = *back;
             service.ready().await;
@@ -124,6 +134,14 @@ fn parse(parts: Vec<Bytes>, crc: u32) -> Result<Group, String> {
     // The count stands behind the length. It is only a guess at the work here: `Group` checks it.
     let count = peek::<8>(&parts).map_or(0, |head| u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
     Group::parse_checked(body_for(parts, count as usize), crc).map_err(|cause| cause.to_string())
+}
+
+/// The size of a record that is over the limit. Groups smaller than the limit are not looked into.
+fn too_large(group: &Group, limit: usize) -> Option<usize> {
+    if group.body().len() <= limit {
+        return None;
+    }
+    group.records().map(|record| record.payload.len()).find(|size| *size > limit)
 }
 
 /// Reads what is there; `false` when the stream ended or broke.

@@ -24,6 +24,7 @@ pub(super) struct Shared<S> {
     pub(super) welcome: Welcome,
     pub(super) budget: Arc<Budget>,
     pub(super) connection_bytes: usize,
+    pub(super) max_record_bytes: usize,
     pub(super) handshake_timeout: Duration,
     pub(super) draining: watch::Receiver<bool>,
 }
@@ -142,6 +143,7 @@ async fn accept_streams<S: Service>(
     let appends = Arc::new(Appends {
         connection: Budget::new(shared.connection_bytes),
         server: shared.budget.clone(),
+        max_record_bytes: shared.max_record_bytes,
         draining: shared.draining.clone(),
     });
     let mut draining = shared.draining.clone();

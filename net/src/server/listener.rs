@@ -39,6 +39,8 @@ pub struct ServerConfig {
     pub connection_bytes: usize,
     /// The same for all connections together.
     pub total_bytes: usize,
+    /// The largest record taken; a group with a larger one is refused.
+    pub max_record_bytes: usize,
 }
 
 impl ServerConfig {
@@ -56,6 +58,7 @@ impl ServerConfig {
             max_streams: 256,
             connection_bytes: 16 << 20,
             total_bytes: 128 << 20,
+            max_record_bytes: 1 << 20,
         }
     }
 }
@@ -90,6 +93,7 @@ impl Server {
             node: node.node,
             name: node.name,
             software: env!("CARGO_PKG_VERSION").to_owned(),
+            max_record_bytes: u32::try_from(config.max_record_bytes).unwrap_or(u32::MAX),
         };
         let quic = quic_config(&config, &credentials)?;
         let unbound = |cause| StartError::Bind { address: config.listen, cause };
@@ -109,6 +113,7 @@ impl Server {
             welcome,
             budget: budget.clone(),
             connection_bytes: config.connection_bytes,
+            max_record_bytes: config.max_record_bytes,
             handshake_timeout: config.handshake_timeout,
             draining: drains,
         });
