@@ -9,6 +9,7 @@ use crate::error::CreateError;
 use crate::format::{OPENING_BYTES, Opening, Prefix, RecordKind, extent, segment_name};
 use crate::log::{follows, head_crc, settled_options};
 use crate::open::LOCK_NAME;
+use crate::planted::{Bug, is_planted};
 use crate::types::{HardState, Identity, LogBase, Options};
 
 /// The first segment has this name until all of it is durable.
@@ -37,7 +38,9 @@ pub(crate) fn create<D: Disk>(
     let file = disk.create(UNFINISHED, WriteMode::Buffered).map_err(io("create the first segment"))?;
     file.allocate(options.segment_bytes).map_err(io("allocate the first segment"))?;
     file.write_at(0, &bytes).map_err(io("write the first segment"))?;
-    file.sync_data().map_err(io("sync the first segment"))?;
+    if !is_planted(Bug::FirstSegmentUnsynced) {
+        file.sync_data().map_err(io("sync the first segment"))?;
+    }
     // Power fails before the directory is durable: the segment has its final name with all of its bytes, or it does not
     // have it, and then there is no log.
     disk.rename(UNFINISHED, &segment_name(1)).map_err(io("name the first segment"))?;

@@ -38,7 +38,11 @@ mod log;
 mod map;
 mod open;
 mod plan;
+#[doc(hidden)]
+pub mod planted;
 mod pool;
+#[doc(hidden)]
+pub mod raw;
 mod reader;
 mod recovery;
 mod replay;

@@ -14,6 +14,7 @@ use crate::format::{
 };
 use crate::index::{SegmentIndex, View};
 use crate::plan::{Fill, MIN_SEGMENT_BYTES};
+use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Pool};
 use crate::reader::{LogReader, Shared};
 use crate::types::{Counters, HardState, Identity, LogBase, Options, PrepareState, Recovered, SyncMethod, WalStats};
@@ -178,7 +179,10 @@ impl<D: Disk> Wal<D> {
             return Ok(());
         }
         Counters::add(&self.counters.syncs, 1);
-        let synced = self.active.file.sync_data();
+        let mut synced = self.active.file.sync_data();
+        if is_planted(Bug::SyncRetried) && synced.is_err() {
+            synced = self.active.file.sync_data();
+        }
         synced.map_err(|cause| self.close_for(Failure::at("sync", self.active.view.id, self.active.synced)(cause)))?;
         self.mark_synced();
         Ok(())
@@ -243,8 +247,11 @@ impl<D: Disk> Wal<D> {
             let Some((id, capacity)) = self.shared.read().releasable(index) else { break };
             let removed = self.disk.remove(&segment_name(id)).map_err(Failure::at("remove", id, 0));
             // Each removal is made durable before the next: a hole between segments would look like a lost one.
-            let removed =
-                removed.and_then(|()| self.disk.sync_dir().map_err(Failure::at("sync the directory for", id, 0)));
+            let removed = if is_planted(Bug::RemovalUnsynced) {
+                removed
+            } else {
+                removed.and_then(|()| self.disk.sync_dir().map_err(Failure::at("sync the directory for", id, 0)))
+            };
             removed.map_err(|failure| self.close_for(failure))?;
             self.shared.write().drop_first();
             Counters::sub(&self.counters.segments, 1);
@@ -400,9 +407,13 @@ impl<D: Disk> Wal<D> {
             salt: self.active.view.salt,
             segment: self.active.view.id,
             position,
-            watermark: self.active.synced,
+            watermark: if is_planted(Bug::WatermarkStuck) { 0 } else { self.active.synced },
             // Only what is durable here as well: recovery takes this as proof that the entries were synced.
-            known_commit: self.noted_commit.min(self.durable_index),
+            known_commit: if is_planted(Bug::CommitBeforeDurable) {
+                self.noted_commit
+            } else {
+                self.noted_commit.min(self.durable_index)
+            },
             head_crc: 0,
             body_crc,
             payload_len: payload_len as u32,
@@ -507,14 +518,17 @@ impl<D: Disk> Wal<D> {
             salt,
             identity: self.identity,
             capacity: next.capacity,
-            hard_state: self.hard_state,
+            hard_state: if is_planted(Bug::HardStateTrimmed) { HardState::default() } else { self.hard_state },
             base: self.tail,
             known_commit: self.noted_commit.min(self.durable_index),
         };
+        if is_planted(Bug::SyncBeforeWrite) {
+            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
+        }
         next.file.write_at(0, &opening.encode()).map_err(Failure::at("write", next.id, 0))?;
         // Power fails before this sync: the block may be torn, the segment counts as never begun, and the log ends with
         // the one before, which is right, because no record was let into this one.
-        if self.options.sync != SyncMethod::UnsafeNone {
+        if self.options.sync != SyncMethod::UnsafeNone && !is_planted(Bug::SyncBeforeWrite) {
             next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
             Counters::add(&self.counters.syncs, 1);
         }
@@ -547,7 +561,7 @@ impl<D: Disk> Wal<D> {
         let written = self.active.file.write_at(trailer_at, &trailer);
         written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, trailer_at)(cause)))?;
         self.active.sealed = true;
-        self.sync()
+        if is_planted(Bug::SealWithoutSync) { Ok(()) } else { self.sync() }
     }
 
     pub(crate) fn trailer(&self, at: u64, footer_at: u64) -> Vec<u8> {

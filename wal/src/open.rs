@@ -11,6 +11,7 @@ use crate::error::{Damage, OpenError, SegmentId};
 use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILER_BYTES, segment_name, segment_of};
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
+use crate::planted::{Bug, is_planted};
 use crate::pool::Pool;
 use crate::reader::Shared;
 use crate::recovery::{FoundSegment, OpeningIs, Position, SegmentVerdict, segment_verdict};
@@ -319,7 +320,7 @@ fn save_cut<D: Disk>(
 /// Zeroes cut bytes: records of this life among them must not be met again behind new ones.
 fn wipe<F: DiskFile>(file: &F, id: u64, at: u64, used_to: u64) -> Result<(), OpenError> {
     let zeroes = vec![0; STEP_BYTES.min((used_to - at) as usize)];
-    let mut next = at;
+    let mut next = if is_planted(Bug::CutLeftStanding) { used_to } else { at };
     while next < used_to {
         let some = zeroes.len().min((used_to - next) as usize);
         file.write_at(next, &zeroes[..some]).map_err(io_at("write", id, next))?;
@@ -330,7 +331,7 @@ fn wipe<F: DiskFile>(file: &F, id: u64, at: u64, used_to: u64) -> Result<(), Ope
 
 fn rewrite<F: DiskFile>(file: &F, id: u64, from: u64, to: u64) -> Result<u64, OpenError> {
     let mut buffer = vec![0; STEP_BYTES.min(to.saturating_sub(from) as usize)];
-    let mut next = from;
+    let mut next = if is_planted(Bug::PageCacheTrusted) { to } else { from };
     while next < to {
         let some = buffer.len().min((to - next) as usize);
         file.read_exact_at(next, &mut buffer[..some]).map_err(io_at("read", id, next))?;

@@ -7,6 +7,8 @@
 //! of the next segment. Bytes that were proven and are not right any more are damage. Bytes that nothing proves may be
 //! what a crash left of an unfinished write; no append among them was ever acknowledged by this node.
 
+use crate::planted::{Bug, is_planted};
+
 /// What stands at the next record boundary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stands {
@@ -99,8 +101,12 @@ pub(crate) fn verdict(found: Found) -> Verdict {
     match (found.stands, found.link, found.behind) {
         (Stands::Control, _, _) | (Stands::Frame, Link::Next, _) => Verdict::Accept,
         (Stands::Frame, Link::Earlier, _) => Verdict::Supersede,
+        (Stands::Frame, Link::Settled, _) if is_planted(Bug::SettledReplaced) => Verdict::Supersede,
         (Stands::Frame, Link::Settled | Link::None, _) => Verdict::WrongChain,
         (Stands::Newer, _, _) => Verdict::NewerVersion,
+        (Stands::Nothing | Stands::Stale | Stands::Broken, _, Proven) if is_planted(Bug::DamagedMiddleCut) => {
+            Verdict::Torn
+        }
         (Stands::Nothing | Stands::Stale | Stands::Broken, _, Proven) => Verdict::Damaged,
         (Stands::Nothing, _, Nothing) => Verdict::End,
         (Stands::Stale, _, Nothing | Bytes) => Verdict::EndBeforeStale,

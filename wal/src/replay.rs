@@ -11,6 +11,7 @@ use crate::format::{FORMAT_VERSION, Footer, OPENING_BYTES, Opening, TRAILER_BYTE
 use crate::index::{LogIndex, View};
 use crate::log::follows;
 use crate::open::{empty_index, empty_segment, io_at, view};
+use crate::planted::{Bug, is_planted};
 use crate::recovery::{BehindIt, Found, Link, Stands, Verdict, verdict};
 use crate::scan::{Behind, Content, Probe, Record, Scanner};
 use crate::types::{HardState, LogBase, RecoveryReport};
@@ -286,7 +287,7 @@ impl Replay {
         }
         let before = self.entry(disk, scanner, header.index - 1)?;
         Ok(match before {
-            Some(before) if follows(&before, header).is_err() => Link::None,
+            Some(before) if follows(&before, header).is_err() && !is_planted(Bug::SupersedeUnchecked) => Link::None,
             None => Link::None,
             Some(_) if header.index <= self.known_commit => Link::Settled,
             Some(_) => Link::Earlier,

@@ -12,6 +12,7 @@ use crate::format::{
     decode_reset, decode_trailer, is_zero, twin_of,
 };
 use crate::log::head_crc;
+use crate::planted::{Bug, is_planted};
 use crate::types::{HardState, LogBase};
 
 /// A segment file under examination.
@@ -96,7 +97,11 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
             self.window.resize(want, 0);
             self.start = at;
             let read = self.file.read_at(at, &mut self.window)?;
-            self.window.truncate(read);
+            // All of it lies inside the file: zeroes in place of what did not come would look like the end of the log.
+            if read < want {
+                self.window.clear();
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
         }
         let from = (at - self.start) as usize;
         Ok(&self.window[from..(from + len).min(self.window.len())])
@@ -150,13 +155,17 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
     }
 
     fn place(&self, prefix: &Prefix, at: u64) -> Place {
-        if prefix.segment != self.segment || self.salt.is_some_and(|salt| salt != prefix.salt) {
+        if prefix.segment != self.segment || self.is_of_another_life(prefix) {
             Place::Stale
         } else if prefix.position != at {
             Place::Moved
         } else {
             Place::Ours
         }
+    }
+
+    fn is_of_another_life(&self, prefix: &Prefix) -> bool {
+        self.salt.is_some_and(|salt| salt != prefix.salt) && !is_planted(Bug::SaltForgotten)
     }
 
     fn content(&mut self, prefix: &Prefix) -> io::Result<Result<(Content, Healed), Flaw>> {
@@ -210,7 +219,9 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
             && head_crc(bytes) == prefix.head_crc;
         Ok(if !same {
             Err(Flaw::Bad("another frame than its record says"))
-        } else if bytes.len() != header.frame_len() || crc32fast::hash(&bytes[HEADER_BYTES..]) != header.body_crc {
+        } else if bytes.len() != header.frame_len()
+            || (crc32fast::hash(&bytes[HEADER_BYTES..]) != header.body_crc && !is_planted(Bug::LengthBeforeCrc))
+        {
             Err(Flaw::Bad("frame body is damaged"))
         } else {
             Ok(header)
@@ -257,7 +268,7 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
                     }
                     let Some(PrefixFound::Good(prefix)) = place.first_chunk().map(Prefix::decode) else { continue };
                     if prefix.segment != segment
-                        || salt.is_some_and(|salt| salt != prefix.salt)
+                        || (salt.is_some_and(|salt| salt != prefix.salt) && !is_planted(Bug::SaltForgotten))
                         || prefix.position != position
                     {
                         continue;

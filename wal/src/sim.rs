@@ -51,6 +51,20 @@ pub enum Fault {
     Io,
     /// `ENOSPC`, with the same consequences.
     Full,
+    /// A write stops after a part of its bytes (`WriteZero`), a read gives fewer bytes than there are and no error; any
+    /// other call fails as with [`Fault::Io`].
+    Short,
+}
+
+/// What one thing that was not synced is; a crash keeps it or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unsynced {
+    /// A creation, rename or removal, in the order they were made; the name it is about.
+    Name(String),
+    /// A sector of a file whose bytes differ from the durable ones: the file's name, and its number in it.
+    Sector(String, u64),
+    /// The file's growth.
+    Length(String),
 }
 
 #[derive(Default)]
@@ -66,6 +80,8 @@ struct State {
     random: u64,
     capacity: Option<u64>,
     faults: Vec<(Op, u64, Fault)>,
+    /// Calls that change something, by their number, that fail.
+    change_faults: Vec<(u64, Fault)>,
     calls: BTreeMap<Op, u64>,
     changes: u64,
     power_off_after: Option<u64>,
@@ -120,19 +136,7 @@ impl SimDisk {
             if next_random(&mut random).is_multiple_of(2) {
                 continue;
             }
-            match change {
-                NameChange::Create(name, file) => {
-                    names.insert(name.clone(), *file);
-                }
-                NameChange::Rename(from, to) => {
-                    if let Some(file) = names.remove(from) {
-                        names.insert(to.clone(), file);
-                    }
-                }
-                NameChange::Remove(name) => {
-                    names.remove(name);
-                }
-            }
+            change.apply(&mut names);
         }
         let mut after = State { random: next_random(&mut random), ..State::default() };
         for (name, file) in names {
@@ -149,6 +153,72 @@ impl SimDisk {
         let mut state = self.state();
         let at = state.calls.get(&op).copied().unwrap_or(0) + nth;
         state.faults.push((op, at, fault));
+    }
+
+    /// What a crash now might lose, in a fixed order.
+    #[must_use]
+    pub fn unsynced(&self) -> Vec<Unsynced> {
+        let state = self.state();
+        let names = state.pending.iter().map(|change| match change {
+            NameChange::Create(name, _) | NameChange::Rename(_, name) | NameChange::Remove(name) => {
+                Unsynced::Name(name.clone())
+            }
+        });
+        let mut found: Vec<_> = names.collect();
+        for (file, name) in state.reachable() {
+            let image = &state.files[file];
+            found.extend(image.changed().map(|sector| Unsynced::Sector(name.clone(), sector)));
+            if image.len > image.durable_len {
+                found.push(Unsynced::Length(name));
+            }
+        }
+        found
+    }
+
+    /// What a crash leaves that keeps exactly those things of [`SimDisk::unsynced`] for which `keep` says so, asked by their
+    /// numbers in order. Faults and the power switch are not carried over.
+    #[must_use]
+    pub fn crash_keeping(&self, mut keep: impl FnMut(usize) -> bool) -> SimDisk {
+        let state = self.state();
+        let mut names = state.durable.clone();
+        let mut number = 0..;
+        let mut kept = || number.next().is_some_and(&mut keep);
+        for change in &state.pending {
+            if kept() {
+                change.apply(&mut names);
+            }
+        }
+        let mut images = BTreeMap::new();
+        for (file, _) in state.reachable() {
+            let image = &state.files[file];
+            let mut bytes = image.durable.clone();
+            for sector in image.changed() {
+                if kept() {
+                    copy_sector(&image.live, &mut bytes, sector);
+                }
+            }
+            let len = if image.len <= image.durable_len || kept() { image.len } else { image.durable_len };
+            bytes.truncate(len as usize);
+            images.insert(
+                file,
+                Image { live: bytes.clone(), durable: bytes, len, durable_len: len, dirty: BTreeSet::new() },
+            );
+        }
+        let mut after = State { random: state.random, ..State::default() };
+        for (name, file) in names {
+            let Some(image) = images.get(&file) else { continue };
+            after.live.insert(name.clone(), after.files.len());
+            after.durable.insert(name, after.files.len());
+            after.files.push(image.clone());
+        }
+        SimDisk::with(after)
+    }
+
+    /// Makes the `nth` call from now on that changes something fail, counted from 1, whatever it is.
+    pub fn fail_change(&self, nth: u64, fault: Fault) {
+        let mut state = self.state();
+        let at = state.changes + nth;
+        state.change_faults.push((at, fault));
     }
 
     /// After this many more calls that change something, every further one fails: the power is gone. Then take
@@ -202,6 +272,28 @@ impl SimDisk {
         }
     }
 
+    /// Changes a file as a whole behind everybody's back, durably: all of its bytes, and its length. Makes it if there is
+    /// none of that name.
+    pub fn edit(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.state();
+        let file = match state.live.get(name).copied() {
+            Some(file) => file,
+            None => {
+                let file = state.files.len();
+                state.files.push(Image::default());
+                state.live.insert(name.to_owned(), file);
+                state.durable.insert(name.to_owned(), file);
+                file
+            }
+        };
+        let image = &mut state.files[file];
+        let mut bytes = std::mem::take(&mut image.live);
+        bytes.resize(image.len as usize, 0);
+        change(&mut bytes);
+        let len = bytes.len() as u64;
+        *image = Image { durable: bytes.clone(), live: bytes, len, durable_len: len, dirty: BTreeSet::new() };
+    }
+
     /// Takes a file away, durably.
     pub fn lose(&self, name: &str) {
         let mut state = self.state();
@@ -226,7 +318,35 @@ impl SimDisk {
     }
 }
 
+impl NameChange {
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        match self {
+            NameChange::Create(name, file) => {
+                names.insert(name.clone(), *file);
+            }
+            NameChange::Rename(from, to) => {
+                if let Some(file) = names.remove(from) {
+                    names.insert(to.clone(), file);
+                }
+            }
+            NameChange::Remove(name) => {
+                names.remove(name);
+            }
+        }
+    }
+}
+
 impl State {
+    /// Files that have a name now, or may have one after a crash.
+    fn reachable(&self) -> BTreeMap<usize, String> {
+        let created = self.pending.iter().filter_map(|change| match change {
+            NameChange::Create(name, file) => Some((*file, name.clone())),
+            _ => None,
+        });
+        let named = self.durable.iter().chain(&self.live).map(|(name, file)| (*file, name.clone()));
+        created.chain(named).collect()
+    }
+
     fn used(&self) -> u64 {
         self.live.values().map(|file| self.files[*file].len).sum()
     }
@@ -241,6 +361,11 @@ impl State {
                 return Err((Fault::Io, io::Error::other("the power is gone")));
             }
             self.changes += 1;
+            let changes = self.changes;
+            if let Some(at) = self.change_faults.iter().position(|(at, _)| *at == changes) {
+                let (_, fault) = self.change_faults.swap_remove(at);
+                return Err((fault, fault.error()));
+            }
         }
         match self.faults.iter().position(|(what, at, _)| *what == op && *at == call) {
             Some(at) => {
@@ -268,6 +393,7 @@ impl Fault {
         match self {
             Fault::Io => io::Error::other("simulated I/O error"),
             Fault::Full => io::ErrorKind::StorageFull.into(),
+            Fault::Short => io::ErrorKind::WriteZero.into(),
         }
     }
 }
@@ -301,6 +427,17 @@ impl Image {
         into[..copied].copy_from_slice(&stored[..copied]);
         into[copied..there].fill(0);
         there
+    }
+
+    /// Sectors that were written since the last sync, and are not as they were.
+    fn changed(&self) -> impl Iterator<Item = u64> {
+        let sector = |bytes: &[u8], sector: u64| {
+            let start = (sector as usize * SECTOR_BYTES).min(bytes.len());
+            let mut copy = bytes[start..(start + SECTOR_BYTES).min(bytes.len())].to_vec();
+            copy.resize(SECTOR_BYTES, 0);
+            copy
+        };
+        self.dirty.iter().copied().filter(move |at| sector(&self.live, *at) != sector(&self.durable, *at))
     }
 
     fn sync(&mut self) {
@@ -465,7 +602,14 @@ impl DiskFile for SimFile {
 
     fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<usize> {
         let mut state = self.disk.state();
-        state.enter(Op::Read).map_err(|(_, error)| error)?;
+        let into = match state.enter(Op::Read) {
+            Ok(()) => into,
+            Err((Fault::Short, _)) => {
+                let some = next_random(&mut state.random) % (into.len() as u64).max(1);
+                &mut into[..some as usize]
+            }
+            Err((_, error)) => return Err(error),
+        };
         Ok(state.files[self.file].read(at, into))
     }
 
