@@ -12,8 +12,8 @@ use graven_frame::{Group, GroupBuilder, GroupHeaderSpec};
 
 use crate::rng::Rng;
 
-/// How long a writer waits for an answer before it tries another node.
-const PATIENCE_US: u64 = 400_000;
+/// How long a writer waits for an answer before it tries another node: less than an election takes, or more.
+const PATIENCE_US: [u64; 2] = [60_000, 400_000];
 
 /// One writer.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub struct Writer {
     rng: Rng,
     /// Pause between its looks at the world.
     pace_us: u64,
+    patience_us: u64,
     window: usize,
     session: Option<u64>,
     opening: Option<(u64, u64)>,
@@ -62,6 +63,7 @@ impl Writer {
             target: rng.between(1, nodes + 1),
             nodes,
             pace_us: *rng.pick(&[2_000, 8_000, 30_000]),
+            patience_us: *rng.pick(&PATIENCE_US),
             window: *rng.pick(&[1, 4, 8]),
             session: None,
             opening: None,
@@ -96,7 +98,7 @@ impl Writer {
             *next_request
         };
         if self.session.is_none() {
-            if self.opening.is_some_and(|(_, at)| now_us - at > PATIENCE_US) {
+            if self.opening.is_some_and(|(_, at)| now_us - at > self.patience_us) {
                 self.opening = None;
                 self.move_on(None);
             }
@@ -107,7 +109,7 @@ impl Writer {
             }
             return;
         }
-        if self.pending.iter().any(|pending| pending.sent.is_some_and(|(_, at)| now_us - at > PATIENCE_US)) {
+        if self.pending.iter().any(|pending| pending.sent.is_some_and(|(_, at)| now_us - at > self.patience_us)) {
             self.move_on(None);
             self.send_again();
         }

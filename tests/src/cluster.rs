@@ -173,6 +173,12 @@ impl Cluster {
             self.step()?;
         }
         self.heal();
+        self.run_until_done()?;
+        // Nobody appends any more: whoever starts again must find its way without new entries to carry it.
+        let node = self.rng.between(1, self.nodes.len() as u64 + 1);
+        let power = self.rng.chance(500);
+        self.crash(node, power);
+        self.healed_at = Some(self.now_us);
         self.run_until_done()
     }
 
@@ -575,9 +581,17 @@ impl Cluster {
     }
 
     fn on_read(&mut self) -> Checked {
-        let node = self.rng.between(1, self.nodes.len() as u64 + 1);
+        let any = self.rng.between(1, self.nodes.len() as u64 + 1);
+        // Who was deposed and does not know it is the one to ask.
+        let leads = |node: &&Node| node.process.as_ref().is_some_and(|process| process.replica.leads());
+        let oldest = self.nodes.iter().filter(leads).min_by_key(|node| {
+            let replica = node.process.as_ref().map(|process| &process.replica);
+            replica.map(|replica| replica.view().term)
+        });
+        let oldest = oldest.map_or(any, |node| node.id);
+        let node = if self.rng.chance(400) { oldest } else { any };
         self.ask(node, Request::Read { floor: 0 });
-        self.after(2_000, 60_000, Event::Read);
+        self.after(1_000, 30_000, Event::Read);
         Ok(())
     }
 

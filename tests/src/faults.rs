@@ -19,6 +19,7 @@ pub(crate) enum Fault {
     Transfer,
     /// The node was just elected.
     Depose(u64),
+    CutOff(u64),
 }
 
 impl Cluster {
@@ -29,7 +30,7 @@ impl Cluster {
             Fault::Disk => self.profile.disk_fault_us,
             Fault::Transfer => self.profile.transfer_us,
             Fault::Full => self.profile.full_us,
-            Fault::Mend | Fault::Room | Fault::Depose(_) => 0,
+            Fault::Mend | Fault::Room | Fault::Depose(_) | Fault::CutOff(_) => 0,
         }
     }
 
@@ -100,7 +101,7 @@ impl Cluster {
                 let power = self.rng.chance(self.profile.power);
                 self.crash(node, power);
             }
-            Fault::Depose(node) => {
+            Fault::Depose(node) | Fault::CutOff(node) => {
                 self.trace.line(self.now_us, format_args!("n{node} is cut off"));
                 self.network.isolate(node);
                 self.stats.partitions += 1;
@@ -113,6 +114,11 @@ impl Cluster {
                 let to = self.rng.between(1, nodes + 1);
                 self.trace.line(self.now_us, format_args!("n{asked} is asked to hand over to n{to}"));
                 self.ask_transfer(asked, to);
+                // It leads on in its own eyes, while the one it called upon wins without asking for its patience.
+                if self.rng.chance(400) {
+                    let at = self.now_us + self.rng.between(300, 4_000);
+                    self.schedule(at, Event::Fault(Fault::CutOff(asked)));
+                }
             }
         }
         self.schedule_fault(fault);

@@ -3,17 +3,17 @@
 use graven_tests::report::Stats;
 use graven_tests::{Settings, run};
 
-/// Seeds of each of the four tests: together 1,000.
-const SEEDS: u64 = 250;
+/// Seeds of each of the four tests: together 2,000.
+const SEEDS: u64 = 500;
 
 fn seeds(quarter: u64) {
     let times = if std::env::var("GRAVEN_LONG").is_ok_and(|value| value == "1") { 10 } else { 1 };
     let mut sum = Stats::default();
     for seed in (quarter..4 * SEEDS * times).step_by(4) {
-        let outcome = run(seed, &Settings { steps: 8_000, ..Settings::default() });
+        let outcome = run(seed, &Settings { steps: 9_000, ..Settings::default() });
         sum.add(&outcome.stats);
         if let Some(words) = outcome.describe() {
-            panic!("{words} --steps 8000");
+            panic!("{words} --steps 9000");
         }
     }
     println!("{sum:?}");

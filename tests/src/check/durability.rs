@@ -106,14 +106,17 @@ impl Durability {
         Ok(())
     }
 
-    /// `node` shows readers everything up to entry `readable`.
+    /// `node` shows readers everything up to entry `readable`, whose chain is `chain`.
     ///
     /// # Errors
     /// Its disk does not hold that for certain.
-    pub fn exposed(&self, node: u64, readable: u64) -> Checked {
-        let held = self.nodes[node as usize].chains.len() as u64;
-        if readable > held {
-            return violated("P2", format!("node {node} shows entry {readable}, its disk holds {held} synced"));
+    pub fn exposed(&self, node: u64, readable: u64, chain: Chain) -> Checked {
+        let held = &self.nodes[node as usize].chains;
+        if held.get(readable as usize - 1) != Some(&chain) {
+            return violated(
+                "P2",
+                format!("node {node} shows entry {readable}, its disk holds {} synced, or another entry", held.len()),
+            );
         }
         Ok(())
     }
@@ -131,7 +134,9 @@ mod tests {
         let mut durability = Durability::new(3);
         durability.synced(1, &first);
         durability.acknowledged(1, chain, 3).expect_err("one of three");
-        durability.exposed(2, 1).expect_err("not on its own disk");
+        durability.exposed(2, 1, chain).expect_err("not on its own disk");
+        durability.exposed(1, 1, Chain(7)).expect_err("another entry");
+        durability.exposed(1, 1, chain).expect("right");
         durability.synced(2, &first);
         durability.acknowledged(1, chain, 3).expect("two of three");
         durability.acknowledged(1, chain, 4).expect_err("two of four");

@@ -148,7 +148,10 @@ impl Checkers {
     /// The property that does not hold.
     pub fn readable(&mut self, node: u64, readable: u64, next_offset: u64) -> Checked {
         self.agreement.readable(node, readable, next_offset)?;
-        self.durability.exposed(node, readable)
+        match self.agreement.entry(readable) {
+            Some(frame) => self.durability.exposed(node, readable, frame.header().chain),
+            None => Ok(()),
+        }
     }
 
     /// An append was acknowledged: `group` at `first`, in the entry at `index`.
