@@ -82,7 +82,8 @@ fn a_file_comes_back_byte_for_byte_from_every_node() {
         let read = dev.run(&["read", "--node", node, "--format", "raw"]).expect(0);
         assert!(read.stdout == text, "{node} gives other bytes");
     }
-    let binary: Vec<u8> = (0..sized(8 << 20, 100 << 20) as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let binary: Vec<u8> =
+        (0..sized(8 << 20, 100 << 20) as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let from = wait_for_equal_offsets(&dev).to_string();
     dev.run_with(&["append", "--chunk", "65536"], &binary).expect(0);
     for node in ["n1", "n2", "n3"] {
@@ -203,8 +204,7 @@ impl Drop for Nodes {
 fn start_by_hand(config: &std::path::Path) -> (Child, String) {
     let mut command = graven();
     command.arg("start").arg("--config").arg(config);
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("stdout is read");
     (child, line)
@@ -320,7 +320,8 @@ fn noise_on_both_ports_harms_nobody() {
     }
     dev.run_with(&["append"], b"still here\n").expect(0);
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let anon = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let anon =
+        status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next()?.parse::<u64>().ok());
     assert!(anon.is_none_or(|kib| kib < 64 << 10), "{anon:?} KiB after noise");
 }
 

@@ -29,10 +29,7 @@ impl Body {
         match chunks.len() {
             0 => Body::default(),
             1 => Body::from(chunks.swap_remove(0)),
-            _ => Body {
-                len: chunks.iter().map(Bytes::len).sum(),
-                chunks: Chunks::Many(chunks.into()),
-            },
+            _ => Body { len: chunks.iter().map(Bytes::len).sum(), chunks: Chunks::Many(chunks.into()) },
         }
     }
 
@@ -74,11 +71,7 @@ impl Body {
     /// When the range is not within the body.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Bytes {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "slice {range:?} of a body of {} bytes",
-            self.len
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "slice {range:?} of a body of {} bytes", self.len);
         if let Chunks::One(chunk) = &self.chunks {
             return chunk.slice(range);
         }
@@ -101,11 +94,7 @@ impl Body {
     /// When the range is not within the body.
     #[must_use]
     pub fn share(&self, range: Range<usize>) -> Body {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "share {range:?} of a body of {} bytes",
-            self.len
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "share {range:?} of a body of {} bytes", self.len);
         match &self.chunks {
             Chunks::One(chunk) => Body::from(chunk.slice(range)),
             Chunks::Many(_) => Body::from_chunks(self.parts(range).collect()),
@@ -154,21 +143,13 @@ impl Default for Body {
 
 impl From<Bytes> for Body {
     fn from(chunk: Bytes) -> Body {
-        Body {
-            len: chunk.len(),
-            chunks: Chunks::One(chunk),
-        }
+        Body { len: chunk.len(), chunks: Chunks::One(chunk) }
     }
 }
 
 impl PartialEq for Body {
     fn eq(&self, other: &Body) -> bool {
-        self.len == other.len
-            && self
-                .chunks()
-                .iter()
-                .flatten()
-                .eq(other.chunks().iter().flatten())
+        self.len == other.len && self.chunks().iter().flatten().eq(other.chunks().iter().flatten())
     }
 }
 
@@ -176,12 +157,7 @@ impl Eq for Body {}
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Body({} bytes in {} chunks)",
-            self.len,
-            self.chunks().len()
-        )
+        write!(f, "Body({} bytes in {} chunks)", self.len, self.chunks().len())
     }
 }
 

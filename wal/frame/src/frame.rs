@@ -3,9 +3,7 @@
 use bytes::Bytes;
 
 use crate::group::{RecordCursor, decode_group_header};
-use crate::{
-    Body, Chain, FrameError, Group, HEADER_BYTES, Header, HeaderSpec, Kind, decode_header,
-};
+use crate::{Body, Chain, FrameError, Group, HEADER_BYTES, Header, HeaderSpec, Kind, decode_header};
 
 /// One log entry: its encoded header and its body in the chunks it arrived in. Clones share the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,16 +39,9 @@ impl Frame {
         header.chain = header.chain_after(prev);
         let head = header.encode();
         if let Err(error) = decode_header(&head) {
-            panic!(
-                "sealing entry {} would make an invalid frame: {error}",
-                spec.index
-            );
+            panic!("sealing entry {} would make an invalid frame: {error}", spec.index);
         }
-        Frame {
-            header,
-            head: Bytes::copy_from_slice(&head),
-            body,
-        }
+        Frame { header, head: Bytes::copy_from_slice(&head), body }
     }
 
     /// The decoded header.
@@ -89,15 +80,11 @@ impl Frame {
     /// [`FrameError::BodyCrc`] or [`FrameError::Chain`].
     pub fn verify(&self, prev: Option<Chain>) -> Result<(), FrameError> {
         if self.body.crc() != self.header.body_crc {
-            return Err(FrameError::BodyCrc {
-                index: self.header.index,
-            });
+            return Err(FrameError::BodyCrc { index: self.header.index });
         }
         match prev {
             Some(prev) if self.header.chain_after(prev) != self.header.chain => {
-                Err(FrameError::Chain {
-                    index: self.header.index,
-                })
+                Err(FrameError::Chain { index: self.header.index })
             }
             _ => Ok(()),
         }
@@ -120,10 +107,7 @@ impl Frame {
         if count == u64::from(self.header.count) {
             Ok(())
         } else {
-            Err(FrameError::Malformed {
-                what: "groups hold another number of records than the header says",
-                at: 0,
-            })
+            Err(FrameError::Malformed { what: "groups hold another number of records than the header says", at: 0 })
         }
     }
 
@@ -137,16 +121,10 @@ impl Frame {
         let header = decode_header(&bytes)?;
         let len = header.frame_len();
         if bytes.len() < len {
-            return Err(FrameError::Truncated {
-                need: len,
-                have: bytes.len(),
-            });
+            return Err(FrameError::Truncated { need: len, have: bytes.len() });
         }
-        let frame = Frame {
-            header,
-            head: bytes.slice(..HEADER_BYTES),
-            body: Body::from(bytes.slice(HEADER_BYTES..len)),
-        };
+        let frame =
+            Frame { header, head: bytes.slice(..HEADER_BYTES), body: Body::from(bytes.slice(HEADER_BYTES..len)) };
         Ok((frame, len))
     }
 
@@ -157,51 +135,29 @@ impl Frame {
     pub fn from_parts(head: &[u8; HEADER_BYTES], body: Body) -> Result<Frame, FrameError> {
         let header = decode_header(head)?;
         if body.len() < header.body_len as usize {
-            return Err(FrameError::Truncated {
-                need: header.frame_len(),
-                have: HEADER_BYTES + body.len(),
-            });
+            return Err(FrameError::Truncated { need: header.frame_len(), have: HEADER_BYTES + body.len() });
         }
         if body.len() > header.body_len as usize {
-            return Err(FrameError::Malformed {
-                what: "bytes behind the body",
-                at: header.frame_len(),
-            });
+            return Err(FrameError::Malformed { what: "bytes behind the body", at: header.frame_len() });
         }
-        Ok(Frame {
-            header,
-            head: Bytes::copy_from_slice(head),
-            body,
-        })
+        Ok(Frame { header, head: Bytes::copy_from_slice(head), body })
     }
 
     /// The append groups of a records entry; none for a control entry. Ends after the first error.
     #[must_use]
     pub fn groups(&self) -> Groups<'_> {
-        Groups {
-            frame: self,
-            at: self.first_group_at(),
-        }
+        Groups { frame: self, at: self.first_group_at() }
     }
 
     /// The records of a records entry with their offsets; none for a control entry. Ends after the first error.
     #[must_use]
     pub fn records(&self) -> Records<'_> {
-        Records {
-            frame: self,
-            at: self.first_group_at(),
-            cursor: None,
-            offset: self.header.base_offset,
-        }
+        Records { frame: self, at: self.first_group_at(), cursor: None, offset: self.header.base_offset }
     }
 
     /// Control entries have no groups: their walk starts behind the end.
     fn first_group_at(&self) -> usize {
-        if self.header.kind == Kind::Records {
-            0
-        } else {
-            self.body.len()
-        }
+        if self.header.kind == Kind::Records { 0 } else { self.body.len() }
     }
 }
 
@@ -261,34 +217,21 @@ impl Records<'_> {
             if let Some(cursor) = &mut self.cursor {
                 if let Some(at) = cursor.next_range(body)? {
                     if self.offset >= header.next_offset() {
-                        return Err(FrameError::Malformed {
-                            what: "more records than the header says",
-                            at: self.at,
-                        });
+                        return Err(FrameError::Malformed { what: "more records than the header says", at: self.at });
                     }
                     let record = at.record(body);
                     let offset = self.offset;
                     self.offset += 1;
                     let timestamp_ms = header.timestamp_ms;
-                    return Ok(Some(RecordRef {
-                        offset,
-                        timestamp_ms,
-                        meta: record.meta,
-                        payload: record.payload,
-                    }));
+                    return Ok(Some(RecordRef { offset, timestamp_ms, meta: record.meta, payload: record.payload }));
                 }
                 self.cursor = None;
             }
             if self.at >= body.len() {
-                return if self.offset == header.next_offset()
-                    || self.frame.header.kind != Kind::Records
-                {
+                return if self.offset == header.next_offset() || self.frame.header.kind != Kind::Records {
                     Ok(None)
                 } else {
-                    Err(FrameError::Malformed {
-                        what: "fewer records than the header says",
-                        at: self.at,
-                    })
+                    Err(FrameError::Malformed { what: "fewer records than the header says", at: self.at })
                 };
             }
             let group = decode_group_header(body, self.at)?;

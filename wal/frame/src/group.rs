@@ -6,8 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::header::{read_u32, read_u64};
 use crate::{
-    Body, FrameError, GROUP_HEADER_BYTES, MAX_GROUP_BYTES, MAX_META_BYTES, MAX_RECORD_BYTES,
-    RECORD_HEADER_BYTES,
+    Body, FrameError, GROUP_HEADER_BYTES, MAX_GROUP_BYTES, MAX_META_BYTES, MAX_RECORD_BYTES, RECORD_HEADER_BYTES,
 };
 
 /// One append group whose lengths add up. Clones share the bytes.
@@ -68,18 +67,11 @@ impl Group {
     pub fn parse(body: Body) -> Result<Group, FrameError> {
         let header = decode_group_header(&body, 0)?;
         if header.len as usize != body.len() {
-            return Err(FrameError::Malformed {
-                what: "group length differs from its bytes",
-                at: 0,
-            });
+            return Err(FrameError::Malformed { what: "group length differs from its bytes", at: 0 });
         }
         let mut cursor = RecordCursor::new(0, &header);
         while cursor.next_range(&body)?.is_some() {}
-        Ok(Group {
-            header,
-            body,
-            crc: OnceLock::new(),
-        })
+        Ok(Group { header, body, crc: OnceLock::new() })
     }
 
     /// [`Group::parse`], refused unless the bytes have this CRC.
@@ -91,10 +83,7 @@ impl Group {
             return Err(FrameError::GroupCrc);
         }
         let group = Group::parse(body)?;
-        Ok(Group {
-            crc: OnceLock::from(crc),
-            ..group
-        })
+        Ok(Group { crc: OnceLock::from(crc), ..group })
     }
 
     /// The decoded header.
@@ -118,10 +107,7 @@ impl Group {
     /// The records in order.
     #[must_use]
     pub fn records(&self) -> GroupRecords<'_> {
-        GroupRecords {
-            body: &self.body,
-            cursor: RecordCursor::new(0, &self.header),
-        }
+        GroupRecords { body: &self.body, cursor: RecordCursor::new(0, &self.header) }
     }
 }
 
@@ -152,10 +138,7 @@ impl ExactSizeIterator for GroupRecords<'_> {}
 pub(crate) fn decode_group_header(body: &Body, at: usize) -> Result<GroupHeader, FrameError> {
     let mut head = [0; GROUP_HEADER_BYTES];
     if !body.copy_to(at, &mut head) {
-        return Err(FrameError::Truncated {
-            need: at + GROUP_HEADER_BYTES,
-            have: body.len(),
-        });
+        return Err(FrameError::Truncated { need: at + GROUP_HEADER_BYTES, have: body.len() });
     }
     let some = |at: usize| Some(read_u64(&head, at)).filter(|number| *number != 0);
     let header = GroupHeader {
@@ -174,35 +157,20 @@ pub(crate) fn decode_group_header(body: &Body, at: usize) -> Result<GroupHeader,
         });
     }
     if header.count == 0 {
-        return Err(FrameError::Malformed {
-            what: "group without a record",
-            at: at + 4,
-        });
+        return Err(FrameError::Malformed { what: "group without a record", at: at + 4 });
     }
     let least = GROUP_HEADER_BYTES as u64 + u64::from(header.count) * RECORD_HEADER_BYTES as u64;
     if u64::from(header.len) < least {
-        return Err(FrameError::Malformed {
-            what: "more records than the group can hold",
-            at: at + 4,
-        });
+        return Err(FrameError::Malformed { what: "more records than the group can hold", at: at + 4 });
     }
     if header.session.is_some() != header.sequence.is_some() {
-        return Err(FrameError::Malformed {
-            what: "session and sequence come together or not at all",
-            at: at + 8,
-        });
+        return Err(FrameError::Malformed { what: "session and sequence come together or not at all", at: at + 8 });
     }
     if head[40..].iter().any(|byte| *byte != 0) {
-        return Err(FrameError::Malformed {
-            what: "reserved bytes are not zero",
-            at: at + 40,
-        });
+        return Err(FrameError::Malformed { what: "reserved bytes are not zero", at: at + 40 });
     }
     if at + header.len as usize > body.len() {
-        return Err(FrameError::Truncated {
-            need: at + header.len as usize,
-            have: body.len(),
-        });
+        return Err(FrameError::Truncated { need: at + header.len as usize, have: body.len() });
     }
     Ok(header)
 }
@@ -224,21 +192,14 @@ pub(crate) struct RecordAt {
 
 impl RecordAt {
     pub(crate) fn record(&self, body: &Body) -> GroupRecord {
-        GroupRecord {
-            meta: body.slice(self.meta..self.payload),
-            payload: body.slice(self.payload..self.end),
-        }
+        GroupRecord { meta: body.slice(self.meta..self.payload), payload: body.slice(self.payload..self.end) }
     }
 }
 
 impl RecordCursor {
     /// Starts at the group whose header is at `start`; the header's length was checked against the body.
     pub(crate) fn new(start: usize, header: &GroupHeader) -> RecordCursor {
-        RecordCursor {
-            at: start + GROUP_HEADER_BYTES,
-            end: start + header.len as usize,
-            left: header.count,
-        }
+        RecordCursor { at: start + GROUP_HEADER_BYTES, end: start + header.len as usize, left: header.count }
     }
 
     /// The next record, `None` behind the last one, which must end where the group ends.
@@ -247,18 +208,12 @@ impl RecordCursor {
             return if self.at == self.end {
                 Ok(None)
             } else {
-                Err(FrameError::Malformed {
-                    what: "bytes behind the last record of a group",
-                    at: self.at,
-                })
+                Err(FrameError::Malformed { what: "bytes behind the last record of a group", at: self.at })
             };
         }
         let mut head = [0; RECORD_HEADER_BYTES];
         if self.at + RECORD_HEADER_BYTES > self.end || !body.copy_to(self.at, &mut head) {
-            return Err(FrameError::Truncated {
-                need: self.at + RECORD_HEADER_BYTES,
-                have: self.end,
-            });
+            return Err(FrameError::Truncated { need: self.at + RECORD_HEADER_BYTES, have: self.end });
         }
         let (payload_len, meta_len) = (read_u32(&head, 0) as usize, read_u32(&head, 4) as usize);
         if payload_len > MAX_RECORD_BYTES {
@@ -276,16 +231,9 @@ impl RecordCursor {
             });
         }
         let meta = self.at + RECORD_HEADER_BYTES;
-        let record = RecordAt {
-            meta,
-            payload: meta + meta_len,
-            end: meta + meta_len + payload_len,
-        };
+        let record = RecordAt { meta, payload: meta + meta_len, end: meta + meta_len + payload_len };
         if record.end > self.end {
-            return Err(FrameError::Truncated {
-                need: record.end,
-                have: self.end,
-            });
+            return Err(FrameError::Truncated { need: record.end, have: self.end });
         }
         self.at = record.end;
         self.left -= 1;
@@ -313,23 +261,14 @@ impl GroupBuilder {
     /// When the record, its meta, or the group with it would be too large.
     pub fn push(&mut self, meta: &[u8], payload: &[u8]) -> Result<(), RecordError> {
         if payload.len() > MAX_RECORD_BYTES {
-            return Err(RecordError::PayloadTooLarge {
-                size: payload.len(),
-                limit: MAX_RECORD_BYTES,
-            });
+            return Err(RecordError::PayloadTooLarge { size: payload.len(), limit: MAX_RECORD_BYTES });
         }
         if meta.len() > MAX_META_BYTES {
-            return Err(RecordError::MetaTooLarge {
-                size: meta.len(),
-                limit: MAX_META_BYTES,
-            });
+            return Err(RecordError::MetaTooLarge { size: meta.len(), limit: MAX_META_BYTES });
         }
         let size = self.len_bytes() + RECORD_HEADER_BYTES + meta.len() + payload.len();
         if size > MAX_GROUP_BYTES {
-            return Err(RecordError::GroupFull {
-                size,
-                limit: MAX_GROUP_BYTES,
-            });
+            return Err(RecordError::GroupFull { size, limit: MAX_GROUP_BYTES });
         }
         if self.buffer.is_empty() {
             self.buffer.put_bytes(0, GROUP_HEADER_BYTES);
@@ -362,11 +301,7 @@ impl GroupBuilder {
     /// such a group would be refused by every reader.
     pub fn finish(&mut self, spec: GroupHeaderSpec) -> Group {
         assert!(self.count > 0, "a group has at least one record");
-        assert_eq!(
-            spec.session.is_some(),
-            spec.sequence.is_some(),
-            "session and sequence come together"
-        );
+        assert_eq!(spec.session.is_some(), spec.sequence.is_some(), "session and sequence come together");
         for number in [spec.session, spec.sequence, spec.fence] {
             assert_ne!(number, Some(0), "session, sequence and fence count from 1");
         }
@@ -379,22 +314,15 @@ impl GroupBuilder {
             expected_offset: spec.expected_offset,
             fence: spec.fence,
         };
-        let expected_plus_one = spec.expected_offset.map(|offset| {
-            offset
-                .checked_add(1)
-                .expect("no log reaches offset u64::MAX")
-        });
+        let expected_plus_one =
+            spec.expected_offset.map(|offset| offset.checked_add(1).expect("no log reaches offset u64::MAX"));
         let numbers = [spec.session, spec.sequence, expected_plus_one, spec.fence];
         buffer[0..4].copy_from_slice(&header.len.to_le_bytes());
         buffer[4..8].copy_from_slice(&header.count.to_le_bytes());
         for (slot, number) in buffer[8..40].chunks_exact_mut(8).zip(numbers) {
             slot.copy_from_slice(&number.unwrap_or(0).to_le_bytes());
         }
-        Group {
-            header,
-            body: Body::from(buffer.freeze()),
-            crc: OnceLock::new(),
-        }
+        Group { header, body: Body::from(buffer.freeze()), crc: OnceLock::new() }
     }
 }
 
@@ -419,9 +347,7 @@ pub enum RecordError {
         limit: usize,
     },
     /// The record fits into a group of its own, but not into this one.
-    #[error(
-        "the batch would have {size} bytes with this record, the limit is {limit}; send what is there first"
-    )]
+    #[error("the batch would have {size} bytes with this record, the limit is {limit}; send what is there first")]
     GroupFull {
         /// Bytes the group would have.
         size: usize,

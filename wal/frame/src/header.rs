@@ -5,8 +5,7 @@ use std::fmt;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    FORMAT_VERSION, FrameError, GROUP_HEADER_BYTES, HEADER_BYTES, KNOWN_FEATURES, MAX_BODY_BYTES,
-    RECORD_HEADER_BYTES,
+    FORMAT_VERSION, FrameError, GROUP_HEADER_BYTES, HEADER_BYTES, KNOWN_FEATURES, MAX_BODY_BYTES, RECORD_HEADER_BYTES,
 };
 
 /// A decoded frame header. Its own CRC and all its bounds held when it was decoded.
@@ -73,14 +72,7 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 6] = [
-        Kind::Records,
-        Kind::Noop,
-        Kind::Membership,
-        Kind::Trim,
-        Kind::Session,
-        Kind::Snapshot,
-    ];
+    pub const ALL: [Kind; 6] = [Kind::Records, Kind::Noop, Kind::Membership, Kind::Trim, Kind::Session, Kind::Snapshot];
 
     /// The kind with this number.
     #[must_use]
@@ -139,29 +131,20 @@ const RESERVED: [std::ops::Range<usize>; 3] = [7..8, 60..64, 72..CRC_AT];
 /// The order of the checks is the order of trust: magic, version, CRC, features, then bounds.
 pub fn decode_header(bytes: &[u8]) -> Result<Header, FrameError> {
     let Some(head) = bytes.first_chunk::<HEADER_BYTES>() else {
-        return Err(FrameError::Truncated {
-            need: HEADER_BYTES,
-            have: bytes.len(),
-        });
+        return Err(FrameError::Truncated { need: HEADER_BYTES, have: bytes.len() });
     };
     if head[..4] != MAGIC {
         return Err(FrameError::Magic);
     }
     let crc_holds = crc32fast::hash(&head[..CRC_AT]) == read_u32(head, CRC_AT);
     if head[VERSION_AT] > FORMAT_VERSION && crc_holds {
-        return Err(FrameError::NewerVersion {
-            seen: head[VERSION_AT],
-            known: FORMAT_VERSION,
-        });
+        return Err(FrameError::NewerVersion { seen: head[VERSION_AT], known: FORMAT_VERSION });
     }
     if !crc_holds {
         return Err(FrameError::HeaderCrc);
     }
     let header = Header {
-        kind: Kind::from_u8(head[KIND_AT]).ok_or(FrameError::Malformed {
-            what: "unknown entry kind",
-            at: KIND_AT,
-        })?,
+        kind: Kind::from_u8(head[KIND_AT]).ok_or(FrameError::Malformed { what: "unknown entry kind", at: KIND_AT })?,
         required_features: read_u32(head, REQUIRED_AT),
         optional_features: read_u32(head, OPTIONAL_AT),
         body_len: read_u32(head, BODY_LEN_AT),
@@ -175,9 +158,7 @@ pub fn decode_header(bytes: &[u8]) -> Result<Header, FrameError> {
     };
     let unknown = header.required_features & !KNOWN_FEATURES;
     if unknown != 0 {
-        return Err(FrameError::UnknownFeature {
-            bit: unknown.trailing_zeros(),
-        });
+        return Err(FrameError::UnknownFeature { bit: unknown.trailing_zeros() });
     }
     check_bounds(head, &header)?;
     Ok(header)
@@ -209,11 +190,7 @@ fn check_bounds(head: &[u8; HEADER_BYTES], header: &Header) -> Result<(), FrameE
     if header.index == 0 {
         return malformed("index is zero", INDEX_AT);
     }
-    if header
-        .base_offset
-        .checked_add(header.count.into())
-        .is_none()
-    {
+    if header.base_offset.checked_add(header.count.into()).is_none() {
         return malformed("offsets overflow", BASE_OFFSET_AT);
     }
     let least = GROUP_HEADER_BYTES as u64 + u64::from(header.count) * RECORD_HEADER_BYTES as u64;

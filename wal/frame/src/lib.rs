@@ -32,9 +32,7 @@ mod header;
 
 pub use body::{Body, combine_crc};
 pub use frame::{Frame, Groups, RecordRef, Records};
-pub use group::{
-    Group, GroupBuilder, GroupHeader, GroupHeaderSpec, GroupRecord, GroupRecords, RecordError,
-};
+pub use group::{Group, GroupBuilder, GroupHeader, GroupHeaderSpec, GroupRecord, GroupRecords, RecordError};
 pub use header::{Chain, Header, HeaderSpec, Kind, decode_header};
 
 /// Bytes of an encoded [`Header`].
@@ -75,9 +73,7 @@ pub enum FrameError {
     #[error("frame header is damaged (CRC mismatch)")]
     HeaderCrc,
     /// Written by newer software in a format this version does not read.
-    #[error(
-        "frame format version {seen} is newer than {known}, the newest this version reads; upgrade first"
-    )]
+    #[error("frame format version {seen} is newer than {known}, the newest this version reads; upgrade first")]
     NewerVersion {
         /// The version found.
         seen: u8,

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use graven_frame::{
-    Body, Chain, FORMAT_VERSION, Frame, FrameError, GROUP_HEADER_BYTES, Group, GroupBuilder,
-    GroupHeaderSpec, HEADER_BYTES, HeaderSpec, Kind, MAX_BODY_BYTES, MAX_GROUP_BYTES,
-    MAX_META_BYTES, MAX_RECORD_BYTES, RecordError, combine_crc, decode_header,
+    Body, Chain, FORMAT_VERSION, Frame, FrameError, GROUP_HEADER_BYTES, Group, GroupBuilder, GroupHeaderSpec,
+    HEADER_BYTES, HeaderSpec, Kind, MAX_BODY_BYTES, MAX_GROUP_BYTES, MAX_META_BYTES, MAX_RECORD_BYTES, RecordError,
+    combine_crc, decode_header,
 };
 use proptest::prelude::*;
 
@@ -17,23 +17,11 @@ fn group(records: &[(Vec<u8>, Vec<u8>)], spec: GroupHeaderSpec) -> Group {
 }
 
 fn records_frame(groups: &[Group], index: u64, base_offset: u64, prev: Chain) -> Frame {
-    let chunks = groups
-        .iter()
-        .flat_map(|group| group.body().chunks().to_vec())
-        .collect();
-    let crc = groups.iter().fold(crc32fast::hash(b""), |crc, group| {
-        combine_crc(crc, group.crc(), group.body().len())
-    });
+    let chunks = groups.iter().flat_map(|group| group.body().chunks().to_vec()).collect();
+    let crc = groups.iter().fold(crc32fast::hash(b""), |crc, group| combine_crc(crc, group.crc(), group.body().len()));
     let count = groups.iter().map(|group| group.header().count).sum();
     Frame::seal(
-        HeaderSpec {
-            kind: Kind::Records,
-            term: 3,
-            index,
-            base_offset,
-            count,
-            timestamp_ms: 1_000,
-        },
+        HeaderSpec { kind: Kind::Records, term: 3, index, base_offset, count, timestamp_ms: 1_000 },
         prev,
         Body::from_chunks(chunks),
         crc,
@@ -43,19 +31,11 @@ fn records_frame(groups: &[Group], index: u64, base_offset: u64, prev: Chain) ->
 fn small_frame() -> Frame {
     let one = group(
         &[(vec![], b"hello".to_vec()), (b"m".to_vec(), vec![])],
-        GroupHeaderSpec {
-            session: Some(4),
-            sequence: Some(1),
-            ..Default::default()
-        },
+        GroupHeaderSpec { session: Some(4), sequence: Some(1), ..Default::default() },
     );
     let two = group(
         &[(vec![], b"again".to_vec())],
-        GroupHeaderSpec {
-            expected_offset: Some(2),
-            fence: Some(9),
-            ..Default::default()
-        },
+        GroupHeaderSpec { expected_offset: Some(2), fence: Some(9), ..Default::default() },
     );
     records_frame(&[one, two], 7, 0, Chain(11))
 }
@@ -82,10 +62,7 @@ fn frame_survives_encoding_and_names_its_records() {
     parsed.verify(Some(Chain(11))).expect("unchanged");
     parsed.check_groups().expect("adds up");
     let records: Vec<_> = parsed.records().map(Result::unwrap).collect();
-    assert_eq!(
-        records.iter().map(|r| r.offset).collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
+    assert_eq!(records.iter().map(|r| r.offset).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(records[0].payload, "hello");
     assert_eq!(records[1].meta, "m");
     assert_eq!(records[2].payload, "again");
@@ -114,13 +91,7 @@ fn every_flipped_bit_of_a_small_frame_is_noticed() {
 fn every_truncation_is_noticed() {
     let bytes = Bytes::from(encoded(&small_frame()));
     for len in 0..bytes.len() {
-        assert!(
-            matches!(
-                Frame::parse(bytes.slice(..len)),
-                Err(FrameError::Truncated { .. })
-            ),
-            "cut at {len}"
-        );
+        assert!(matches!(Frame::parse(bytes.slice(..len)), Err(FrameError::Truncated { .. })), "cut at {len}");
     }
 }
 
@@ -135,17 +106,14 @@ fn newer_version_and_unknown_features_are_refused_by_name() {
     let newer = FORMAT_VERSION + 1;
     assert_eq!(
         decode_header(&patched(&frame, 4, &[newer])),
-        Err(FrameError::NewerVersion {
-            seen: newer,
-            known: FORMAT_VERSION
-        })
+        Err(FrameError::NewerVersion { seen: newer, known: FORMAT_VERSION })
     );
     assert_eq!(
         decode_header(&patched(&frame, 8, &(1_u32 << 5).to_le_bytes())),
         Err(FrameError::UnknownFeature { bit: 5 })
     );
-    let optional = decode_header(&patched(&frame, 12, &(1_u32 << 5).to_le_bytes()))
-        .expect("optional features may be ignored");
+    let optional =
+        decode_header(&patched(&frame, 12, &(1_u32 << 5).to_le_bytes())).expect("optional features may be ignored");
     assert_eq!(optional.optional_features, 1 << 5);
 }
 
@@ -153,14 +121,8 @@ fn newer_version_and_unknown_features_are_refused_by_name() {
 fn claims_of_the_header_are_bounded() {
     let frame = small_frame();
     let too_large = (MAX_BODY_BYTES as u32 + 1).to_le_bytes();
-    assert!(matches!(
-        decode_header(&patched(&frame, 16, &too_large)),
-        Err(FrameError::TooLarge { .. })
-    ));
-    assert!(matches!(
-        decode_header(&patched(&frame, 20, &u32::MAX.to_le_bytes())),
-        Err(FrameError::Malformed { .. })
-    ));
+    assert!(matches!(decode_header(&patched(&frame, 16, &too_large)), Err(FrameError::TooLarge { .. })));
+    assert!(matches!(decode_header(&patched(&frame, 20, &u32::MAX.to_le_bytes())), Err(FrameError::Malformed { .. })));
     for (at, bytes) in [
         (4, vec![0]),
         (5, vec![0]),
@@ -175,87 +137,36 @@ fn claims_of_the_header_are_bounded() {
         (72, vec![1]),
         (91, vec![1]),
     ] {
-        assert!(
-            matches!(
-                decode_header(&patched(&frame, at, &bytes)),
-                Err(FrameError::Malformed { .. })
-            ),
-            "byte {at}"
-        );
+        assert!(matches!(decode_header(&patched(&frame, at, &bytes)), Err(FrameError::Malformed { .. })), "byte {at}");
     }
 }
 
 #[test]
 fn claims_of_a_group_are_bounded() {
-    let good = group(
-        &[(b"me".to_vec(), b"payload".to_vec())],
-        GroupHeaderSpec::default(),
-    )
-    .body()
-    .concat();
+    let good = group(&[(b"me".to_vec(), b"payload".to_vec())], GroupHeaderSpec::default()).body().concat();
     let change = |at: usize, number: u32| {
         let mut bytes = good.to_vec();
         bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
         Group::parse(Body::from(Bytes::from(bytes)))
     };
-    assert!(matches!(
-        change(0, u32::MAX),
-        Err(FrameError::TooLarge { .. })
-    ));
-    assert!(matches!(
-        change(0, good.len() as u32 - 1),
-        Err(FrameError::Malformed { .. })
-    ));
-    assert!(matches!(
-        change(0, good.len() as u32 + 1),
-        Err(FrameError::Truncated { .. })
-    ));
+    assert!(matches!(change(0, u32::MAX), Err(FrameError::TooLarge { .. })));
+    assert!(matches!(change(0, good.len() as u32 - 1), Err(FrameError::Malformed { .. })));
+    assert!(matches!(change(0, good.len() as u32 + 1), Err(FrameError::Truncated { .. })));
     assert!(matches!(change(4, 0), Err(FrameError::Malformed { .. })));
-    assert!(matches!(
-        change(4, 2),
-        Err(FrameError::Malformed { .. } | FrameError::Truncated { .. })
-    ));
-    assert!(
-        matches!(change(8, 1), Err(FrameError::Malformed { .. })),
-        "a session without a sequence"
-    );
-    assert!(
-        matches!(change(40, 1), Err(FrameError::Malformed { .. })),
-        "reserved bytes"
-    );
-    assert!(matches!(
-        change(GROUP_HEADER_BYTES, MAX_RECORD_BYTES as u32 + 1),
-        Err(FrameError::TooLarge { .. })
-    ));
-    assert!(matches!(
-        change(GROUP_HEADER_BYTES, 8),
-        Err(FrameError::Truncated { .. })
-    ));
-    assert!(matches!(
-        change(GROUP_HEADER_BYTES, 6),
-        Err(FrameError::Malformed { .. })
-    ));
-    assert!(matches!(
-        change(GROUP_HEADER_BYTES + 4, MAX_META_BYTES as u32 + 1),
-        Err(FrameError::TooLarge { .. })
-    ));
+    assert!(matches!(change(4, 2), Err(FrameError::Malformed { .. } | FrameError::Truncated { .. })));
+    assert!(matches!(change(8, 1), Err(FrameError::Malformed { .. })), "a session without a sequence");
+    assert!(matches!(change(40, 1), Err(FrameError::Malformed { .. })), "reserved bytes");
+    assert!(matches!(change(GROUP_HEADER_BYTES, MAX_RECORD_BYTES as u32 + 1), Err(FrameError::TooLarge { .. })));
+    assert!(matches!(change(GROUP_HEADER_BYTES, 8), Err(FrameError::Truncated { .. })));
+    assert!(matches!(change(GROUP_HEADER_BYTES, 6), Err(FrameError::Malformed { .. })));
+    assert!(matches!(change(GROUP_HEADER_BYTES + 4, MAX_META_BYTES as u32 + 1), Err(FrameError::TooLarge { .. })));
 }
 
 #[test]
 fn header_that_counts_other_records_than_its_groups_is_noticed() {
-    let one = group(
-        &[(vec![], b"a".to_vec()), (vec![], b"eight more".to_vec())],
-        GroupHeaderSpec::default(),
-    );
+    let one = group(&[(vec![], b"a".to_vec()), (vec![], b"eight more".to_vec())], GroupHeaderSpec::default());
     for count in [1, 3] {
-        let spec = HeaderSpec {
-            kind: Kind::Records,
-            term: 1,
-            index: 1,
-            base_offset: 5,
-            count,
-            timestamp_ms: 0,
-        };
+        let spec = HeaderSpec { kind: Kind::Records, term: 1, index: 1, base_offset: 5, count, timestamp_ms: 0 };
         let frame = Frame::seal(spec, Chain::START, one.body().clone(), one.crc());
         assert!(frame.check_groups().is_err());
         assert!(frame.records().any(|record| record.is_err()));
@@ -268,32 +179,15 @@ fn largest_record_fits_and_a_larger_one_is_refused() {
     let (meta, payload) = (vec![1; MAX_META_BYTES], vec![2; MAX_RECORD_BYTES + 1]);
     assert_eq!(
         builder.push(&[], &payload),
-        Err(RecordError::PayloadTooLarge {
-            size: payload.len(),
-            limit: MAX_RECORD_BYTES
-        })
+        Err(RecordError::PayloadTooLarge { size: payload.len(), limit: MAX_RECORD_BYTES })
     );
-    assert!(matches!(
-        builder.push(&vec![0; MAX_META_BYTES + 1], b""),
-        Err(RecordError::MetaTooLarge { .. })
-    ));
+    assert!(matches!(builder.push(&vec![0; MAX_META_BYTES + 1], b""), Err(RecordError::MetaTooLarge { .. })));
     assert_eq!(builder.count(), 0);
-    builder
-        .push(&meta, &payload[1..])
-        .expect("the largest record with the largest meta");
-    assert!(matches!(
-        builder.push(&meta, b""),
-        Err(RecordError::GroupFull { .. })
-    ));
+    builder.push(&meta, &payload[1..]).expect("the largest record with the largest meta");
+    assert!(matches!(builder.push(&meta, b""), Err(RecordError::GroupFull { .. })));
     assert!(builder.len_bytes() <= MAX_GROUP_BYTES);
     let group = builder.finish(GroupHeaderSpec::default());
-    assert_eq!(
-        Group::parse(group.body().clone())
-            .expect("own bytes")
-            .records()
-            .len(),
-        1
-    );
+    assert_eq!(Group::parse(group.body().clone()).expect("own bytes").records().len(), 1);
 }
 
 #[test]
@@ -302,20 +196,14 @@ fn builder_is_reusable() {
     for payload in [b"one".as_slice(), b"two"] {
         builder.push(b"", payload).unwrap();
         let group = builder.finish(GroupHeaderSpec::default());
-        assert_eq!(
-            group.records().map(|r| r.payload).collect::<Vec<_>>(),
-            [payload]
-        );
+        assert_eq!(group.records().map(|r| r.payload).collect::<Vec<_>>(), [payload]);
     }
 }
 
 #[test]
 fn chain_depends_on_everything_before() {
     let frame = small_frame();
-    assert_eq!(
-        frame.verify(Some(Chain(12))),
-        Err(FrameError::Chain { index: 7 })
-    );
+    assert_eq!(frame.verify(Some(Chain(12))), Err(FrameError::Chain { index: 7 }));
     let other = group(&[(vec![], b"other".to_vec())], GroupHeaderSpec::default());
     let (a, b) = (
         records_frame(std::slice::from_ref(&other), 8, 3, frame.header().chain),
@@ -330,14 +218,7 @@ fn control_entry_has_no_groups_whatever_its_body() {
     let body = Body::from(Bytes::from_static(b"opaque"));
     let crc = body.crc();
     let frame = Frame::seal(
-        HeaderSpec {
-            kind: Kind::Membership,
-            term: 1,
-            index: 1,
-            base_offset: 4,
-            count: 0,
-            timestamp_ms: 0,
-        },
+        HeaderSpec { kind: Kind::Membership, term: 1, index: 1, base_offset: 4, count: 0, timestamp_ms: 0 },
         Chain::START,
         body,
         crc,
@@ -351,20 +232,11 @@ fn control_entry_has_no_groups_whatever_its_body() {
 fn group_with_another_crc_is_refused() {
     let group = group(&[(vec![], b"a".to_vec())], GroupHeaderSpec::default());
     assert!(Group::parse_checked(group.body().clone(), group.crc()).is_ok());
-    assert!(matches!(
-        Group::parse_checked(group.body().clone(), group.crc() ^ 1),
-        Err(FrameError::GroupCrc)
-    ));
+    assert!(matches!(Group::parse_checked(group.body().clone(), group.crc() ^ 1), Err(FrameError::GroupCrc)));
 }
 
 fn records_strategy() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<u8>)>> {
-    prop::collection::vec(
-        (
-            prop::collection::vec(any::<u8>(), 0..12),
-            prop::collection::vec(any::<u8>(), 0..60),
-        ),
-        1..8,
-    )
+    prop::collection::vec((prop::collection::vec(any::<u8>(), 0..12), prop::collection::vec(any::<u8>(), 0..60)), 1..8)
 }
 
 fn number() -> impl Strategy<Value = Option<u64>> {
@@ -373,17 +245,9 @@ fn number() -> impl Strategy<Value = Option<u64>> {
 
 /// Cuts bytes into chunks at pseudo-random places.
 fn chunked(bytes: &Bytes, cuts: &[prop::sample::Index]) -> Body {
-    let mut at: Vec<usize> = cuts
-        .iter()
-        .map(|cut| cut.index(bytes.len() + 1))
-        .chain([0, bytes.len()])
-        .collect();
+    let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).chain([0, bytes.len()]).collect();
     at.sort_unstable();
-    Body::from_chunks(
-        at.windows(2)
-            .map(|pair| bytes.slice(pair[0]..pair[1]))
-            .collect(),
-    )
+    Body::from_chunks(at.windows(2).map(|pair| bytes.slice(pair[0]..pair[1])).collect())
 }
 
 proptest! {
