@@ -128,7 +128,10 @@ pub(super) struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("name", &self.config.name).field("identity", &self.identity).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("name", &self.config.name)
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
     }
 }
 
@@ -306,7 +309,10 @@ fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, gr
         "log opened"
     );
     if let Some(file) = &report.saved_as {
-        warn!("an unfinished write of {} bytes was cut from the log's end; its bytes are kept in {file}", report.torn_bytes);
+        warn!(
+            "an unfinished write of {} bytes was cut from the log's end; its bytes are kept in {file}",
+            report.torn_bytes
+        );
     }
     for damage in &report.healed {
         warn!("healed damage, look at the disk: {damage}");

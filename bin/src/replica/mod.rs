@@ -605,10 +605,7 @@ fn entry_of(frame: &Frame) -> Result<Entry, FrameError> {
     let header = frame.header();
     frame.check_groups()?;
     let id = LogId { term: Term(header.term), index: Index(header.index) };
-    Ok(Entry {
-        id,
-        meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.as_ref().map(membership_of)),
-    })
+    Ok(Entry { id, meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.as_ref().map(membership_of)) })
 }
 
 fn entry_meta(kind: Kind, bytes: usize, membership: Option<Membership>) -> EntryMeta {
