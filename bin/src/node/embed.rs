@@ -134,11 +134,14 @@ const COMMANDS_MAX: usize = 65_536;
 /// Bytes of records given to one `apply` call, about.
 const APPLY_BYTES: usize = 256 << 10;
 
+/// Somebody's look at the state machine.
+type Query<M> = Box<dyn FnOnce(&M) + Send>;
+
 enum Command<M: StateMachine> {
     /// The record at this offset was proposed here: its response goes there.
     Expect(Offset, oneshot::Sender<Result<M::Response, NodeError>>),
     /// Run this once everything below the offset is applied.
-    Query(Offset, Box<dyn FnOnce(&M) + Send>),
+    Query(Offset, Query<M>),
 }
 
 impl<M: StateMachine> Node<M> {
@@ -374,7 +377,7 @@ struct MachineThread<'a, M: StateMachine> {
     feed: NodeFeed,
     next: Offset,
     expected: BTreeMap<Offset, oneshot::Sender<Result<M::Response, NodeError>>>,
-    queries: BTreeMap<Offset, Vec<Box<dyn FnOnce(&M) + Send>>>,
+    queries: BTreeMap<Offset, Vec<Query<M>>>,
     out: Vec<M::Response>,
 }
 
