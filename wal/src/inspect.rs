@@ -40,6 +40,8 @@ pub struct Inspection {
     pub healed: Vec<Damage>,
     /// Bytes at the end that an open would cut as an unfinished write.
     pub torn_bytes: u64,
+    /// Bytes behind the end that are left over from an earlier life of the last segment's file.
+    pub stale_bytes: u64,
 }
 
 /// One segment file.
@@ -168,6 +170,7 @@ fn examine<D: Disk>(disk: &D, deep: bool) -> Result<Inspection, OpenError> {
         known_commit: replay.known_commit.min(replay.tail.index),
         term_runs: replay.index.term_runs(),
         damage,
+        stale_bytes: replay.report.stale_bytes,
         healed: replay.report.healed,
         torn_bytes,
     })
