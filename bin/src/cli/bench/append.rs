@@ -7,39 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use graven_net::client::{Appender, Batch, Client, ClientConfig};
 use graven_net::protocol::NodeStats;
 use hdrhistogram::Histogram;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::Global;
-use super::context::{self, Signals, note};
-use super::dev::{Cluster, Home, Wish};
-use super::error::{CliResult, Failure};
-use super::out;
-use super::status::human_size;
-
-/// Arguments of `graven bench`.
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    #[command(subcommand)]
-    what: What,
-}
-
-#[derive(Debug, Subcommand)]
-enum What {
-    /// Append as fast as the cluster takes it
-    Append(AppendBench),
-}
+use crate::cli::Global;
+use crate::cli::context::{self, Signals, note};
+use crate::cli::dev::{Cluster, Home, Wish};
+use crate::cli::error::{CliResult, Failure};
+use crate::cli::out;
+use crate::cli::status::human_size;
 
 /// Arguments of `graven bench append`.
 #[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Example: graven bench append --dev --clients 16 --in-flight 4 --size 256 --batch 16 --seconds 10\n\nThe records stay in the log."
 )]
-struct AppendBench {
+pub(super) struct AppendBench {
     /// Measure a temporary cluster made for this, not the one that clients find
     #[arg(long)]
     dev: bool,
@@ -80,8 +67,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const MAX_LATENCY_US: u64 = 600_000_000;
 
 /// Runs the command.
-pub(crate) fn run(args: &BenchArgs, global: &Global) -> CliResult {
-    let What::Append(bench) = &args.what;
+pub(super) fn run(bench: &AppendBench, global: &Global) -> CliResult {
     context::block_on(global, async {
         let mut signals = Signals::install()?;
         if !bench.dev {
