@@ -121,6 +121,12 @@ pub trait DiskFile: Send + Sync + 'static {
     /// `StorageFull` when there is no room.
     fn allocate(&self, len: u64) -> io::Result<()>;
 
+    /// Cuts the file, which nobody has mapped, to `len` bytes.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn shorten(&self, len: u64) -> io::Result<()>;
+
     /// A read-only view of the file's first `len` bytes.
     ///
     /// # Errors
@@ -165,7 +171,16 @@ pub trait DiskMap: Send + Sync + 'static {
 
     /// Makes the bytes `from..to` resident, so that later reads do not wait for the disk.
     fn populate(&self, from: u64, to: u64);
+
+    /// Alive as long as anybody can still read through this view, be it only through bytes borrowed from it.
+    fn lease(&self) -> Lease;
+
+    /// Whether no bytes borrowed from this view are left. The caller is the only one who has the view.
+    fn is_unborrowed(&mut self) -> bool;
 }
+
+/// Outlived by nothing that can read through a view: no strong reference is left when nobody can any more.
+pub type Lease = std::sync::Weak<dyn std::any::Any + Send + Sync>;
 
 /// When a write returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -377,6 +392,10 @@ impl DiskFile for RealFile {
     #[cfg(not(target_os = "linux"))]
     fn allocate(&self, len: u64) -> io::Result<()> {
         if self.len()? < len { self.file.set_len(len) } else { Ok(()) }
+    }
+
+    fn shorten(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
     }
 
     fn map(&self, len: u64) -> io::Result<Arc<dyn DiskMap>> {

@@ -206,13 +206,17 @@ impl LogIndex {
     }
 
     /// Forgets the first segment, which is releasable.
-    pub(crate) fn drop_first(&mut self) {
-        self.segments.remove(0);
+    pub(crate) fn drop_first(&mut self) -> Option<SegmentIndex> {
+        if self.segments.is_empty() {
+            return None;
+        }
+        let dropped = self.segments.remove(0);
         if let Some(next) = self.segments.first()
             && !self.segments.iter().any(|segment| segment.reset)
         {
             self.base = next.opened_at;
         }
+        Some(dropped)
     }
 
     /// Whether the invariants hold; the message says which does not.

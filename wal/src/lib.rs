@@ -46,11 +46,12 @@ pub mod raw;
 mod reader;
 mod recovery;
 mod replay;
+mod rotate;
 mod scan;
 pub mod sim;
 mod types;
 
-pub use disk::{Disk, DiskFile, DiskMap, LockError, RealDisk, RealFile, RealLock, WriteMode};
+pub use disk::{Disk, DiskFile, DiskMap, Lease, LockError, RealDisk, RealFile, RealLock, WriteMode};
 pub use error::{AppendError, CreateError, Damage, OpenError, ReadError, SegmentId};
 pub use log::Wal;
 pub use reader::LogReader;

@@ -2,17 +2,14 @@
 
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use graven_frame::{Frame, HEADER_BYTES, Header, Kind};
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::{AppendError, CreateError, OpenError, SegmentId};
-use crate::format::{
-    Footer, OPENING_BYTES, Opening, PREFIX_BYTES, Prefix, RecordKind, SMALL_RECORD, TRAILER_BYTES, encode_hard_state,
-    encode_reset, encode_trailer, extent, segment_name, twin_of,
-};
-use crate::index::{SegmentIndex, View};
+use crate::format::{PREFIX_BYTES, Prefix, RecordKind, SMALL_RECORD, encode_hard_state, encode_reset, extent, twin_of};
+use crate::index::View;
 use crate::plan::{Fill, MIN_SEGMENT_BYTES};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Pool};
@@ -56,10 +53,12 @@ pub(crate) struct Active<F> {
     pub(crate) vouched: u64,
     /// Its footer is written: the next record goes into another segment.
     pub(crate) sealed: bool,
+    /// Behind the written mark there may be records of an earlier life of the file: every write ends with an end mark.
+    pub(crate) recycled: bool,
 }
 
 /// What pads a record up to the next boundary, and a hard state up to its second copy.
-static PADDING: [u8; 4096] = [0; 4096];
+pub(crate) static PADDING: [u8; 4096] = [0; 4096];
 
 impl<D: Disk> Wal<D> {
     /// Makes a log in an empty directory: its first segment, with `first` as its first entries, durable.
@@ -225,6 +224,7 @@ impl<D: Disk> Wal<D> {
     /// The first error but a full disk closes the log for good.
     pub fn prepare(&mut self, budget_bytes: u64) -> Result<PrepareState, AppendError> {
         self.check_open()?;
+        self.shared.sweep_held(&self.counters);
         let state = self.pool.prepare(budget_bytes, &self.counters);
         state.map_err(|failure| self.close_for(failure))
     }
@@ -235,29 +235,6 @@ impl<D: Disk> Wal<D> {
         let room = self.active.capacity.saturating_sub(self.active.written);
         // Below an eighth the next large entry will not fit: say so early enough that a leader can stop taking appends.
         self.pool.no_space() && self.pool.len() <= 1 && (self.active.sealed || room < self.active.capacity / 8)
-    }
-
-    /// Removes segments at the front that hold only entries below `index`; returns the first entry still held.
-    ///
-    /// # Errors
-    /// The first error closes the log for good.
-    pub fn release_before(&mut self, index: u64) -> Result<u64, AppendError> {
-        self.check_open()?;
-        loop {
-            let Some((id, capacity)) = self.shared.read().releasable(index) else { break };
-            let removed = self.disk.remove(&segment_name(id)).map_err(Failure::at("remove", id, 0));
-            // Each removal is made durable before the next: a hole between segments would look like a lost one.
-            let removed = if is_planted(Bug::RemovalUnsynced) {
-                removed
-            } else {
-                removed.and_then(|()| self.disk.sync_dir().map_err(Failure::at("sync the directory for", id, 0)))
-            };
-            removed.map_err(|failure| self.close_for(failure))?;
-            self.shared.write().drop_first();
-            Counters::sub(&self.counters.segments, 1);
-            Counters::sub(&self.counters.bytes_on_disk, capacity);
-        }
-        Ok(self.shared.read().base.index + 1)
     }
 
     /// A view for reading, here or on other threads.
@@ -317,11 +294,11 @@ impl<D: Disk> Wal<D> {
         self.write_sync_point()
     }
 
-    fn check_open(&self) -> Result<(), AppendError> {
+    pub(crate) fn check_open(&self) -> Result<(), AppendError> {
         self.closed.clone().map_or(Ok(()), Err)
     }
 
-    fn close_for(&mut self, failure: Failure) -> AppendError {
+    pub(crate) fn close_for(&mut self, failure: Failure) -> AppendError {
         let Failure { operation, segment, at, cause } = failure;
         let closed = AppendError::Closed { operation, segment, at, cause: Arc::new(cause) };
         self.closed = Some(closed.clone());
@@ -400,7 +377,7 @@ impl<D: Disk> Wal<D> {
         self.rotate(self.options.segment_bytes)
     }
 
-    fn prefix(&self, kind: RecordKind, position: u64, payload_len: usize, body_crc: u32) -> Prefix {
+    pub(crate) fn prefix(&self, kind: RecordKind, position: u64, payload_len: usize, body_crc: u32) -> Prefix {
         Prefix {
             kind,
             copy: 0,
@@ -409,11 +386,7 @@ impl<D: Disk> Wal<D> {
             position,
             watermark: if is_planted(Bug::WatermarkStuck) { 0 } else { self.active.synced },
             // Only what is durable here as well: recovery takes this as proof that the entries were synced.
-            known_commit: if is_planted(Bug::CommitBeforeDurable) {
-                self.noted_commit
-            } else {
-                self.noted_commit.min(self.durable_index)
-            },
+            known_commit: self.noted_commit.min(self.durable_index),
             head_crc: 0,
             body_crc,
             payload_len: payload_len as u32,
@@ -470,9 +443,17 @@ impl<D: Disk> Wal<D> {
     }
 
     /// Writes one contiguous run of records up to `end`.
-    fn write(&mut self, slices: &mut [IoSlice<'_>], end: u64) -> Result<(), AppendError> {
+    pub(crate) fn write(&mut self, slices: &mut [IoSlice<'_>], end: u64) -> Result<(), AppendError> {
         let at = self.active.written;
-        let written = self.active.file.write_vectored_at(at, slices);
+        let written = if self.active.recycled && !self.active.sealed {
+            // Where a prefix would be there are zeroes, then: whatever else stands there after a crash is what is left of
+            // a later write. The next record goes over them.
+            let mut marked = slices.to_vec();
+            marked.push(IoSlice::new(&PADDING[..PREFIX_BYTES]));
+            self.active.file.write_vectored_at(at, &mut marked)
+        } else {
+            self.active.file.write_vectored_at(at, slices)
+        };
         written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, at)(cause)))?;
         Counters::add(&self.counters.bytes_written, end - at);
         self.active.vouched = self.active.vouched.max(self.active.synced);
@@ -494,98 +475,6 @@ impl<D: Disk> Wal<D> {
     fn mark_synced(&mut self) {
         self.active.synced = self.active.written;
         self.durable_index = self.tail.index;
-    }
-
-    /// Seals the active segment and goes on in the next one, which the pool has.
-    fn rotate(&mut self, capacity: u64) -> Result<(), AppendError> {
-        if !self.active.sealed {
-            self.seal()?;
-        }
-        let Some(next) = self.pool.take(&self.counters) else {
-            return Err(AppendError::DiskFull { segment_bytes: capacity });
-        };
-        let begun = self.begin(next);
-        begun.map_err(|failure| self.close_for(failure))?;
-        Counters::add(&self.counters.rotations, 1);
-        Counters::add(&self.counters.segments, 1);
-        Ok(())
-    }
-
-    fn begin(&mut self, next: crate::pool::Prepared<D::File>) -> Result<(), Failure> {
-        let salt = self.disk.random().map_err(Failure::at("draw a salt for", next.id, 0))?;
-        let opening = Opening {
-            segment: next.id,
-            salt,
-            identity: self.identity,
-            capacity: next.capacity,
-            hard_state: if is_planted(Bug::HardStateTrimmed) { HardState::default() } else { self.hard_state },
-            base: self.tail,
-            known_commit: self.noted_commit.min(self.durable_index),
-        };
-        if is_planted(Bug::SyncBeforeWrite) {
-            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
-        }
-        next.file.write_at(0, &opening.encode()).map_err(Failure::at("write", next.id, 0))?;
-        // Power fails before this sync: the block may be torn, the segment counts as never begun, and the log ends with
-        // the one before, which is right, because no record was let into this one.
-        if self.options.sync != SyncMethod::UnsafeNone && !is_planted(Bug::SyncBeforeWrite) {
-            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
-            Counters::add(&self.counters.syncs, 1);
-        }
-        let map = next.file.map(next.capacity).map_err(Failure::at("map", next.id, 0))?;
-        let view = Arc::new(View { id: next.id, salt, map, written: AtomicU64::new(OPENING_BYTES) });
-        self.shared.write().segments.push(SegmentIndex::new(Arc::clone(&view), next.capacity, self.tail));
-        // The old file's descriptor closes here, after its seal was synced through it.
-        self.active = Active {
-            view,
-            file: next.file,
-            capacity: next.capacity,
-            written: OPENING_BYTES,
-            synced: OPENING_BYTES,
-            vouched: OPENING_BYTES,
-            sealed: false,
-        };
-        Counters::add(&self.counters.bytes_written, OPENING_BYTES);
-        Ok(())
-    }
-
-    fn seal(&mut self) -> Result<(), AppendError> {
-        let payload = self.footer().encode();
-        let at = self.active.written;
-        let prefix = self.prefix(RecordKind::Footer, at, payload.len(), crc32fast::hash(&payload)).encode();
-        let end = at + extent(payload.len());
-        let padding = &PADDING[..(end - at) as usize - PREFIX_BYTES - payload.len()];
-        self.write(&mut [IoSlice::new(&prefix), IoSlice::new(&payload), IoSlice::new(padding)], end)?;
-        let trailer_at = self.active.capacity - TRAILER_BYTES;
-        let trailer = self.trailer(trailer_at, at);
-        let written = self.active.file.write_at(trailer_at, &trailer);
-        written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, trailer_at)(cause)))?;
-        self.active.sealed = true;
-        if is_planted(Bug::SealWithoutSync) { Ok(()) } else { self.sync() }
-    }
-
-    pub(crate) fn trailer(&self, at: u64, footer_at: u64) -> Vec<u8> {
-        let payload = encode_trailer(footer_at);
-        let prefix = self.prefix(RecordKind::Trailer, at, payload.len(), crc32fast::hash(&payload)).encode();
-        [prefix.as_slice(), &payload].concat()
-    }
-
-    fn footer(&self) -> Footer {
-        let index = self.shared.read();
-        let mut footer = Footer {
-            base: index.base,
-            tail: self.tail,
-            hard_state: self.hard_state,
-            known_commit: self.noted_commit.min(self.durable_index),
-            ..Footer::default()
-        };
-        if let Some(segment) = index.segments.last() {
-            footer.reset = segment.reset;
-            footer.runs.clone_from(&segment.runs);
-            footer.memberships.clone_from(&segment.memberships);
-            footer.points.clone_from(&segment.points);
-        }
-        footer
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::disk::DiskMap;
+use crate::disk::{DiskMap, Lease};
 
 /// A mapped segment file.
 pub(crate) struct FileMap {
@@ -70,7 +70,14 @@ impl DiskMap for FileMap {
 
     fn copy(&self, at: u64, into: &mut [u8], written: u64) {
         let end = at + into.len() as u64;
-        into.copy_from_slice(&self.upto(end, written)[at as usize..end as usize]);
+        assert!(
+            end <= written && written <= self.raw.len() as u64,
+            "read up to byte {end}, written {written}, mapped {}",
+            self.raw.len()
+        );
+        // SAFETY: `at..end` lies inside the live mapping and below the written mark (checked above), so no write changes
+        // these bytes now; `into` is borrowed mutably and cannot overlap a read-only mapping.
+        unsafe { std::ptr::copy_nonoverlapping(self.raw.as_ptr().add(at as usize), into.as_mut_ptr(), into.len()) };
     }
 
     fn populate(&self, from: u64, to: u64) {
@@ -88,6 +95,18 @@ impl DiskMap for FileMap {
             // positional write may be changing in the page cache: its value is not used.
             let _ = unsafe { std::ptr::read_volatile(self.raw.as_ptr().add(at as usize)) };
         }
+    }
+
+    fn lease(&self) -> Lease {
+        let raw: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(&self.raw) as _;
+        Arc::downgrade(&raw)
+    }
+
+    fn is_unborrowed(&mut self) -> bool {
+        *self.known.get_mut().unwrap_or_else(PoisonError::into_inner) = Bytes::new();
+        // `get_mut` and not a count: it orders everything that was read through the last borrowed bytes before what the
+        // file's next life writes there. A lease is weak and would make it fail, so it is asked only where none is kept.
+        Arc::get_mut(&mut self.raw).is_some()
     }
 }
 

@@ -12,7 +12,7 @@ use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILE
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
 use crate::planted::{Bug, is_planted};
-use crate::pool::Pool;
+use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
 use crate::recovery::{FoundSegment, OpeningIs, Position, SegmentVerdict, segment_verdict};
 use crate::replay::{Ended, Replay, Why};
@@ -29,7 +29,7 @@ pub(crate) struct Surveyed {
     pub(crate) id: u64,
     pub(crate) len: u64,
     pub(crate) opening: OpeningFound,
-    /// Looked for only where no valid opening is.
+    /// Records of the segment that the file's name says; looked for only where its opening is not.
     pub(crate) records: bool,
 }
 
@@ -39,6 +39,11 @@ impl Surveyed {
             OpeningFound::Good(opening) => Some(opening),
             _ => None,
         }
+    }
+
+    /// Whether the opening is valid, and of the segment that the file's name says.
+    fn is_own(&self) -> bool {
+        self.good().is_some_and(|opening| opening.segment == self.id)
     }
 }
 
@@ -75,11 +80,14 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
         replay.segment(&disk, opening, segment.len, next)?;
     }
     let Some(ended) = replay.ended.take() else { return Err(OpenError::Empty) };
-    let prepared = surveyed
-        .iter()
-        .zip(&verdicts)
-        .filter(|(_, verdict)| **verdict == SegmentVerdict::Prepared)
-        .map(|(segment, _)| (segment.id, segment.len));
+    check_successor(&ended, &replay, &surveyed)?;
+    let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == SegmentVerdict::Prepared).map(
+        |(segment, _)| FoundPrepared {
+            id: segment.id,
+            len: segment.len,
+            recycled: segment.good().is_some_and(|opening| opening.capacity == segment.len),
+        },
+    );
     let prepared: Vec<_> = prepared.collect();
     settle(disk, options, lock, identity, replay, &ended, &prepared)
 }
@@ -112,7 +120,11 @@ pub(crate) fn survey<D: Disk>(disk: &D, ids: &[u64]) -> Result<Vec<Surveyed>, Op
         let mut block = vec![0; OPENING_BYTES.min(len) as usize];
         file.read_exact_at(0, &mut block).map_err(io_at("read", *id, 0))?;
         let opening = Opening::decode(&block);
-        let lost = matches!(opening, OpeningFound::Zero | OpeningFound::Bad);
+        let lost = match &opening {
+            OpeningFound::Zero | OpeningFound::Bad => true,
+            OpeningFound::Good(opening) => opening.segment != *id,
+            OpeningFound::Newer(_) => false,
+        };
         let records =
             lost && Scanner::new(&file, *id, None, len).has_records().map_err(io_at("read", *id, OPENING_BYTES))?;
         surveyed.push(Surveyed { id: *id, len, opening, records });
@@ -158,13 +170,18 @@ pub(crate) fn identify(surveyed: &[Surveyed], options: &Options) -> Result<Ident
 
 /// The verdict about each segment file.
 pub(crate) fn judge(surveyed: &[Surveyed], identity: &Identity) -> Vec<SegmentVerdict> {
-    let last_begun = surveyed.iter().rposition(|segment| segment.good().is_some());
+    let last_begun = surveyed.iter().rposition(Surveyed::is_own);
+    let lowest = surveyed.iter().find(|segment| segment.is_own()).map_or(0, |segment| segment.id);
     let judge_one = |(at, segment): (usize, &Surveyed)| {
         let opening = match &segment.opening {
             OpeningFound::Zero => OpeningIs::Absent,
             OpeningFound::Bad => OpeningIs::Broken,
             OpeningFound::Newer(_) => OpeningIs::Newer,
             OpeningFound::Good(opening) if opening.identity != *identity => OpeningIs::Foreign,
+            // Of a segment below all that are held: it was released. Any other one may be missed somewhere.
+            OpeningFound::Good(opening) if opening.segment != segment.id && opening.segment < lowest => {
+                OpeningIs::Recycled
+            }
             OpeningFound::Good(opening) if opening.segment != segment.id => OpeningIs::Misplaced,
             OpeningFound::Good(_) => OpeningIs::Ours,
         };
@@ -175,6 +192,27 @@ pub(crate) fn judge(surveyed: &[Surveyed], identity: &Identity) -> Vec<SegmentVe
         segment_verdict(FoundSegment { opening, position, begun_later, records: segment.records })
     };
     surveyed.iter().enumerate().map(judge_one).collect()
+}
+
+/// Behind a sealed segment there is a file: it was made, with its length, before the seal was begun. Whether a segment was
+/// begun in it cannot be told when it is gone or has lost its start.
+pub(crate) fn check_successor(ended: &Ended, replay: &Replay, surveyed: &[Surveyed]) -> Result<(), OpenError> {
+    if !ended.sealed {
+        return Ok(());
+    }
+    let (id, first_index) = (SegmentId(ended.view.id + 1), replay.tail.index + 1);
+    match surveyed.iter().find(|segment| segment.id == id.0) {
+        None => Err(OpenError::MissingSegment { segment: id, first_index }),
+        Some(found) if found.len < OPENING_BYTES => Err(OpenError::Damaged(Damage {
+            segment: id,
+            from: found.len,
+            to: OPENING_BYTES,
+            first_index,
+            last_index: first_index,
+            what: "the file is shorter than it was made",
+        })),
+        Some(_) => Ok(()),
+    }
 }
 
 /// The error for a segment that cannot be used.
@@ -212,7 +250,7 @@ fn settle<D: Disk>(
     identity: Identity,
     mut replay: Replay,
     ended: &Ended,
-    prepared: &[(u64, u64)],
+    prepared: &[FoundPrepared],
 ) -> Result<(Wal<D>, Recovered), OpenError> {
     let mode = if options.sync == SyncMethod::Dsync { WriteMode::Durable } else { WriteMode::Buffered };
     let id = ended.view.id;
@@ -236,7 +274,7 @@ fn settle<D: Disk>(
         disk.sync_dir().map_err(io_at("sync the directory for", id, 0))?;
         Counters::add(&counters.syncs, 1);
     }
-    let mut pool = Pool::new(disk.clone(), mode, options.segment_bytes, options.prepared_segments, id + 1);
+    let mut pool = Pool::new(disk.clone(), mode, &options, id + 1);
     adopt(&disk, &mut pool, id, prepared, mode, &counters)?;
     let Replay { index, tail, hard_state, known_commit, report, .. } = replay;
     Counters::add(&counters.segments, index.segments.len() as u64);
@@ -265,12 +303,14 @@ fn settle<D: Disk>(
         synced: ended.at,
         vouched: ended.proven,
         sealed: ended.sealed,
+        recycled: ended.recycled,
     };
+    let shared = Arc::new(Shared::new(index, options.held_limit_bytes));
     let wal = Wal {
         disk,
         options,
         identity,
-        shared: Arc::new(Shared::new(index)),
+        shared,
         active,
         pool,
         tail,
@@ -349,19 +389,20 @@ fn adopt<D: Disk>(
     disk: &D,
     pool: &mut Pool<D>,
     active: u64,
-    prepared: &[(u64, u64)],
+    prepared: &[FoundPrepared],
     mode: WriteMode,
     counters: &Counters,
 ) -> Result<(), OpenError> {
     let mut next = active + 1;
     let mut removed = false;
-    for (id, len) in prepared {
-        if *id == next {
-            let file = disk.open(&segment_name(*id), Some(mode)).map_err(io_at("open", *id, 0))?;
-            pool.adopt(*id, file, *len, counters);
+    for found in prepared {
+        let id = found.id;
+        if id == next {
+            let file = disk.open(&segment_name(id), Some(mode)).map_err(io_at("open", id, 0))?;
+            pool.adopt(found, file, counters);
             next += 1;
         } else {
-            disk.remove(&segment_name(*id)).map_err(io_at("remove", *id, 0))?;
+            disk.remove(&segment_name(id)).map_err(io_at("remove", id, 0))?;
             removed = true;
         }
     }

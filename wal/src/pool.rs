@@ -1,8 +1,11 @@
 //! Segments made ready ahead of the active one, so that an append neither changes file metadata nor reads the disk.
 //!
-//! A prepared segment has its final name and its space from the start; what it lacks is an opening block. Preparing is
-//! idle work in paced steps: zero-filling writes every byte a second time and shares the device with syncs. The last
-//! segment in the pool is the reserve of a full disk: only hard states and control entries may take it.
+//! A prepared segment has its final name and its space from the start; what it lacks is an opening block of its own.
+//! Preparing is idle work in paced steps: first the space of all segments is taken, so that an append that outruns the
+//! rest still finds one, then they are zero-filled, which writes every byte a second time and shares the device with
+//! syncs. A recycled segment was written in its earlier life and needs none of that; it is only made resident, because
+//! writing a part of a page that is not would read the disk. The last segment in the pool is the reserve of a full disk:
+//! only hard states and control entries may take it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,7 +14,7 @@ use crate::disk::{Disk, DiskFile, WriteMode};
 use crate::error::SegmentId;
 use crate::format::segment_name;
 use crate::planted::{Bug, is_planted};
-use crate::types::{Counters, PrepareState};
+use crate::types::{Counters, Options, PrepareState};
 
 /// An I/O error and where it happened.
 #[derive(Debug)]
@@ -38,9 +41,40 @@ pub(crate) struct Prepared<F> {
     pub(crate) id: u64,
     pub(crate) file: F,
     pub(crate) capacity: u64,
-    /// Bytes that were filled with zeroes.
-    zeroed: u64,
-    ready: bool,
+    /// Whether records of an earlier life are in it.
+    pub(crate) recycled: bool,
+    /// Bytes that were written at least once since the file got its space.
+    filled: u64,
+    /// Bytes of a recycled file that were made resident.
+    warmed: u64,
+}
+
+impl<F> Prepared<F> {
+    fn fresh(id: u64, file: F, capacity: u64) -> Prepared<F> {
+        Prepared { id, file, capacity, recycled: false, filled: 0, warmed: 0 }
+    }
+
+    fn recycled(id: u64, file: F, capacity: u64) -> Prepared<F> {
+        Prepared { id, file, capacity, recycled: true, filled: capacity, warmed: 0 }
+    }
+
+    /// Whether appending to it changes no metadata of the file.
+    fn is_filled(&self) -> bool {
+        self.filled == self.capacity
+    }
+
+    fn is_ready(&self) -> bool {
+        self.is_filled() && (!self.recycled || self.warmed == self.capacity)
+    }
+}
+
+/// A segment file without an opening of its own, as found when the log is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FoundPrepared {
+    pub(crate) id: u64,
+    pub(crate) len: u64,
+    /// It has the opening of a segment that was released.
+    pub(crate) recycled: bool,
 }
 
 /// The segments ahead, in the order in which they will be used.
@@ -49,17 +83,23 @@ pub(crate) struct Pool<D: Disk> {
     mode: WriteMode,
     segment_bytes: u64,
     target: usize,
+    /// Segments kept at most, recycled ones included.
+    most: usize,
     next_id: u64,
     waiting: VecDeque<Prepared<D::File>>,
     no_space: bool,
 }
 
-/// Zeroes are written from here; one write is at most this long, so that a sync does not wait for long behind it.
-static ZEROES: [u8; 256 << 10] = [0; 256 << 10];
+/// One write or read of preparation is at most this long, so that a sync does not wait for long behind it.
+const STEP_BYTES: usize = 256 << 10;
+static ZEROES: [u8; STEP_BYTES] = [0; STEP_BYTES];
 
 impl<D: Disk> Pool<D> {
-    pub(crate) fn new(disk: D, mode: WriteMode, segment_bytes: u64, target: usize, next_id: u64) -> Pool<D> {
-        Pool { disk, mode, segment_bytes, target: target.max(1), next_id, waiting: VecDeque::new(), no_space: false }
+    pub(crate) fn new(disk: D, mode: WriteMode, options: &Options, next_id: u64) -> Pool<D> {
+        let target = options.prepared_segments.max(1);
+        let most = options.recycled_segments.max(target);
+        let waiting = VecDeque::new();
+        Pool { disk, mode, segment_bytes: options.segment_bytes, target, most, next_id, waiting, no_space: false }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -71,19 +111,49 @@ impl<D: Disk> Pool<D> {
         self.no_space
     }
 
-    /// Takes over a file that an earlier life prepared; it must be the next in line.
-    pub(crate) fn adopt(&mut self, id: u64, file: D::File, len: u64, counters: &Counters) {
-        debug_assert_eq!(id, self.next_id);
-        self.next_id = id + 1;
-        Counters::add(&counters.bytes_on_disk, len);
-        // How far its zero-filling came is unknown, and an opening block may have been begun: fill it again.
-        self.waiting.push_back(Prepared { id, file, capacity: len, zeroed: 0, ready: false });
+    /// Takes over a file that was prepared, or recycled, before the log was opened; it must be the next in line.
+    pub(crate) fn adopt(&mut self, found: &FoundPrepared, file: D::File, counters: &Counters) {
+        debug_assert_eq!(found.id, self.next_id);
+        self.next_id = found.id + 1;
+        Counters::add(&counters.bytes_on_disk, found.len);
+        self.waiting.push_back(if found.recycled {
+            Prepared::recycled(found.id, file, found.len)
+        } else {
+            // How far its zero-filling came is unknown, and an opening block may have been begun: fill it again.
+            Prepared::fresh(found.id, file, found.len)
+        });
+    }
+
+    /// Takes in the file of a released segment that nobody reads any more, if there is use for it; `false` when not.
+    ///
+    /// Nothing is written to it here: its old opening, which names a segment below all others, tells recovery that it is
+    /// a prepared one, and the new opening with a new salt is synced before the first record.
+    pub(crate) fn recycle(&mut self, id: u64, capacity: u64, counters: &Counters) -> Result<bool, Failure> {
+        // On a full disk the space is worth more to others than a file that will be needed at some later time.
+        let most = if self.no_space { self.target } else { self.most };
+        if capacity != self.segment_bytes || self.waiting.len() >= most {
+            return Ok(false);
+        }
+        let (name, next) = (segment_name(self.next_id), self.next_id);
+        // Power fails before the directory is durable: the file has its old name and every byte of its old life, and
+        // will be released again, or it has the new one.
+        self.disk.rename(&segment_name(id), &name).map_err(Failure::at("recycle", id, 0))?;
+        if !is_planted(Bug::RemovalUnsynced) {
+            self.disk.sync_dir().map_err(Failure::at("sync the directory for", id, 0))?;
+        }
+        let file = self.disk.open(&name, Some(self.mode)).map_err(Failure::at("open", next, 0))?;
+        self.no_space = false;
+        self.next_id += 1;
+        Counters::add(&counters.recycled, 1);
+        self.waiting.push_back(Prepared::recycled(next, file, capacity));
+        Ok(true)
     }
 
     /// Sees to it that the next segments have these capacities, and that `spare` more follow. Takes space only where
     /// something is missing.
     pub(crate) fn ensure(&mut self, capacities: &[u64], spare: usize, counters: &Counters) -> Result<(), Failure> {
         while self.waiting.len() < capacities.len() + spare {
+            Counters::add(&counters.late_allocations, 1);
             self.create(counters)?;
         }
         for (at, capacity) in capacities.iter().enumerate() {
@@ -94,7 +164,7 @@ impl<D: Disk> Pool<D> {
                     return Err(self.failed(Failure::at("allocate", self.waiting[at].id, wanted)(cause)));
                 }
                 Counters::add(&counters.bytes_on_disk, wanted - prepared.capacity);
-                (prepared.capacity, prepared.ready) = (wanted, false);
+                prepared.capacity = wanted;
             }
         }
         Ok(())
@@ -103,32 +173,33 @@ impl<D: Disk> Pool<D> {
     /// The next segment; [`Pool::ensure`] must have been asked for it.
     pub(crate) fn take(&mut self, counters: &Counters) -> Option<Prepared<D::File>> {
         let prepared = self.waiting.pop_front()?;
-        if !prepared.ready {
+        if !prepared.is_filled() {
             Counters::add(&counters.unprepared_rotations, 1);
         }
         Some(prepared)
     }
 
-    /// One step of idle work: writes at most `budget` zeroes, or makes one file.
+    /// One step of idle work: makes one file, or writes at most `budget` zeroes and syncs them.
     pub(crate) fn prepare(&mut self, budget: u64, counters: &Counters) -> Result<PrepareState, Failure> {
-        if let Some(prepared) = self.waiting.iter_mut().find(|prepared| !prepared.ready) {
-            match fill(prepared, budget, counters) {
-                Ok(()) => {}
-                // A file system that promised the space did not keep it.
-                Err(failure) if failure.is_full() => {
-                    self.no_space = true;
-                    return Ok(PrepareState::DiskFull);
-                }
-                Err(failure) => return Err(failure),
+        let step = if self.waiting.len() < self.target {
+            self.create(counters)
+        } else {
+            match self.waiting.iter_mut().find(|prepared| !prepared.is_ready()) {
+                Some(prepared) if prepared.is_filled() => warm(prepared, budget),
+                Some(prepared) => fill(prepared, budget, counters),
+                None => Ok(()),
             }
-        } else if self.waiting.len() < self.target {
-            match self.create(counters) {
-                Ok(()) => {}
-                Err(failure) if failure.is_full() => return Ok(PrepareState::DiskFull),
-                Err(failure) => return Err(failure),
+        };
+        match step {
+            Ok(()) => {}
+            // There is no room, or a file system that promised it did not keep it.
+            Err(failure) if failure.is_full() => {
+                self.no_space = true;
+                return Ok(PrepareState::DiskFull);
             }
+            Err(failure) => return Err(failure),
         }
-        let done = self.waiting.len() >= self.target && self.waiting.iter().all(|prepared| prepared.ready);
+        let done = self.waiting.len() >= self.target && self.waiting.iter().all(Prepared::is_ready);
         Ok(if done { PrepareState::Ready } else { PrepareState::More })
     }
 
@@ -140,7 +211,13 @@ impl<D: Disk> Pool<D> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.disk.open(&name, Some(self.mode)),
             created => created,
         };
-        let made = created.and_then(|file| file.allocate(self.segment_bytes).map(|()| file));
+        // Its length is durable before the segment before it is sealed: from then on a file that is missing or shorter is
+        // one that was lost, see `check_successor`.
+        let made = created.and_then(|file| {
+            file.allocate(self.segment_bytes)?;
+            file.sync_data()?;
+            Ok(file)
+        });
         let file = match made {
             Ok(file) => file,
             Err(cause) => {
@@ -156,7 +233,8 @@ impl<D: Disk> Pool<D> {
         self.no_space = false;
         self.next_id += 1;
         Counters::add(&counters.bytes_on_disk, self.segment_bytes);
-        self.waiting.push_back(Prepared { id, file, capacity: self.segment_bytes, zeroed: 0, ready: false });
+        Counters::add(&counters.created, 1);
+        self.waiting.push_back(Prepared::fresh(id, file, self.segment_bytes));
         Ok(())
     }
 
@@ -167,22 +245,28 @@ impl<D: Disk> Pool<D> {
 }
 
 fn fill<F: DiskFile>(prepared: &mut Prepared<F>, budget: u64, counters: &Counters) -> Result<(), Failure> {
-    let stop = prepared.capacity.min(prepared.zeroed.saturating_add(budget.max(1)));
-    while prepared.zeroed < stop {
-        let some = (stop - prepared.zeroed).min(ZEROES.len() as u64);
+    let stop = prepared.capacity.min(prepared.filled.saturating_add(budget.max(1)));
+    while prepared.filled < stop {
+        let (at, some) = (prepared.filled, (stop - prepared.filled).min(STEP_BYTES as u64));
         let zeroes = &ZEROES[..some as usize];
-        prepared.file.write_at(prepared.zeroed, zeroes).map_err(Failure::at(
-            "zero-fill",
-            prepared.id,
-            prepared.zeroed,
-        ))?;
-        prepared.zeroed += some;
+        prepared.file.write_at(at, zeroes).map_err(Failure::at("zero-fill", prepared.id, at))?;
+        prepared.filled += some;
         Counters::add(&counters.bytes_prepared, some);
     }
-    if prepared.zeroed == prepared.capacity {
-        prepared.file.sync_data().map_err(Failure::at("sync", prepared.id, 0))?;
-        Counters::add(&counters.syncs, 1);
-        prepared.ready = true;
+    // Step by step, so that no single sync has a whole segment to write.
+    prepared.file.sync_data().map_err(Failure::at("sync", prepared.id, prepared.filled))?;
+    Counters::add(&counters.preparing_syncs, 1);
+    Ok(())
+}
+
+fn warm<F: DiskFile>(prepared: &mut Prepared<F>, budget: u64) -> Result<(), Failure> {
+    let stop = prepared.capacity.min(prepared.warmed.saturating_add(budget.max(1)));
+    let mut buffer = vec![0; STEP_BYTES.min((stop - prepared.warmed) as usize)];
+    while prepared.warmed < stop {
+        let some = buffer.len().min((stop - prepared.warmed) as usize);
+        let read = prepared.file.read_exact_at(prepared.warmed, &mut buffer[..some]);
+        read.map_err(Failure::at("read", prepared.id, prepared.warmed))?;
+        prepared.warmed += some as u64;
     }
     Ok(())
 }

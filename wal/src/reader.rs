@@ -3,24 +3,51 @@
 //! A reader takes the index's lock for a look-up of a point, and walks record headers in the map without it. What it
 //! walks over does not change: the log is physically append-only, and a superseded entry keeps its bytes.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use graven_frame::{Frame, HEADER_BYTES, Header, Kind, decode_header};
 
+use crate::disk::Lease;
 use crate::error::{Damage, ReadError, SegmentId};
 use crate::format::{PREFIX_BYTES, Prefix, PrefixFound, RecordKind, twin_of};
 use crate::index::{Located, LogIndex, View};
-use crate::types::ReaderStats;
+use crate::types::{Counters, ReaderStats};
 
 /// What the writer and its readers share.
 pub(crate) struct Shared {
     index: RwLock<LogIndex>,
+    /// Removed segments that somebody still read from, as far as nobody looked whether they still do.
+    held: Mutex<Vec<Held>>,
+    held_limit_bytes: u64,
+}
+
+/// A removed segment.
+struct Held {
+    lease: Lease,
+    bytes: u64,
 }
 
 impl Shared {
-    pub(crate) fn new(index: LogIndex) -> Shared {
-        Shared { index: RwLock::new(index) }
+    pub(crate) fn new(index: LogIndex, held_limit_bytes: u64) -> Shared {
+        Shared { index: RwLock::new(index), held: Mutex::default(), held_limit_bytes }
+    }
+
+    /// Remembers a removed segment as long as somebody can read from it.
+    pub(crate) fn hold(&self, lease: Lease, bytes: u64) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(Held { lease, bytes });
+    }
+
+    /// Forgets removed segments that nobody can read from any more; number and bytes of the others.
+    fn held(&self) -> (u64, u64) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|held| held.lease.strong_count() > 0);
+        (held.len() as u64, held.iter().map(|held| held.bytes).sum())
+    }
+
+    pub(crate) fn sweep_held(&self, counters: &Counters) {
+        counters.held_bytes.store(self.held().1, Ordering::Relaxed);
     }
 
     // A panic while the lock is held leaves an index that may lack an entry, never one that points at wrong bytes:
@@ -201,7 +228,10 @@ impl LogReader {
     pub fn stats(&self) -> ReaderStats {
         let index = self.shared.read();
         let bytes = index.segments.iter().map(|segment| segment.view.written()).sum();
-        ReaderStats { segments: index.segments.len() as u64, bytes }
+        let segments = index.segments.len() as u64;
+        drop(index);
+        let (held_segments, held_bytes) = self.shared.held();
+        ReaderStats { segments, bytes, held_segments, held_bytes, held_limit_bytes: self.shared.held_limit_bytes }
     }
 
     fn locate(&self, wanted: u64) -> Result<Located, ReadError> {

@@ -44,8 +44,10 @@ pub(crate) enum Link {
 pub(crate) enum BehindIt {
     /// Zeroes up to the end of the file.
     Nothing,
-    /// Bytes, but no record of ours.
+    /// Bytes, but no record at all.
     Bytes,
+    /// Records of an earlier life of the file, none of ours.
+    Stale,
     /// Records of ours, none of which proves that this place was synced.
     Unproven,
     /// Proof that this place was synced.
@@ -91,10 +93,11 @@ pub(crate) enum Verdict {
 /// | frame | settled or none | - | `WrongChain`: every byte is right, so it is no torn write |
 /// | newer | - | - | `NewerVersion` |
 /// | nothing | - | nothing | `End` |
-/// | stale | - | nothing or bytes | `EndBeforeStale` |
+/// | nothing | - | stale | `EndBeforeStale`: in a recycled file every write ends with zeroes |
+/// | stale | - | nothing, bytes or stale | `EndBeforeStale` |
 /// | nothing | - | bytes or unproven | `Torn`: the first sectors of a write are missing |
 /// | stale | - | unproven | `Torn` |
-/// | broken | - | nothing, bytes or unproven | `Torn` |
+/// | broken | - | nothing, bytes, stale or unproven | `Torn` |
 /// | nothing, stale, broken | - | proven | `Damaged` |
 pub(crate) fn verdict(found: Found) -> Verdict {
     use BehindIt::{Bytes, Nothing, Proven, Unproven};
@@ -109,10 +112,12 @@ pub(crate) fn verdict(found: Found) -> Verdict {
         }
         (Stands::Nothing | Stands::Stale | Stands::Broken, _, Proven) => Verdict::Damaged,
         (Stands::Nothing, _, Nothing) => Verdict::End,
-        (Stands::Stale, _, Nothing | Bytes) => Verdict::EndBeforeStale,
+        (Stands::Nothing, _, BehindIt::Stale) | (Stands::Stale, _, Nothing | Bytes | BehindIt::Stale) => {
+            Verdict::EndBeforeStale
+        }
         (Stands::Nothing, _, Bytes | Unproven)
         | (Stands::Stale, _, Unproven)
-        | (Stands::Broken, _, Nothing | Bytes | Unproven) => Verdict::Torn,
+        | (Stands::Broken, _, Nothing | Bytes | BehindIt::Stale | Unproven) => Verdict::Torn,
     }
 }
 
@@ -129,6 +134,8 @@ pub(crate) enum OpeningIs {
     Foreign,
     /// Valid, of another segment: the file was renamed or copied.
     Misplaced,
+    /// Valid, of a segment that was released: the file waits for its next life.
+    Recycled,
     /// Valid and ours.
     Ours,
 }
@@ -179,9 +186,9 @@ pub(crate) enum SegmentVerdict {
 /// | misplaced | - | - | `Damaged` |
 /// | ours | behind a gap | - | `Missing` |
 /// | ours | in line | - | `Use` |
-/// | absent, broken | behind a gap | yes | `Missing` |
-/// | absent, broken | in line | yes | `Damaged` |
-/// | absent, broken | - | no | `Prepared` |
+/// | absent, broken, recycled | behind a gap | yes | `Missing` |
+/// | absent, broken, recycled | in line | yes | `Damaged` |
+/// | absent, broken, recycled | - | no | `Prepared` |
 pub(crate) fn segment_verdict(found: FoundSegment) -> SegmentVerdict {
     let written = found.begun_later || found.records;
     match (found.opening, found.position, written) {
@@ -190,9 +197,13 @@ pub(crate) fn segment_verdict(found: FoundSegment) -> SegmentVerdict {
         (OpeningIs::Misplaced, _, _) => SegmentVerdict::Damaged,
         (OpeningIs::Ours, Position::BehindGap, _) => SegmentVerdict::Missing,
         (OpeningIs::Ours, Position::InLine, _) => SegmentVerdict::Use,
-        (OpeningIs::Absent | OpeningIs::Broken, Position::BehindGap, true) => SegmentVerdict::Missing,
-        (OpeningIs::Absent | OpeningIs::Broken, Position::InLine, true) => SegmentVerdict::Damaged,
-        (OpeningIs::Absent | OpeningIs::Broken, _, false) => SegmentVerdict::Prepared,
+        (OpeningIs::Absent | OpeningIs::Broken | OpeningIs::Recycled, Position::BehindGap, true) => {
+            SegmentVerdict::Missing
+        }
+        (OpeningIs::Absent | OpeningIs::Broken | OpeningIs::Recycled, Position::InLine, true) => {
+            SegmentVerdict::Damaged
+        }
+        (OpeningIs::Absent | OpeningIs::Broken | OpeningIs::Recycled, _, false) => SegmentVerdict::Prepared,
     }
 }
 
@@ -203,7 +214,8 @@ mod tests {
     const STANDS: [Stands; 6] =
         [Stands::Nothing, Stands::Stale, Stands::Broken, Stands::Newer, Stands::Control, Stands::Frame];
     const LINKS: [Link; 4] = [Link::Next, Link::Earlier, Link::Settled, Link::None];
-    const BEHIND: [BehindIt; 4] = [BehindIt::Nothing, BehindIt::Bytes, BehindIt::Unproven, BehindIt::Proven];
+    const BEHIND: [BehindIt; 5] =
+        [BehindIt::Nothing, BehindIt::Bytes, BehindIt::Stale, BehindIt::Unproven, BehindIt::Proven];
 
     /// Every combination has one verdict, and the verdicts keep the promises that do not depend on the details.
     #[test]
@@ -229,8 +241,8 @@ mod tests {
 
     #[test]
     fn every_segment_has_one_verdict() {
-        use OpeningIs::{Absent, Broken, Foreign, Misplaced, Newer, Ours};
-        for opening in [Absent, Broken, Newer, Foreign, Misplaced, Ours] {
+        use OpeningIs::{Absent, Broken, Foreign, Misplaced, Newer, Ours, Recycled};
+        for opening in [Absent, Broken, Newer, Foreign, Misplaced, Recycled, Ours] {
             for position in [Position::InLine, Position::BehindGap] {
                 for (begun_later, records) in [(false, false), (false, true), (true, false), (true, true)] {
                     let verdict = segment_verdict(FoundSegment { opening, position, begun_later, records });

@@ -40,6 +40,8 @@ pub(crate) struct Ended {
     pub(crate) proven: u64,
     pub(crate) sealed: bool,
     pub(crate) why: Why,
+    /// Whether records of an earlier life of the file follow.
+    pub(crate) recycled: bool,
     /// Hard states of which one copy is gone: where they stand, and the bytes that should stand there.
     pub(crate) repairs: Vec<(u64, Vec<u8>)>,
 }
@@ -167,8 +169,9 @@ impl Replay {
 
     fn end(&mut self, view: Arc<View>, capacity: u64, stop: Stop) {
         let mut why = Why::Clean;
+        let recycled = stop.broken.as_ref().is_some_and(|(_, behind, _)| behind.stale);
         match stop.broken {
-            Some((Verdict::Torn, behind, _)) => why = Why::Torn { used_to: behind.used_to },
+            Some((Verdict::Torn, behind, _)) => why = Why::Torn { used_to: behind.cut_to(stop.at) },
             Some((Verdict::EndBeforeStale, behind, _)) => self.report.stale_bytes = behind.used_to - stop.at,
             _ => {}
         }
@@ -179,6 +182,7 @@ impl Replay {
             proven: stop.proven,
             sealed: stop.sealed,
             why,
+            recycled,
             repairs: stop.repairs,
         });
     }
@@ -270,6 +274,8 @@ impl Replay {
             BehindIt::Proven
         } else if behind.next.is_some() {
             BehindIt::Unproven
+        } else if behind.stale {
+            BehindIt::Stale
         } else if behind.used_to > stop.at {
             BehindIt::Bytes
         } else {

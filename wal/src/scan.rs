@@ -8,8 +8,8 @@ use graven_frame::{FrameError, HEADER_BYTES, Header, decode_header};
 
 use crate::disk::DiskFile;
 use crate::format::{
-    BOUNDARY, Footer, OPENING_BYTES, PREFIX_BYTES, Prefix, PrefixFound, RecordKind, SMALL_PAYLOAD, decode_hard_state,
-    decode_reset, decode_trailer, is_zero, twin_of,
+    BOUNDARY, Footer, OPENING_BYTES, PREFIX_BYTES, Prefix, PrefixFound, RecordKind, SMALL_PAYLOAD, TWIN_BLOCK,
+    decode_hard_state, decode_reset, decode_trailer, is_zero, twin_of,
 };
 use crate::log::head_crc;
 use crate::planted::{Bug, is_planted};
@@ -78,6 +78,23 @@ pub(crate) struct Behind {
     pub(crate) watermark: u64,
     /// Byte behind the last one that is not zero.
     pub(crate) used_to: u64,
+    /// Byte behind the last record of ours, the broken one at the place itself included.
+    pub(crate) ours_to: u64,
+    /// Whether there are records of an earlier life of the file.
+    pub(crate) stale: bool,
+}
+
+impl Behind {
+    /// Byte behind what an unfinished write at `at` may have left.
+    pub(crate) fn cut_to(&self, at: u64) -> u64 {
+        if self.stale {
+            // What is not zero here may be older than this life of the file: take what is surely of it, and the block in
+            // which the write began.
+            self.ours_to.max((at + BOUNDARY).next_multiple_of(TWIN_BLOCK)).min(self.used_to.max(at))
+        } else {
+            self.used_to
+        }
+    }
 }
 
 /// Bytes read at once.
@@ -248,7 +265,8 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
 
     /// Searches every boundary behind `at` to the end of the file.
     pub(crate) fn behind(&mut self, at: u64) -> io::Result<Behind> {
-        let mut behind = Behind { used_to: at, ..Behind::default() };
+        let mut behind = Behind { used_to: at, ours_to: at, ..Behind::default() };
+        let file_end = self.len;
         let mut next = at;
         while next < self.len {
             let (segment, salt) = (self.segment, self.salt);
@@ -263,7 +281,7 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
                 let mut entries = Vec::new();
                 for (step, place) in bytes.chunks(BOUNDARY as usize).enumerate() {
                     let position = next + step as u64 * BOUNDARY;
-                    if position == at || !Prefix::looks_like(place) {
+                    if !Prefix::looks_like(place) {
                         continue;
                     }
                     let Some(PrefixFound::Good(prefix)) = place.first_chunk().map(Prefix::decode) else { continue };
@@ -271,6 +289,11 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
                         || (salt.is_some_and(|salt| salt != prefix.salt) && !is_planted(Bug::SaltForgotten))
                         || prefix.position != position
                     {
+                        behind.stale |= prefix.position == position;
+                        continue;
+                    }
+                    behind.ours_to = behind.ours_to.max(prefix.end().min(file_end));
+                    if position == at {
                         continue;
                     }
                     behind.next = behind.next.or(Some(position));

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, DiskFile, DiskMap, LockError, WriteMode};
+use crate::disk::{Disk, DiskFile, DiskMap, Lease, LockError, WriteMode};
 
 /// What a disk writes in one piece.
 pub const SECTOR_BYTES: usize = 512;
@@ -670,8 +670,17 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
+    fn shorten(&self, len: u64) -> io::Result<()> {
+        let mut state = self.disk.state();
+        state.enter(Op::Write).map_err(|(_, error)| error)?;
+        let image = &mut state.files[self.file];
+        image.live.truncate(len as usize);
+        image.len = image.len.min(len);
+        Ok(())
+    }
+
     fn map(&self, _len: u64) -> io::Result<Arc<dyn DiskMap>> {
-        Ok(Arc::new(SimMap { disk: self.disk.clone(), file: self.file }))
+        Ok(Arc::new(SimMap { disk: self.disk.clone(), file: self.file, lease: Arc::new(()) }))
     }
 }
 
@@ -679,6 +688,7 @@ impl DiskFile for SimFile {
 struct SimMap {
     disk: SimDisk,
     file: usize,
+    lease: Arc<()>,
 }
 
 impl DiskMap for SimMap {
@@ -693,4 +703,14 @@ impl DiskMap for SimMap {
     }
 
     fn populate(&self, _from: u64, _to: u64) {}
+
+    fn lease(&self) -> Lease {
+        let lease: Arc<dyn std::any::Any + Send + Sync> = Arc::clone(&self.lease) as _;
+        Arc::downgrade(&lease)
+    }
+
+    fn is_unborrowed(&mut self) -> bool {
+        // What was read is a copy: only another holder of the view could see the file's next life through it.
+        true
+    }
 }

@@ -33,6 +33,12 @@ pub struct Options {
     pub sync: SyncMethod,
     /// Segments kept ready ahead of the active one; the last of them is the reserve for a full disk. At least 1.
     pub prepared_segments: usize,
+    /// Released segments are kept for reuse as long as no more than this many are ready; the others are removed. Above
+    /// `prepared_segments`, so that a log that is trimmed as fast as it grows makes no new files.
+    pub recycled_segments: usize,
+    /// How many bytes of removed segments readers may keep on the disk by what they borrow. The log only counts, see
+    /// [`ReaderStats::held_bytes`]: past it, whoever owns the readers closes the oldest one.
+    pub held_limit_bytes: u64,
     /// Open only a log of this cluster.
     pub expect_cluster: Option<u128>,
     /// Open only the log of this node.
@@ -45,6 +51,8 @@ impl Default for Options {
             segment_bytes: 64 << 20,
             sync: SyncMethod::default(),
             prepared_segments: 2,
+            recycled_segments: 4,
+            held_limit_bytes: 1 << 30,
             expect_cluster: None,
             expect_node: None,
         }
@@ -167,7 +175,7 @@ pub enum PrepareState {
 /// What the log did so far, since it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct WalStats {
-    /// Syncs that were asked of the disk.
+    /// Syncs that were asked of the disk, those of preparation excepted.
     pub syncs: u64,
     /// Frames appended.
     pub frames: u64,
@@ -177,8 +185,18 @@ pub struct WalStats {
     pub bytes_prepared: u64,
     /// Times the log went on in the next segment.
     pub rotations: u64,
-    /// Rotations that found no prepared segment.
+    /// Syncs of preparation.
+    pub preparing_syncs: u64,
+    /// Rotations into a segment that had its space and was not zero-filled yet.
     pub unprepared_rotations: u64,
+    /// Segments that an append had to take the space for, because preparation was not called in time.
+    pub late_allocations: u64,
+    /// Segment files that were made.
+    pub created: u64,
+    /// Released segments that were kept for reuse.
+    pub recycled: u64,
+    /// Bytes of removed segments that are still on the disk, because somebody borrows from them.
+    pub held_bytes: u64,
     /// Segments in use.
     pub segments: u64,
     /// Bytes of all segment files, the prepared ones included.
@@ -192,6 +210,12 @@ pub struct ReaderStats {
     pub segments: u64,
     /// Written bytes in them.
     pub bytes: u64,
+    /// Removed segments that are still on the disk, because somebody borrows from them.
+    pub held_segments: u64,
+    /// Bytes of those.
+    pub held_bytes: u64,
+    /// How many there may be ([`Options::held_limit_bytes`]); past that the oldest reader should be closed.
+    pub held_limit_bytes: u64,
 }
 
 /// The counters behind [`WalStats`], shared so that another thread may look.
@@ -202,7 +226,12 @@ pub struct Counters {
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_prepared: AtomicU64,
     pub(crate) rotations: AtomicU64,
+    pub(crate) preparing_syncs: AtomicU64,
     pub(crate) unprepared_rotations: AtomicU64,
+    pub(crate) late_allocations: AtomicU64,
+    pub(crate) created: AtomicU64,
+    pub(crate) recycled: AtomicU64,
+    pub(crate) held_bytes: AtomicU64,
     pub(crate) segments: AtomicU64,
     pub(crate) bytes_on_disk: AtomicU64,
 }
@@ -218,7 +247,12 @@ impl Counters {
             bytes_written: load(&self.bytes_written),
             bytes_prepared: load(&self.bytes_prepared),
             rotations: load(&self.rotations),
+            preparing_syncs: load(&self.preparing_syncs),
             unprepared_rotations: load(&self.unprepared_rotations),
+            late_allocations: load(&self.late_allocations),
+            created: load(&self.created),
+            recycled: load(&self.recycled),
+            held_bytes: load(&self.held_bytes),
             segments: load(&self.segments),
             bytes_on_disk: load(&self.bytes_on_disk),
         }

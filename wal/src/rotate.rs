@@ -1,0 +1,162 @@
+//! From one segment to the next, and away with those at the front.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crate::disk::{Disk, DiskFile};
+use crate::error::AppendError;
+use crate::format::{
+    Footer, OPENING_BYTES, Opening, PREFIX_BYTES, RecordKind, TRAILER_BYTES, encode_trailer, extent, segment_name,
+};
+use crate::index::{SegmentIndex, View};
+use crate::log::{Active, PADDING, Wal};
+use crate::planted::{Bug, is_planted};
+use crate::pool::{Failure, Prepared};
+use crate::types::{Counters, HardState, SyncMethod};
+
+impl<D: Disk> Wal<D> {
+    /// Lets go of segments at the front that hold only entries below `index`; returns the first entry still held.
+    ///
+    /// One that nobody reads or borrows from is kept for reuse, as far as there is use for it; the others are removed. The
+    /// bytes of a removed one stay on the disk until its last borrower is gone: [`crate::ReaderStats::held_bytes`].
+    ///
+    /// # Errors
+    /// The first error closes the log for good.
+    pub fn release_before(&mut self, index: u64) -> Result<u64, AppendError> {
+        self.check_open()?;
+        if self.shared.read().releasable(index).is_some() {
+            // A segment may be free to go because of a reset or a superseding entry behind it. Power fails after the removal
+            // and before those are durable: the log would be without either.
+            self.sync()?;
+        }
+        loop {
+            let Some((id, capacity)) = self.shared.read().releasable(index) else { break };
+            // Out of the index first: from here on nobody new can come to read it.
+            let Some(released) = self.shared.write().drop_first() else { break };
+            let mut view = released.view;
+            let unread = Arc::get_mut(&mut view).and_then(|view| Arc::get_mut(&mut view.map));
+            let recycled = match unread.is_some_and(|map| map.is_unborrowed()) {
+                true => self.pool.recycle(id, capacity, &self.counters),
+                false => {
+                    self.shared.hold(view.map.lease(), capacity);
+                    Ok(false)
+                }
+            };
+            if recycled.map_err(|failure| self.close_for(failure))? {
+                Counters::sub(&self.counters.segments, 1);
+                continue;
+            }
+            let removed = self.disk.remove(&segment_name(id)).map_err(Failure::at("remove", id, 0));
+            // Each removal is made durable before the next: a hole between segments would look like a lost one.
+            let removed = if is_planted(Bug::RemovalUnsynced) {
+                removed
+            } else {
+                removed.and_then(|()| self.disk.sync_dir().map_err(Failure::at("sync the directory for", id, 0)))
+            };
+            removed.map_err(|failure| self.close_for(failure))?;
+            Counters::sub(&self.counters.segments, 1);
+            Counters::sub(&self.counters.bytes_on_disk, capacity);
+        }
+        self.shared.sweep_held(&self.counters);
+        Ok(self.shared.read().base.index + 1)
+    }
+
+    /// Seals the active segment and goes on in the next one, which the pool has.
+    pub(crate) fn rotate(&mut self, capacity: u64) -> Result<(), AppendError> {
+        if !self.active.sealed {
+            self.seal()?;
+        }
+        let Some(next) = self.pool.take(&self.counters) else {
+            return Err(AppendError::DiskFull { segment_bytes: capacity });
+        };
+        let begun = self.begin(next);
+        begun.map_err(|failure| self.close_for(failure))?;
+        Counters::add(&self.counters.rotations, 1);
+        Counters::add(&self.counters.segments, 1);
+        Ok(())
+    }
+
+    fn begin(&mut self, next: Prepared<D::File>) -> Result<(), Failure> {
+        let salt = self.disk.random().map_err(Failure::at("draw a salt for", next.id, 0))?;
+        let opening = Opening {
+            segment: next.id,
+            salt,
+            identity: self.identity,
+            capacity: next.capacity,
+            hard_state: if is_planted(Bug::HardStateTrimmed) { HardState::default() } else { self.hard_state },
+            base: self.tail,
+            known_commit: self.noted_commit.min(self.durable_index),
+        };
+        if is_planted(Bug::SyncBeforeWrite) {
+            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
+        }
+        let mut block = opening.encode();
+        if next.recycled {
+            // The end mark of a segment without records.
+            block.resize(block.len() + PREFIX_BYTES, 0);
+        }
+        next.file.write_at(0, &block).map_err(Failure::at("write", next.id, 0))?;
+        // Power fails before this sync: the block may be torn, the segment counts as never begun, and the log ends with
+        // the one before, which is right, because no record was let into this one.
+        if self.options.sync != SyncMethod::UnsafeNone && !is_planted(Bug::SyncBeforeWrite) {
+            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
+            Counters::add(&self.counters.syncs, 1);
+        }
+        let map = next.file.map(next.capacity).map_err(Failure::at("map", next.id, 0))?;
+        let view = Arc::new(View { id: next.id, salt, map, written: AtomicU64::new(OPENING_BYTES) });
+        self.shared.write().segments.push(SegmentIndex::new(Arc::clone(&view), next.capacity, self.tail));
+        // The old file's descriptor closes here, after its seal was synced through it.
+        self.active = Active {
+            view,
+            file: next.file,
+            capacity: next.capacity,
+            written: OPENING_BYTES,
+            synced: OPENING_BYTES,
+            vouched: OPENING_BYTES,
+            sealed: false,
+            recycled: next.recycled,
+        };
+        Counters::add(&self.counters.bytes_written, OPENING_BYTES);
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), AppendError> {
+        let payload = self.footer().encode();
+        let at = self.active.written;
+        let prefix = self.prefix(RecordKind::Footer, at, payload.len(), crc32fast::hash(&payload)).encode();
+        let end = at + extent(payload.len());
+        let padding = &PADDING[..(end - at) as usize - PREFIX_BYTES - payload.len()];
+        self.write(&mut [IoSlice::new(&prefix), IoSlice::new(&payload), IoSlice::new(padding)], end)?;
+        let trailer_at = self.active.capacity - TRAILER_BYTES;
+        let trailer = self.trailer(trailer_at, at);
+        let written = self.active.file.write_at(trailer_at, &trailer);
+        written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, trailer_at)(cause)))?;
+        self.active.sealed = true;
+        if is_planted(Bug::SealWithoutSync) { Ok(()) } else { self.sync() }
+    }
+
+    pub(crate) fn trailer(&self, at: u64, footer_at: u64) -> Vec<u8> {
+        let payload = encode_trailer(footer_at);
+        let prefix = self.prefix(RecordKind::Trailer, at, payload.len(), crc32fast::hash(&payload)).encode();
+        [prefix.as_slice(), &payload].concat()
+    }
+
+    fn footer(&self) -> Footer {
+        let index = self.shared.read();
+        let mut footer = Footer {
+            base: index.base,
+            tail: self.tail,
+            hard_state: self.hard_state,
+            known_commit: self.noted_commit.min(self.durable_index),
+            ..Footer::default()
+        };
+        if let Some(segment) = index.segments.last() {
+            footer.reset = segment.reset;
+            footer.runs.clone_from(&segment.runs);
+            footer.memberships.clone_from(&segment.memberships);
+            footer.points.clone_from(&segment.points);
+        }
+        footer
+    }
+}
