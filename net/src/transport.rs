@@ -283,6 +283,21 @@ const BULK_ACK_EVERY: u32 = 10;
 /// The end of a burst is acknowledged within this.
 const BULK_ACK_DELAY: Duration = Duration::from_millis(2);
 
+/// Whether an error code of QUIC carries a TLS alert (RFC 9001, 4.8).
+pub(crate) fn is_alert(code: u64) -> bool {
+    (ALERTS..ALERTS + 0x100).contains(&code)
+}
+
+/// Whether it carries an alert that says something against the other side's certificate.
+pub(crate) fn is_certificate_alert(code: u64) -> bool {
+    is_alert(code) && CERTIFICATE_ALERTS.contains(&(code - ALERTS))
+}
+
+const ALERTS: u64 = 0x100;
+/// bad, unsupported, revoked, expired, unknown certificate, unknown_ca, access_denied, decrypt_error (a signature that is
+/// not the certificate's), certificate_required.
+const CERTIFICATE_ALERTS: [u64; 9] = [42, 43, 44, 45, 46, 48, 49, 51, 116];
+
 fn var_int(value: u64) -> VarInt {
     VarInt::from_u64(value).unwrap_or(VarInt::MAX)
 }

@@ -12,8 +12,8 @@ use crate::protocol::{
     ALPN, CLOSE_UNAUTHENTICATED, ErrorCode, FEATURE_LEVEL, Failure, Hello, HelloReply, LeaderView, MAX_MESSAGE_BYTES,
     OLDEST_VERSION, Request, Response, StreamKind, VERSION, Welcome,
 };
-use crate::tls::{TlsError, TlsIdentity, server_name};
-use crate::transport::{Mtu, Profile};
+use crate::tls::{self, TlsError, TlsIdentity, server_name};
+use crate::transport::{self, Mtu, Profile};
 use crate::wire;
 
 /// An established connection whose hellos were exchanged.
@@ -81,12 +81,16 @@ pub(super) async fn dial(
                 });
             }
             Ok((_, welcome)) => failure = unavailable(&format!("it calls itself {}", welcome.name)),
+            // Another host may be behind another address of the name; if none of them answers, this is what to tell.
             Err(DialError::Unauthenticated(sentence)) => {
                 let message = format!("node {name} at {address}: {sentence}");
-                return Err(Failure::refused(ErrorCode::Unauthenticated, message).with("node", name));
+                failure = Failure::refused(ErrorCode::Unauthenticated, message).with("node", name);
             }
             Err(DialError::Refused(refused)) => return Err(refused),
-            Err(DialError::Other(cause)) => failure = unavailable(&cause),
+            Err(DialError::Other(cause)) if failure.code != ErrorCode::Unauthenticated => {
+                failure = unavailable(&cause);
+            }
+            Err(DialError::Other(_)) => {}
         }
     }
     Err(failure)
@@ -158,21 +162,21 @@ async fn greet(
 fn classify(cause: &ConnectionError) -> DialError {
     let (code, sentence) = match cause {
         ConnectionError::TransportError(error) => {
-            (u64::from(error.code), format!("its certificate is refused: {}", error.reason))
+            (u64::from(error.code), format!("its certificate is refused: {}", tls::sentence(&error.reason)))
         }
         ConnectionError::ConnectionClosed(close) => {
             let reason = String::from_utf8_lossy(&close.reason);
-            (u64::from(close.error_code), format!("it refuses this client's certificate: {reason}"))
+            (u64::from(close.error_code), format!("it refuses this client's certificate: {}", tls::sentence(&reason)))
         }
         ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_UNAUTHENTICATED.into() => {
             return DialError::Unauthenticated(String::from_utf8_lossy(&close.reason).into_owned());
         }
         other => return DialError::Other(other.to_string()),
     };
-    match code.checked_sub(CRYPTO_ERRORS).map(u8::try_from) {
-        Some(Ok(alert)) if CERTIFICATE_ALERTS.contains(&alert) => DialError::Unauthenticated(sentence),
-        _ => DialError::Other(cause.to_string()),
+    if transport::is_certificate_alert(code) {
+        return DialError::Unauthenticated(sentence);
     }
+    DialError::Other(cause.to_string())
 }
 
 /// One message on a stream of its own, answered by one message.
@@ -190,11 +194,6 @@ async fn exchange<T: serde::de::DeserializeOwned>(
     wire::decode::<MAX_MESSAGE_BYTES, T>(&answer).map_err(|cause| cause.to_string())
 }
 
-/// QUIC's error codes for TLS alerts begin here.
-const CRYPTO_ERRORS: u64 = 0x100;
-/// bad, unsupported, revoked, expired, unknown certificate, unknown_ca, access_denied, decrypt_error (a signature that is
-/// not the certificate's), certificate_required.
-const CERTIFICATE_ALERTS: [u8; 9] = [42, 43, 44, 45, 46, 48, 49, 51, 116];
 /// A node on the other side of the world answers a handshake and a hello within this; after it we try the next one.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Addresses of one host name that are tried.

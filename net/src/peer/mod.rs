@@ -453,10 +453,11 @@ impl Shared {
 
     async fn tell_refused(&self, node: Option<NodeId>, address: SocketAddr, by: RefusedBy, refusal: Refusal) {
         if self.told.is_new(node, address, by, &refusal) {
+            // The driver says it aloud: it knows the log that the operator reads.
             let who = node.map_or_else(|| address.to_string(), |node| format!("node {} at {address}", node.0));
             match by {
-                RefusedBy::Us => tracing::warn!("refused a connection from {who}: {refusal}"),
-                RefusedBy::Them => tracing::warn!("{who} refused our connection: {refusal}"),
+                RefusedBy::Us => tracing::debug!("refused a connection from {who}: {refusal}"),
+                RefusedBy::Them => tracing::debug!("{who} refused our connection: {refusal}"),
             }
             self.tell(PeerEvent::Refused { node, address, by, refusal }).await;
         }

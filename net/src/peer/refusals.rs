@@ -11,6 +11,7 @@ use quinn::{ConnectionError, VarInt};
 use quinn_proto::TransportErrorCode;
 
 use super::{CLOSE_REFUSED, Refusal, RefusedBy, stats::Counter};
+use crate::{tls::sentence, transport::is_alert};
 
 /// The refusals that were told lately.
 #[derive(Default)]
@@ -66,10 +67,10 @@ pub(super) fn refused_certificate(error: &ConnectionError) -> Option<(RefusedBy,
         ConnectionError::ConnectionClosed(close) if is_no_protocol(close.error_code) => {
             Some((RefusedBy::Them, no_protocol()))
         }
-        ConnectionError::TransportError(local) if is_alert(local.code) => {
+        ConnectionError::TransportError(local) if is_alert(local.code.into()) => {
             Some((RefusedBy::Us, Refusal::Certificate(sentence(&local.reason))))
         }
-        ConnectionError::ConnectionClosed(close) if is_alert(close.error_code) => {
+        ConnectionError::ConnectionClosed(close) if is_alert(close.error_code.into()) => {
             Some((RefusedBy::Them, Refusal::Certificate(sentence(&String::from_utf8_lossy(&close.reason)))))
         }
         ConnectionError::ApplicationClosed(close) if close.error_code == CLOSE_REFUSED => {
@@ -84,21 +85,10 @@ fn is_no_protocol(code: TransportErrorCode) -> bool {
     u64::from(code) == 0x100 + 120
 }
 
-/// Whether the code carries a TLS alert (RFC 9001, 4.8).
-fn is_alert(code: TransportErrorCode) -> bool {
-    (0x100..0x200).contains(&u64::from(code))
-}
-
-/// What the other side wrote, cut to a line: it goes to a log.
-fn sentence(reason: &str) -> String {
-    let line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARS_MAX).collect();
-    let line = line.strip_prefix("invalid peer certificate: ").unwrap_or(&line).trim();
-    if line.is_empty() { "certificate refused without a reason".to_owned() } else { line.to_owned() }
-}
-
-const REASON_CHARS_MAX: usize = 300;
+/// A close must fit beside everything else in one small packet.
+const REASON_BYTES_MAX: usize = 300;
 
 /// A close reason that fits beside everything else in one small packet.
 pub(super) fn close(connection: &quinn::Connection, code: VarInt, reason: &str) {
-    connection.close(code, reason.as_bytes().get(..REASON_CHARS_MAX).unwrap_or(reason.as_bytes()));
+    connection.close(code, reason.as_bytes().get(..REASON_BYTES_MAX).unwrap_or(reason.as_bytes()));
 }

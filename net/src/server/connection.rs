@@ -42,7 +42,12 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
     match tokio::time::timeout(shared.handshake_timeout, greet(&shared, &connection)).await {
         Ok(Ok(())) => {}
         Ok(Err(sentence)) => {
-            tracing::info!(client = %caller.name, "connection closed: {sentence}");
+            // Whoever closed it by himself had no need of it any more: another node answered earlier.
+            if connection.close_reason().is_some() {
+                tracing::debug!(client = %caller.name, "connection lost before the hello: {sentence}");
+            } else {
+                tracing::info!(client = %caller.name, "connection closed: {sentence}");
+            }
             connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
             return;
         }

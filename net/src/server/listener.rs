@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use quinn::ConnectionError;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -13,7 +14,7 @@ use super::Service;
 use super::connection::{self, Shared, feature_level};
 use crate::protocol::budget::Budget;
 use crate::protocol::{ALPN, CLOSE_BUSY, CLOSE_SHUTDOWN, VERSION, Welcome};
-use crate::tls::{Credentials, Identity, TlsError, TlsIdentity};
+use crate::tls::{self, Credentials, Identity, TlsError, TlsIdentity};
 use crate::transport::{self, Mtu, Profile, ResetKey};
 
 /// How a node listens for clients. Every number is a bound on memory (P11).
@@ -241,6 +242,7 @@ async fn accept<S: Service>(
         let (shared, connections, timeout) = (shared.clone(), connections.clone(), config.handshake_timeout);
         let max_connections = config.max_connections;
         tasks.spawn(async move {
+            let address = incoming.remote_address();
             let Ok(connecting) = incoming.accept() else { return };
             let handshake = tokio::time::timeout(timeout, connecting).await;
             drop(permit);
@@ -255,12 +257,30 @@ async fn accept<S: Service>(
                     };
                     connection::serve(shared, connection).await;
                 }
-                Ok(Err(cause)) => tracing::info!("handshake with a client failed: {cause}"),
+                Ok(Err(cause)) => match refused(&cause) {
+                    Some(sentence) => tracing::info!(%address, "{sentence}"),
+                    None => tracing::debug!(%address, "handshake with a client failed: {cause}"),
+                },
                 Err(_) => tracing::debug!("handshake with a client did not finish in time"),
             }
         });
     }
     while tasks.join_next().await.is_some() {}
+}
+
+/// The line for a handshake that one side ended because of the other's certificate or protocol; anything else is a client that
+/// went away, as one does that asked several nodes and was answered by another.
+fn refused(cause: &ConnectionError) -> Option<String> {
+    match cause {
+        ConnectionError::TransportError(error) if transport::is_alert(error.code.into()) => {
+            Some(format!("client refused: {}", tls::sentence(&error.reason)))
+        }
+        ConnectionError::ConnectionClosed(close) if transport::is_certificate_alert(close.error_code.into()) => {
+            let reason = String::from_utf8_lossy(&close.reason);
+            Some(format!("a client refuses this node's certificate: {}", tls::sentence(&reason)))
+        }
+        _ => None,
+    }
 }
 
 /// One of the connections allowed.

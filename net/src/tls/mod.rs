@@ -21,6 +21,7 @@ pub use authority::{AUTHORITY_CERTIFICATE, AUTHORITY_KEY, Authority, AuthorityEr
 pub use check::{CertReport, CheckError, check};
 pub use credentials::{Credentials, Reload, TlsError, TlsFiles, TlsIdentity, UnixTime, Verified};
 pub use identity::{ClientIdentity, Identity, IdentityError, NodeIdentity, Role, check_name, server_name};
+pub(crate) use verifier::sentence;
 
 /// The protocol name peers agree on in the handshake.
 pub const ALPN_PEER: &[u8] = b"graven-peer/1";

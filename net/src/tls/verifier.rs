@@ -54,6 +54,23 @@ pub(super) fn reason(error: &Error) -> String {
     }
 }
 
+/// The sentence in the reason of a connection that a certificate ended, on one line: it goes to a log or a terminal.
+///
+/// QUIC carries what rustls prints for the error, and rustls prints the errors of verifiers like ours with their wrappers.
+pub(crate) fn sentence(reason: &str) -> String {
+    let line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARS_MAX).collect();
+    let line = line.strip_prefix("invalid peer certificate: ").unwrap_or(&line);
+    // The end is missing where the reason was cut to fit into a packet.
+    let unwrapped = line.strip_prefix(WRAPPED.0).map(|rest| rest.strip_suffix(WRAPPED.1).unwrap_or(rest));
+    let line = unwrapped.unwrap_or(line).trim();
+    if line.is_empty() { "certificate refused without a reason".to_owned() } else { line.to_owned() }
+}
+
+/// What rustls puts around [`Refused`].
+const WRAPPED: (&str, &str) = ("Other(OtherError(", "))");
+/// Our sentences are shorter; the other side may write what it likes.
+const REASON_CHARS_MAX: usize = 300;
+
 #[derive(Debug)]
 struct Clients {
     inner: Arc<dyn ClientCertVerifier>,
@@ -189,7 +206,7 @@ fn named(cause: Error, der: &CertificateDer<'_>, cluster: u128) -> Error {
         (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }, _) => {
             refused(format!("certificate is of {identity}, another one was expected at this address"))
         }
-        (other, _) => refused(format!("certificate of {identity} is refused: {other:?}")),
+        (other, _) => refused(format!("certificate of {identity} is refused: {other}")),
     }
 }
 
@@ -197,6 +214,29 @@ fn refused(sentence: String) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(Refused(sentence)))))
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[error("{0}")]
 struct Refused(String);
+
+/// rustls prints it this way into the reason of a close, which [`sentence`] reads: no quotes, nothing escaped.
+impl std::fmt::Debug for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_of_a_refusal_is_read_back_as_its_sentence() {
+        let said = "certificate of node n1 (1) expired; issue a new one with `graven certs node`";
+        let reason = refused(said.to_owned()).to_string();
+        assert_eq!(sentence(&reason), said, "{reason}");
+        assert_eq!(sentence(&reason[..reason.len() - 10]), said[..said.len() - 8]);
+        assert_eq!(sentence("invalid peer certificate: UnknownIssuer"), "UnknownIssuer");
+        assert_eq!(sentence("two\nlines"), "two lines");
+        assert_eq!(sentence(""), "certificate refused without a reason");
+    }
+}
