@@ -468,6 +468,63 @@ async fn foreign_certificates_are_unauthenticated_at_once() {
     }
 }
 
+/// A certificate is refused where n1 is expected and n2 answers.
+async fn cluster_with_a_refused_leader(told: &str) -> (Cluster, Client) {
+    let cluster = Cluster::start(3).await;
+    cluster.misdirect("n1", told);
+    cluster.elect(Some("n1"));
+    let mut config = cluster.config("misled", Role::Admin);
+    config.endpoints.insert("n1".to_owned(), cluster.nodes["n2"].2.to_string());
+    config.timeout = Duration::from_secs(20);
+    let client = cluster.connect(config).await.unwrap();
+    (cluster, client)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_whose_certificate_is_refused_ends_an_append_before_the_timeout() {
+    let (cluster, client) = cluster_with_a_refused_leader("n2").await;
+    let begun = Instant::now();
+    let refused = client.append(["x"]).await.unwrap_err();
+    assert_eq!((refused.code(), refused.outcome()), (ErrorCode::Unauthenticated, Outcome::Refused), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let said = refused.to_string();
+    assert!(said.starts_with("n1 leads and cannot be used: ") && said.contains("another one was expected"), "{said}");
+    assert!(!said.contains("Other"), "{said}");
+    // What any node can do goes on.
+    client.bounds(Consistency::Local, None).await.unwrap();
+    cluster.elect(Some("n3"));
+    while client.leader().as_deref() != Some("n3") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.append(["y"]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn append_waits_for_the_successor_of_a_refused_leader() {
+    let (cluster, client) = cluster_with_a_refused_leader("n2").await;
+    elect_later(&cluster, "n3");
+    client.append(["x"]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_refused_at_one_address_is_used_at_another() {
+    let (cluster, client) = cluster_with_a_refused_leader("n1").await;
+    client.append(["x"]).await.unwrap();
+    assert_eq!(cluster.stored(), ["x"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_know_no_leader_are_named_beside_dead_ones() {
+    let mut cluster = Cluster::start(2).await;
+    cluster.elect(None);
+    cluster.kill("n1");
+    let mut config = cluster.config("orphan", Role::Admin);
+    config.timeout = Duration::from_secs(2);
+    let said = cluster.connect(config).await.unwrap().append(["x"]).await.unwrap_err().to_string();
+    assert!(said.contains("node n1 at") && said.contains("cannot be reached"), "{said}");
+    assert!(said.contains("node n2 at") && said.contains("answers and knows no leader"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unreachable_cluster_is_unavailable() {
     let mut cluster = Cluster::start(2).await;

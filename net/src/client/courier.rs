@@ -106,7 +106,7 @@ async fn carry(network: &Arc<Network>, lanes: &Lanes) {
         while !lanes.has_work() {
             lanes.work.notified().await;
         }
-        if let Some(failure) = network.verdict() {
+        if let Some(failure) = network.leader_verdict() {
             lanes.abort(&failure);
             continue;
         }

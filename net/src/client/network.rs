@@ -47,6 +47,8 @@ struct Node {
     failures: u32,
     next_try: Instant,
     failure: Option<Failure>,
+    /// Since when, and how often in a row, one side has refused the other's certificate.
+    refused: Option<(Instant, u32)>,
 }
 
 impl Network {
@@ -163,7 +165,7 @@ impl Network {
             Ok(link) => {
                 self.record_limit.store(link.max_record_bytes, Ordering::Relaxed);
                 let link = Arc::new(link);
-                (node.link, node.failure, node.failures) = (Some(link.clone()), None, 0);
+                (node.link, node.failure, node.failures, node.refused) = (Some(link.clone()), None, 0, None);
                 drop(nodes);
                 tokio::spawn(follow(Arc::downgrade(self), link.clone()));
                 self.changed.notify_one();
@@ -172,6 +174,10 @@ impl Network {
             Err(failure) => {
                 node.next_try = Instant::now() + backoff(node.failures);
                 node.failures += 1;
+                node.refused = (failure.code == ErrorCode::Unauthenticated).then(|| {
+                    let (since, times) = node.refused.unwrap_or((Instant::now(), 0));
+                    (since, times.saturating_add(1))
+                });
                 node.failure = Some(failure.clone());
                 Err(failure)
             }
@@ -221,15 +227,39 @@ impl Network {
         failures.find(|failure| failure.code == ErrorCode::Unauthenticated).cloned()
     }
 
-    /// Why there is no connection, for a message: what the nodes that failed last said.
+    /// As [`Network::verdict`], for what only the leader can do: also when certificates were refused on every way to the
+    /// leader and no other node took over.
+    pub(super) fn leader_verdict(&self) -> Option<Failure> {
+        self.verdict().or_else(|| self.leader_refused(LEADER_REFUSED))
+    }
+
+    /// Why the leader cannot be used, when certificates have been refused for `least` on every way to it.
+    fn leader_refused(&self, least: Duration) -> Option<Failure> {
+        let leader = self.view.borrow().leader.clone()?;
+        let nodes = self.lock();
+        let node = nodes.get(&leader).filter(|node| node.live().is_none())?;
+        let (since, times) = node.refused?;
+        let ways = 1 + u32::from(node.learnt.is_some());
+        if times < ways || since.elapsed() < least {
+            return None;
+        }
+        let failure = node.failure.clone()?;
+        Some(Failure { message: format!("{leader} leads and cannot be used: {}", failure.message), ..failure })
+    }
+
+    /// Why there is no leader to talk to, for a message: what the nodes that failed said last, and what the others know.
     pub(super) fn trouble(&self) -> String {
         let nodes = self.lock();
-        let failures: Vec<&str> = nodes
-            .values()
-            .filter(|node| node.live().is_none())
-            .filter_map(|node| Some(&*node.failure.as_ref()?.message))
-            .collect();
-        if failures.is_empty() { "no node says that it leads".to_owned() } else { failures.join("; ") }
+        let told = nodes.iter().filter_map(|(name, node)| match node.live() {
+            None => Some(node.failure.as_ref()?.message.clone()),
+            Some(link) => Some(match &link.view.borrow().leader {
+                None => format!("node {name} at {} answers and knows no leader", link.address),
+                Some(leader) if leader == name => format!("node {name} at {} leads and does not answer", link.address),
+                Some(leader) => format!("node {name} at {} says that {leader} leads", link.address),
+            }),
+        });
+        let told: Vec<String> = told.collect();
+        if told.is_empty() { "no node says that it leads".to_owned() } else { told.join("; ") }
     }
 
     /// Asks the leader, and goes on asking whoever leads then, until there is an answer or `timeout` has passed. Only for
@@ -239,7 +269,7 @@ impl Network {
         let mut asked = false;
         let mut passing = None;
         loop {
-            if let Some(failure) = self.verdict() {
+            if let Some(failure) = self.leader_verdict() {
                 return Err(failure);
             }
             let attempt = async {
@@ -289,6 +319,9 @@ impl Network {
         let waited = self.timeout.as_secs_f32();
         if asked {
             return Failure::unknown(ErrorCode::Timeout, format!("no answer within {waited} s; see `graven status`"));
+        }
+        if let Some(failure) = self.leader_refused(Duration::ZERO) {
+            return failure;
         }
         let trouble = self.trouble();
         Failure::refused(ErrorCode::Unavailable, format!("no leader was reached within {waited} s: {trouble}"))
@@ -365,6 +398,7 @@ impl Node {
             failures: 0,
             next_try: Instant::now(),
             failure: None,
+            refused: None,
         }
     }
 
@@ -434,3 +468,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A request unanswered for so long, while another node is known to lead, was sent to a leader of the past.
 const UNANSWERED: Duration = Duration::from_millis(100);
 const CLOSE_DELIVERY: Duration = Duration::from_millis(500);
+/// A leader whose certificate expires loses its peers within a second, and with them the leadership: so long the others get
+/// to elect another one before its refusal counts.
+const LEADER_REFUSED: Duration = Duration::from_secs(3);

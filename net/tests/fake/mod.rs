@@ -372,6 +372,12 @@ impl Cluster {
         elect(&self.world, leader);
     }
 
+    /// Nodes tell clients the address of another node for this one.
+    pub fn misdirect(&self, name: &str, to: &str) {
+        let address = self.nodes[to].2;
+        self.world.lock().unwrap().addresses.insert(name.to_owned(), address);
+    }
+
     pub fn faults(&self, name: &str) -> &Faults {
         &self.nodes[name].0.faults
     }
