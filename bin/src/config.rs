@@ -240,6 +240,11 @@ impl NodeConfig {
             let why = "\"none\" loses acknowledged records at a power failure; if you want that, set wal.unsafe_no_sync = true";
             return Err(fail("wal.sync", why.to_owned()));
         }
+        if config.retention != Retention::default() {
+            // Taken in silence it would promise that old records go away, and the disk would fill up.
+            let why = "is set, and this version does not trim by itself yet: remove the section".to_owned();
+            return Err(fail("retention", why));
+        }
         config.check_ranges().map_err(|(key, why)| fail(key, why))?;
         Ok(config)
     }
@@ -643,6 +648,12 @@ key = "/etc/graven/node.key"
         for wrong in ["host", "host:", ":5470", "host:99999", "::1:5470", "[host]:1", "a b:1", ""] {
             assert!(split_address(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn retention_is_refused_while_nothing_trims() {
+        let error = parse(&format!("{GOOD}\n[retention]\nbytes = \"1G\"\n")).expect_err("refused").to_string();
+        assert!(error.contains("retention is set"), "{error}");
     }
 
     #[test]

@@ -49,10 +49,17 @@ pub(super) struct Protocol {
     waiting: HashMap<RequestId, Waiting>,
     next_request: u64,
     members_index: u64,
-    stepping_down: Option<(Instant, oneshot::Sender<()>)>,
+    stepping_down: Option<SteppingDown>,
     led_in: u64,
     /// Term, leader and membership as last published.
     leadership: Option<(u64, Option<NodeId>, u64)>,
+}
+
+/// A hand-over before the node stops.
+struct SteppingDown {
+    until: Instant,
+    answer: oneshot::Receiver<Result<Answer, Rejection>>,
+    done: oneshot::Sender<()>,
 }
 
 enum Waiting {
@@ -133,7 +140,7 @@ impl Protocol {
         let far = Instant::now() + Duration::from_secs(1);
         let wanted = self.replica.next_deadline().map_or(far, |tick| self.started + Duration::from_micros(tick.0));
         let wanted = match &self.stepping_down {
-            Some((until, _)) => wanted.min(*until),
+            Some(stepping) => wanted.min(stepping.until),
             None => wanted,
         };
         wanted.min(far)
@@ -217,16 +224,28 @@ impl Protocol {
     /// Hands the leadership to the follower that is furthest, so that clients wait for a message and not for a timeout.
     fn step_down(&mut self, now: Now, done: oneshot::Sender<()>) {
         let core = self.replica.core();
-        let voters = core
-            .progress()
-            .filter(|follower| core.membership().is_voter(follower.node) && follower.node != self.replica.id());
-        let best = voters.max_by_key(|follower| follower.matched);
-        if let Some(best) = best.filter(|_| self.replica.leads()) {
-            let (reply, _) = oneshot::channel();
-            let request = self.register(Waiting::Other(reply));
-            self.replica.transfer(now, request, best.node);
+        let others = core.progress().filter(|follower| follower.node != self.replica.id());
+        let best = others.filter(|other| core.membership().is_voter(other.node)).max_by_key(|other| other.matched);
+        let Some(best) = best.filter(|_| self.replica.leads()) else {
+            // Nothing to hand over, or nobody to take it.
+            let _ = done.send(());
+            return;
+        };
+        let (reply, answer) = oneshot::channel();
+        let request = self.register(Waiting::Other(reply));
+        self.replica.transfer(now, request, best.node);
+        self.stepping_down = Some(SteppingDown { until: Instant::now() + STEP_DOWN_MAX, answer, done });
+    }
+
+    /// Tells whoever waits that the leadership is elsewhere, or that nobody took it.
+    fn maybe_stepped_down(&mut self) {
+        let Some(stepping) = &mut self.stepping_down else { return };
+        let answered = !matches!(stepping.answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        if (answered || !self.replica.leads() || Instant::now() >= stepping.until)
+            && let Some(stepping) = self.stepping_down.take()
+        {
+            let _ = stepping.done.send(());
         }
-        self.stepping_down = Some((Instant::now() + STEP_DOWN_MAX, done));
     }
 
     /// Carries out what the inputs of this turn caused, and publishes what changed.
@@ -246,12 +265,7 @@ impl Protocol {
             }
         }
         self.publish();
-        if let Some((until, _)) = &self.stepping_down
-            && (!self.replica.leads() || Instant::now() >= *until)
-            && let Some((_, done)) = self.stepping_down.take()
-        {
-            let _ = done.send(());
-        }
+        self.maybe_stepped_down();
     }
 
     fn carry_out(&mut self, effect: Effect, lost: &mut Vec<NodeId>) {

@@ -4,7 +4,9 @@
 //! - the groups in flight have consecutive sequence numbers, and the first of them is the oldest unanswered one;
 //! - groups before `next_unsent` were written to the current stream, those from it on were not;
 //! - `taken` is set on a group as soon as some node may have it without our having an answer, and never cleared: it decides
-//!   whether a failure is `unknown` or `refused`.
+//!   whether a failure is `unknown` or `refused`;
+//! - a final refusal of one group waits, as `doomed`, until the groups before it are answered: a node may refuse at once what
+//!   comes while what came is on its way to the disk, and an acknowledgement that is told must not be missing.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -49,6 +51,8 @@ struct State {
     queued: bool,
     progress: Instant,
     failure: Option<Failure>,
+    /// The first group that was refused for good, while earlier ones are unanswered. It and those behind it are not sent.
+    doomed: Option<(u64, Failure)>,
     /// The failure was handed out by `next_ack`.
     failure_told: bool,
     acks: VecDeque<Ack>,
@@ -110,6 +114,7 @@ impl Session {
                 queued: false,
                 progress: Instant::now(),
                 failure: None,
+                doomed: None,
                 failure_told: false,
                 acks: VecDeque::new(),
                 last_ack: None,
@@ -135,7 +140,7 @@ impl Session {
         loop {
             {
                 let mut state = self.lock();
-                if let Some(failure) = &state.failure {
+                if let Some(failure) = state.closed_by() {
                     return Err(refused_by(failure));
                 }
                 if state.has_room(batch.len_bytes(), self.window_bytes) {
@@ -165,8 +170,10 @@ impl Session {
     /// `true` when there is more.
     pub(super) fn take_unsent(&self, budget: &mut usize, out: &mut Outgoing) -> bool {
         let mut state = self.lock();
+        let end = state.sendable();
         while *budget > 0
             && let at = state.next_unsent
+            && at < end
             && let Some(flight) = state.in_flight.get_mut(at)
         {
             flight.sent = true;
@@ -174,7 +181,7 @@ impl Session {
             out.push(&flight.group);
             state.next_unsent += 1;
         }
-        let more = state.next_unsent < state.in_flight.len();
+        let more = state.next_unsent < end;
         state.queued = more;
         more
     }
@@ -183,11 +190,16 @@ impl Session {
     pub(super) fn on_answer(&self, sequence: u64, result: Result<Ack, Rejection>) -> Verdict {
         let mut state = self.lock();
         let Some(at) = state.position(sequence) else { return Verdict::GoOn };
+        if state.doomed.as_ref().is_some_and(|(doomed, _)| sequence > *doomed) {
+            // Whatever it says, an earlier group was refused for good: this one leaves a gap.
+            return Verdict::GoOn;
+        }
         let rejection = match result {
             Ok(ack) => {
                 state.in_flight[at].ack = Some(ack);
                 state.progress = Instant::now();
                 state.deliver();
+                state.maybe_fail();
                 drop(state);
                 self.wake();
                 return Verdict::GoOn;
@@ -205,13 +217,13 @@ impl Session {
             }
             Rejection::Unsure => Verdict::Repeat,
             Rejection::Failed(mut failure) => {
-                // An expired session cannot tell what it had: a group sent before may stand in the log. Every other
-                // judgement came after the check for duplicates.
-                if failure.code == ErrorCode::SessionExpired && state.in_flight[at].taken {
+                // A group sent before may stand in the log. Only these two judgements come after the check for duplicates.
+                let judged = matches!(failure.code, ErrorCode::Conflict | ErrorCode::Fenced);
+                if !judged && state.in_flight[at].taken {
                     failure.outcome = Outcome::Unknown;
                 }
-                state.in_flight[at].sent = false;
-                state.fail(at, failure);
+                state.in_flight.range_mut(at..).for_each(|flight| flight.sent = false);
+                state.doom(sequence, failure);
                 drop(state);
                 self.wake();
                 Verdict::GoOn
@@ -236,6 +248,13 @@ impl Session {
         let mut state = self.lock();
         if state.in_flight.is_empty() || now.duration_since(state.progress) < timeout {
             return;
+        }
+        if let Some((sequence, failure)) = state.doomed.take() {
+            // What came before the refused group was never answered.
+            let at = state.position(sequence).unwrap_or(0);
+            state.fail(at, Failure { outcome: Outcome::Unknown, ..failure });
+            drop(state);
+            return self.wake();
         }
         let waited = timeout.as_secs_f32();
         let failure = if state.in_flight.iter().any(|flight| flight.sent || flight.taken) {
@@ -268,7 +287,7 @@ impl Session {
         let mut state = self.lock();
         let clean = state.failure.as_ref().is_some_and(|failure| failure.outcome == Outcome::Refused);
         if clean && state.in_flight.is_empty() && state.next_sequence == sequence + 1 {
-            (state.failure, state.next_sequence) = (None, sequence);
+            (state.failure, state.doomed, state.next_sequence) = (None, None, sequence);
         }
         state.failure.is_none()
     }
@@ -321,7 +340,7 @@ impl Session {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.lock().failure.is_none()
+        self.lock().closed_by().is_none()
     }
 
     pub(super) fn set_unread(&self, unread: Unread) {
@@ -366,6 +385,34 @@ impl State {
         self.bytes += flight.group.body().len();
         self.in_flight.push_back(flight);
         !std::mem::replace(&mut self.queued, true)
+    }
+
+    /// Why nothing more may be put in flight.
+    fn closed_by(&self) -> Option<&Failure> {
+        self.failure.as_ref().or(self.doomed.as_ref().map(|(_, failure)| failure))
+    }
+
+    /// How many of the groups in flight may be sent: those before a doomed one.
+    fn sendable(&self) -> usize {
+        let doomed = self.doomed.as_ref().and_then(|(sequence, _)| self.position(*sequence));
+        doomed.unwrap_or(self.in_flight.len())
+    }
+
+    /// The group with this sequence number was refused for good.
+    fn doom(&mut self, sequence: u64, failure: Failure) {
+        if self.doomed.as_ref().is_none_or(|(doomed, _)| sequence < *doomed) {
+            self.doomed = Some((sequence, failure));
+        }
+        self.maybe_fail();
+    }
+
+    /// Closes the session once everything before the doomed group is answered.
+    fn maybe_fail(&mut self) {
+        if let Some((sequence, failure)) = self.doomed.clone()
+            && self.position(sequence).is_none_or(|at| at == 0)
+        {
+            self.fail(0, failure);
+        }
     }
 
     fn position(&self, sequence: u64) -> Option<usize> {
@@ -464,5 +511,57 @@ impl Outgoing {
         if !self.small.is_empty() {
             self.chunks.push(self.small.split().freeze());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn session_with(groups: usize) -> Session {
+        let session = Session::new(7, 1 << 20);
+        for number in 0..groups {
+            let mut batch = [number.to_string()].into_iter().collect::<Batch>();
+            session.push(&mut batch, None, None, &mut None).await.unwrap();
+        }
+        session.take_unsent(&mut (1 << 20), &mut Outgoing::default());
+        session
+    }
+
+    fn ack(first: u64) -> Ack {
+        Ack { first, last: first, records: 1, term: 1, timestamp: 0 }
+    }
+
+    fn disk_full() -> Result<Ack, Rejection> {
+        Err(Rejection::Failed(Failure::refused(ErrorCode::DiskFull, "full")))
+    }
+
+    /// A full node refuses at once what comes, while what came is on its way to the disk.
+    #[tokio::test]
+    async fn refusal_that_overtakes_acknowledgements_waits_for_them() {
+        let session = session_with(4).await;
+        assert_eq!(session.on_answer(3, disk_full()), Verdict::GoOn);
+        assert_eq!(session.on_answer(4, Err(Rejection::Gap { expected: 3 })), Verdict::GoOn);
+        assert!(!session.is_open(), "nothing more is taken");
+        assert_eq!(session.in_flight(), 4);
+        session.on_answer(1, Ok(ack(10)));
+        session.on_answer(2, Ok(ack(11)));
+        assert_eq!(session.next_ack().await, Some(Ok(ack(10))));
+        assert_eq!(session.next_ack().await, Some(Ok(ack(11))));
+        let failure = session.next_ack().await.unwrap().unwrap_err();
+        assert_eq!((failure.code, failure.outcome), (ErrorCode::DiskFull, Outcome::Refused));
+        assert_eq!(session.next_ack().await, None);
+    }
+
+    #[tokio::test]
+    async fn refusal_whose_predecessors_are_never_answered_is_unknown() {
+        let session = session_with(2).await;
+        session.on_answer(2, disk_full());
+        assert!(session.rewind(), "the first is sent again");
+        let mut out = Outgoing::default();
+        assert!(!session.take_unsent(&mut (1 << 20), &mut out), "the refused one is not");
+        session.expire(Instant::now() + Duration::from_secs(60), Duration::from_secs(10), String::new);
+        let failure = session.next_ack().await.unwrap().unwrap_err();
+        assert_eq!((failure.code, failure.outcome), (ErrorCode::DiskFull, Outcome::Unknown));
     }
 }
