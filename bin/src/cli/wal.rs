@@ -1,16 +1,21 @@
-//! `graven wal inspect` and `graven wal verify`: what a data directory holds, without changing a byte of it.
+//! `graven wal`: what a data directory holds, and whether it still is what was written there.
+//!
+//! `inspect` and `verify` read through [`Watched`], which cannot change a byte.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use graven_wal::inspect::{self, Inspection, SegmentInfo, SegmentState};
+use graven_wal::inspect::{self, EntryInfo, Inspection, SegmentInfo, SegmentState};
 use graven_wal::{Damage, OpenError, RealDisk};
 use serde_json::{Value, json};
 
+use self::watched::Watched;
 use super::Global;
 use super::error::{CliResult, ErrorCode, Failure};
-use super::out;
+use super::out::{self, Out};
 use super::status::human_size;
+
+mod watched;
 
 /// Arguments of `graven wal`.
 #[derive(Debug, Args)]
@@ -22,11 +27,16 @@ pub(crate) struct WalArgs {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Show the segments and what is in them; also of a running node
-    #[command(after_help = "Example: graven wal inspect graven-dev/n1/data")]
+    #[command(
+        after_help = "Example: graven wal inspect graven-dev/n1/data\n\nWith --json a line for the log, then one for each entry. Of a running node the end may be seen in the middle of a write."
+    )]
     Inspect {
         /// The data directory
         #[arg(value_name = "DATADIR")]
         dir: PathBuf,
+        /// A line for each entry too, in the order they were written, with those that others replaced
+        #[arg(long)]
+        entries: bool,
     },
     /// Read everything and check it; the node must be stopped
     #[command(after_help = "Example: graven wal verify graven-dev/n1/data\n\nWrites nothing. Damage is exit 6.")]
@@ -39,20 +49,121 @@ enum What {
 
 /// Runs the command.
 pub(crate) fn run(args: &WalArgs, global: &Global) -> CliResult {
-    let (dir, found) = match &args.what {
-        What::Inspect { dir } => (dir, inspect::scan(&RealDisk::open(dir))),
-        What::Verify { dir } => (dir, inspect::verify(&RealDisk::open(dir))),
-    };
-    let found = found.map_err(|error| failure(&error, dir))?;
-    if global.json {
-        out::print_line(&as_json(&found).to_string())?;
-    } else {
-        out::print(&as_text(&found))?;
+    match &args.what {
+        What::Inspect { dir, entries } => {
+            let disk = Watched::new(RealDisk::open(dir), global);
+            let found = scan(&disk);
+            disk.done();
+            let found = found.map_err(|error| failure(&error, dir))?;
+            show(&found, global)?;
+            if *entries {
+                list(dir, global)?;
+            }
+            verdict(&found, dir)
+        }
+        What::Verify { dir } => {
+            let disk = Watched::new(RealDisk::open(dir), global);
+            let found = inspect::verify(&disk);
+            disk.done();
+            let found = found.map_err(|error| failure(&error, dir))?;
+            show(&found, global)?;
+            verdict(&found, dir)?;
+            if !global.json {
+                let entries = found.tail.index - found.base.index;
+                out::print_line(&format!("verified: {entries} entries are what was written"))?;
+            }
+            Ok(())
+        }
     }
+}
+
+/// Looks at a log that somebody may be writing to: between two reads a record may have come, or a segment gone, so only
+/// what is seen again counts as wrong.
+fn scan(disk: &Watched) -> Result<Inspection, OpenError> {
+    let mut before: Vec<Damage> = Vec::new();
+    let mut looks = 0;
+    loop {
+        looks += 1;
+        match inspect::scan(disk) {
+            Ok(found) if found.damage.is_empty() || found.damage == before || looks == MOST_LOOKS => return Ok(found),
+            Ok(found) => before = found.damage,
+            Err(error @ (OpenError::Missing | OpenError::Empty | OpenError::NotALog { .. })) => return Err(error),
+            Err(error) if looks == MOST_LOOKS => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
+/// A writer would have to meet each of this many looks at the very same place.
+const MOST_LOOKS: u32 = 5;
+
+fn show(found: &Inspection, global: &Global) -> CliResult {
+    if global.json { out::print_line(&as_json(found).to_string()) } else { out::print(&as_text(found)) }
+}
+
+fn verdict(found: &Inspection, dir: &Path) -> CliResult {
     match found.damage.first() {
         Some(damage) => Err(damaged(damage, found.damage.len(), dir)),
         None => Ok(()),
     }
+}
+
+/// One line an entry.
+fn list(dir: &Path, global: &Global) -> CliResult {
+    let entries = inspect::entries(&RealDisk::open(dir)).map_err(|error| failure(&error, dir))?;
+    let mut out = Out::stdout()?;
+    for entry in entries {
+        let line = match (entry, global.json) {
+            (Ok(entry), true) => entry_json(&entry).to_string(),
+            (Ok(entry), false) => entry_text(&entry),
+            (Err(OpenError::Damaged(damage)), true) => json!({ "damage": damage_json(&damage) }).to_string(),
+            (Err(OpenError::Damaged(damage)), false) => format!("damaged: {damage}"),
+            // A running node may have removed the segment in between.
+            (Err(OpenError::Io { cause, .. }), _) if cause.kind() == std::io::ErrorKind::NotFound => continue,
+            (Err(error), _) => return Err(failure(&error, dir)),
+        };
+        out.buffer().extend_from_slice(line.as_bytes());
+        out.buffer().push(b'\n');
+        out.maybe_flush()?;
+    }
+    out.flush()
+}
+
+fn kind(entry: &EntryInfo) -> String {
+    format!("{:?}", entry.header.kind).to_lowercase()
+}
+
+fn entry_json(entry: &EntryInfo) -> Value {
+    let header = &entry.header;
+    json!({
+        "index": header.index,
+        "term": header.term,
+        "kind": kind(entry),
+        "first_offset": header.base_offset,
+        "next_offset": header.next_offset(),
+        "body_bytes": header.body_len,
+        "timestamp": header.timestamp_ms,
+        "segment": entry.segment.to_string(),
+        "at": entry.at,
+    })
+}
+
+fn entry_text(entry: &EntryInfo) -> String {
+    let header = &entry.header;
+    let offsets = if header.count > 0 {
+        format!(" offsets {}..{}", header.base_offset, header.next_offset())
+    } else {
+        String::new()
+    };
+    format!(
+        "entry {} term {} {}{offsets}, {} at byte {} of segment {}",
+        header.index,
+        header.term,
+        kind(entry),
+        human_size(header.body_len.into()),
+        entry.at,
+        entry.segment
+    )
 }
 
 fn failure(error: &OpenError, dir: &Path) -> Failure {
@@ -95,8 +206,20 @@ fn state(segment: &SegmentInfo) -> &'static str {
     }
 }
 
+/// The offsets of the records in each segment, by where it and the next one were opened.
+fn offsets(found: &Inspection) -> Vec<Option<(u64, u64)>> {
+    let begun = |segment: &&SegmentInfo| segment.state != SegmentState::Prepared;
+    let nexts = found.segments.iter().filter(begun).skip(1).map(|segment| segment.opened_at.next_offset);
+    let mut nexts = nexts.chain([found.tail.next_offset]);
+    let range = |segment: &SegmentInfo| match segment.state {
+        SegmentState::Prepared => None,
+        _ => nexts.next().map(|next| (segment.opened_at.next_offset, next)),
+    };
+    found.segments.iter().map(range).collect()
+}
+
 fn as_json(found: &Inspection) -> Value {
-    let segments = found.segments.iter().map(|segment| {
+    let segments = found.segments.iter().zip(offsets(found)).map(|(segment, offsets)| {
         json!({
             "segment": segment.id.to_string(),
             "state": state(segment),
@@ -105,8 +228,14 @@ fn as_json(found: &Inspection) -> Value {
             "proven": segment.proven,
             "first_index": segment.entries.map(|(first, _)| first),
             "last_index": segment.entries.map(|(_, last)| last),
+            "first_offset": offsets.map(|(first, _)| first),
+            "next_offset": offsets.map(|(_, next)| next),
+            "opened_at_index": segment.opened_at.index,
+            "opened_at_term": segment.hard_state.term,
+            "salt": format!("{:016x}", segment.salt),
         })
     });
+    let runs = found.term_runs.iter().map(|run| json!({"term": run.term, "first_index": run.first_index}));
     json!({
         "cluster_id": format!("{:032x}", found.identity.cluster),
         "node": found.identity.node,
@@ -119,7 +248,9 @@ fn as_json(found: &Inspection) -> Value {
         "first_offset": found.base.next_offset,
         "next_offset": found.tail.next_offset,
         "known_commit": found.known_commit,
+        "terms": runs.collect::<Vec<_>>(),
         "torn_bytes": found.torn_bytes,
+        "stale_bytes": found.stale_bytes,
         "segments": segments.collect::<Vec<_>>(),
         "damage": found.damage.iter().map(damage_json).collect::<Vec<_>>(),
         "healed": found.healed.iter().map(damage_json).collect::<Vec<_>>(),
@@ -142,21 +273,35 @@ fn as_text(found: &Inspection) -> String {
         tail.next_offset,
         found.known_commit,
     );
-    for segment in &found.segments {
-        let entries =
-            segment.entries.map_or_else(|| "no entries".to_owned(), |(first, last)| format!("entries {first}..{last}"));
-        text.push_str(&format!(
-            "segment {} {}: {entries}, {} of {} written\n",
-            segment.id,
-            state(segment),
-            human_size(segment.written),
-            human_size(segment.file_bytes)
-        ));
+    for (segment, offsets) in found.segments.iter().zip(offsets(found)) {
+        text.push_str(&segment_text(segment, offsets));
     }
     if found.torn_bytes > 0 {
         text.push_str(&format!("unfinished write at the end: {} bytes, cut at the next start\n", found.torn_bytes));
     }
+    if found.stale_bytes > 0 {
+        text.push_str(&format!(
+            "behind the end: {} bytes left over from before the segment was used again, ignored\n",
+            found.stale_bytes
+        ));
+    }
     found.healed.iter().for_each(|damage| text.push_str(&format!("damaged without loss: {damage}\n")));
     found.damage.iter().for_each(|damage| text.push_str(&format!("damaged: {damage}\n")));
     text
+}
+
+fn segment_text(segment: &SegmentInfo, offsets: Option<(u64, u64)>) -> String {
+    let size = human_size(segment.file_bytes);
+    let (Some((first_offset, next_offset)), false) = (offsets, segment.state == SegmentState::Prepared) else {
+        return format!("segment {} prepared: {size}\n", segment.id);
+    };
+    let entries =
+        segment.entries.map_or_else(|| "no entries".to_owned(), |(first, last)| format!("entries {first}..{last}"));
+    format!(
+        "segment {} {}: {entries}, offsets {first_offset}..{next_offset}, written to byte {}, proven durable to {}, of {size}\n",
+        segment.id,
+        state(segment),
+        segment.written,
+        segment.proven
+    )
 }
