@@ -11,7 +11,7 @@ use graven_frame::Header;
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Damage, OpenError, SegmentId};
 use crate::format::{OPENING_BYTES, Opening, segment_name};
-use crate::open::{LOCK_NAME, Surveyed, identify, io_at, judge, list_segments, refuse, survey};
+use crate::open::{LOCK_NAME, Surveyed, check_successor, identify, io_at, judge, list_segments, refuse, survey};
 use crate::recovery::SegmentVerdict;
 use crate::replay::{Replay, Why};
 use crate::scan::{Content, Probe, Scanner};
@@ -125,6 +125,7 @@ fn examine<D: Disk>(disk: &D, deep: bool) -> Result<Inspection, OpenError> {
         let next = begun.get(at + 1).map(|(next, _)| *next).filter(|next| next.id == segment.id + 1);
         let read = match (verdict, segment.good()) {
             (SegmentVerdict::Use, Some(opening)) => {
+                let next = next.filter(|next| next.is_own());
                 replay.segment(disk, opening, segment.len, next.and_then(Surveyed::good))
             }
             _ => Err(refuse(segment, *verdict, &replay, next)),
@@ -133,6 +134,7 @@ fn examine<D: Disk>(disk: &D, deep: bool) -> Result<Inspection, OpenError> {
             Ok(()) => {}
             Err(OpenError::Damaged(found)) => {
                 damage.push(found);
+                replay.holes = true;
                 // Go on where the next segment says it starts.
                 if let Some(next) = next.and_then(Surveyed::good) {
                     (replay.tail, replay.index.last) = (next.base, next.base.index);
@@ -144,6 +146,15 @@ fn examine<D: Disk>(disk: &D, deep: bool) -> Result<Inspection, OpenError> {
         if let Some(opening) = segment.good() {
             segments.push(begun_info(opening, segment.len, next.is_some()));
         }
+    }
+    if let Some(ended) = &replay.ended {
+        match check_successor(ended, &replay, &surveyed) {
+            Err(OpenError::Damaged(found)) => damage.push(found),
+            checked => checked?,
+        }
+    }
+    if damage.is_empty() {
+        replay.check_anchored()?;
     }
     for segment in &replay.index.segments {
         if let Some(info) = segments.iter_mut().find(|info| info.id.0 == segment.view.id) {
@@ -275,7 +286,7 @@ fn list<D: Disk>(disk: &D, opening: &Opening, batch: &mut Vec<Result<EntryInfo, 
             Probe::Zero | Probe::Stale | Probe::Bad(_) => {
                 let behind = scanner.behind(at).map_err(io_at("read", id, at))?;
                 let (Some(next), true) = (behind.next, behind.watermark > at) else { return Ok(()) };
-                let last_index = behind.next_index.map_or(next_index, |index| index - 1);
+                let last_index = behind.next_entry.map_or(next_index, |next| next.index - 1);
                 let what = "no valid record";
                 batch.push(Err(OpenError::Damaged(Damage {
                     segment: SegmentId(id),

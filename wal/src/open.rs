@@ -42,7 +42,7 @@ impl Surveyed {
     }
 
     /// Whether the opening is valid, and of the segment that the file's name says.
-    fn is_own(&self) -> bool {
+    pub(crate) fn is_own(&self) -> bool {
         self.good().is_some_and(|opening| opening.segment == self.id)
     }
 }
@@ -76,11 +76,13 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
             _ => return Err(refuse(segment, *verdict, &replay, begun.get(at + 1).copied())),
         };
         // Behind a gap nothing says how this one should end; the gap itself is the next thing found.
-        let next = begun.get(at + 1).filter(|next| next.id == segment.id + 1).and_then(|next| next.good());
+        let next =
+            begun.get(at + 1).filter(|next| next.id == segment.id + 1 && next.is_own()).and_then(|next| next.good());
         replay.segment(&disk, opening, segment.len, next)?;
     }
     let Some(ended) = replay.ended.take() else { return Err(OpenError::Empty) };
     check_successor(&ended, &replay, &surveyed)?;
+    replay.check_anchored()?;
     let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == SegmentVerdict::Prepared).map(
         |(segment, _)| FoundPrepared {
             id: segment.id,

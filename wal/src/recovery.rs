@@ -35,6 +35,8 @@ pub(crate) enum Link {
     Earlier,
     /// It would replace an entry known to be committed.
     Settled,
+    /// It follows an entry before the first segment held. So a log may begin that started anew further on.
+    Unanchored,
     /// It follows nothing.
     None,
 }
@@ -90,6 +92,7 @@ pub(crate) enum Verdict {
 /// | control | - | - | `Accept` |
 /// | frame | next | - | `Accept` |
 /// | frame | earlier | - | `Supersede` |
+/// | frame | unanchored | - | `Supersede`, if the log starts anew behind it: else the open is refused at the end |
 /// | frame | settled or none | - | `WrongChain`: every byte is right, so it is no torn write |
 /// | newer | - | - | `NewerVersion` |
 /// | nothing | - | nothing | `End` |
@@ -103,7 +106,7 @@ pub(crate) fn verdict(found: Found) -> Verdict {
     use BehindIt::{Bytes, Nothing, Proven, Unproven};
     match (found.stands, found.link, found.behind) {
         (Stands::Control, _, _) | (Stands::Frame, Link::Next, _) => Verdict::Accept,
-        (Stands::Frame, Link::Earlier, _) => Verdict::Supersede,
+        (Stands::Frame, Link::Earlier | Link::Unanchored, _) => Verdict::Supersede,
         (Stands::Frame, Link::Settled, _) if is_planted(Bug::SettledReplaced) => Verdict::Supersede,
         (Stands::Frame, Link::Settled | Link::None, _) => Verdict::WrongChain,
         (Stands::Newer, _, _) => Verdict::NewerVersion,
@@ -213,7 +216,7 @@ mod tests {
 
     const STANDS: [Stands; 6] =
         [Stands::Nothing, Stands::Stale, Stands::Broken, Stands::Newer, Stands::Control, Stands::Frame];
-    const LINKS: [Link; 4] = [Link::Next, Link::Earlier, Link::Settled, Link::None];
+    const LINKS: [Link; 5] = [Link::Next, Link::Earlier, Link::Settled, Link::Unanchored, Link::None];
     const BEHIND: [BehindIt; 5] =
         [BehindIt::Nothing, BehindIt::Bytes, BehindIt::Stale, BehindIt::Unproven, BehindIt::Proven];
 

@@ -28,6 +28,11 @@ pub(crate) struct Replay {
     pub(crate) ended: Option<Ended>,
     /// Read every record, also where a footer knows them.
     pub(crate) deep: bool,
+    /// Damage was passed over: what an entry continues may have been lost in it.
+    pub(crate) holes: bool,
+    /// An entry that supersedes one before the first segment held: segment, place and index. Right only when the log
+    /// starts anew behind it, which is why the segments before could be released.
+    pub(crate) unanchored: Option<(u64, u64, u64)>,
 }
 
 /// The end of the last segment.
@@ -75,6 +80,8 @@ impl Replay {
             report: RecoveryReport::default(),
             ended: None,
             deep: false,
+            holes: false,
+            unanchored: None,
         }
     }
 
@@ -98,9 +105,11 @@ impl Replay {
         self.hard_state = opening.hard_state;
         self.known_commit = self.known_commit.max(opening.known_commit);
         if len < opening.capacity {
-            let last_index = next.map_or(self.tail.index + 1, |next| next.base.index);
+            let lost = next.map_or((self.tail.index + 1, self.tail.index + 1), |next| {
+                self.lost_up_to(next.base.index, next.base.term)
+            });
             let what = "the file is shorter than it was made";
-            return Err(self.damaged(id, len, opening.capacity, last_index, what));
+            return Err(self.damaged(id, len, opening.capacity, lost, what));
         }
         let file = disk.open(&segment_name(id), None).map_err(io_at("open", id, 0))?;
         let mut scanner = Scanner::new(&file, id, Some(opening.salt), opening.capacity);
@@ -115,6 +124,7 @@ impl Replay {
             self.hard_state = footer.hard_state;
             self.known_commit = self.known_commit.max(footer.known_commit);
             self.tail = footer.tail;
+            self.unanchored = self.unanchored.filter(|_| !footer.reset);
             self.index.push_sealed(empty_segment(&view, opening), footer);
             return Ok(());
         }
@@ -132,6 +142,14 @@ impl Replay {
         }
     }
 
+    /// At the end: whether every entry continued one that is held, or was left behind by a reset.
+    pub(crate) fn check_anchored(&self) -> Result<(), OpenError> {
+        match self.unanchored {
+            Some((segment, at, index)) => Err(OpenError::WrongChain { segment: SegmentId(segment), at, index }),
+            None => Ok(()),
+        }
+    }
+
     /// A segment with a successor that was read record by record: its records must lead to where the successor starts.
     fn close_scanned(&mut self, id: u64, stop: &Stop, next: &Opening, sealed_well: bool) -> Result<(), OpenError> {
         if self.tail != next.base {
@@ -139,13 +157,19 @@ impl Replay {
                 stop.broken.map_or((stop.at, "the segment does not lead to the next one"), |(_, behind, what)| {
                     (behind.next.unwrap_or(behind.used_to), what)
                 });
-            let last_index =
-                stop.broken.and_then(|(_, behind, _)| behind.next_index).map_or(next.base.index, |index| index - 1);
-            return Err(self.damaged(id, stop.at, to, last_index, what));
+            let lost = match stop.broken.and_then(|(_, behind, _)| behind.next_entry) {
+                Some(entry) => self.lost_before(&entry),
+                None => self.lost_up_to(next.base.index, next.base.term),
+            };
+            return Err(self.damaged(id, stop.at, to, lost, what));
         }
         let (from, to) = match stop.broken {
             Some((_, behind, _)) => (stop.at, behind.used_to.max(stop.at)),
-            None => (stop.at, stop.at),
+            // The walk came to a footer that is whole, so it is the trailer that does not lead there.
+            None => {
+                let capacity = self.index.segments.last().map_or(stop.at, |segment| segment.capacity);
+                (capacity.saturating_sub(TRAILER_BYTES), capacity)
+            }
         };
         if sealed_well && stop.broken.is_none() {
             return Ok(());
@@ -209,6 +233,9 @@ impl Replay {
             let (found, behind) = found;
             match (verdict(found), probe) {
                 (Verdict::Accept | Verdict::Supersede, Probe::Good(record)) => {
+                    if let (Link::Unanchored, Content::Frame(header)) = (found.link, &record.content) {
+                        self.unanchored = Some((id, at, header.index));
+                    }
                     stop.at = record.end;
                     stop.proven = stop.proven.max(record.watermark);
                     stop.sealed = self.take(&record);
@@ -236,8 +263,9 @@ impl Replay {
                     // In a closed segment the successor says how far the entries go; there the caller decides.
                     if verdict == Verdict::Damaged && !closed {
                         let to = behind.next.unwrap_or(behind.used_to);
-                        let last_index = behind.next_index.map_or(self.tail.index + 1, |index| index - 1);
-                        return Err(self.damaged(id, at, to, last_index, what));
+                        let unknown = (self.tail.index + 1, self.tail.index + 1);
+                        let lost = behind.next_entry.map_or(unknown, |entry| self.lost_before(&entry));
+                        return Err(self.damaged(id, at, to, lost, what));
                     }
                     return Ok(stop);
                 }
@@ -288,12 +316,26 @@ impl Replay {
         if follows(&self.tail, header).is_ok() {
             return Ok(Link::Next);
         }
-        if header.index > self.tail.index || header.index <= self.index.base.index {
+        if header.index > self.tail.index {
             return Ok(Link::None);
         }
-        let before = self.entry(disk, scanner, header.index - 1)?;
+        if header.index <= self.index.base.index {
+            let starts_here =
+                self.index.segments.len() == 1 && !self.index.segments.iter().any(|segment| segment.reset);
+            return Ok(match starts_here {
+                true if header.index <= self.known_commit => Link::Settled,
+                true => Link::Unanchored,
+                false => Link::None,
+            });
+        }
+        let before = match self.entry(disk, scanner, header.index - 1) {
+            // Verification has named what is damaged there.
+            Err(OpenError::Damaged(_)) if self.holes => return Ok(Link::Earlier),
+            before => before?,
+        };
         Ok(match before {
             Some(before) if follows(&before, header).is_err() && !is_planted(Bug::SupersedeUnchecked) => Link::None,
+            None if self.holes => Link::Earlier,
             None => Link::None,
             Some(_) if header.index <= self.known_commit => Link::Settled,
             Some(_) => Link::Earlier,
@@ -332,6 +374,7 @@ impl Replay {
             Content::Reset(base) => {
                 self.index.reset(*base);
                 self.tail = *base;
+                self.unanchored = None;
                 if let Some(segment) = self.index.segments.last_mut() {
                     segment.reset = true;
                 }
@@ -342,15 +385,31 @@ impl Replay {
         false
     }
 
-    fn damaged(&self, segment: u64, from: u64, to: u64, last_index: u64, what: &'static str) -> OpenError {
-        OpenError::Damaged(Damage {
-            segment: SegmentId(segment),
-            from,
-            to,
-            first_index: self.tail.index + 1,
-            last_index,
-            what,
-        })
+    /// First and last entry that were lost between the last one read and this one.
+    fn lost_before(&self, next: &Header) -> (u64, u64) {
+        if follows(&self.tail, next).is_ok() {
+            return (self.tail.index + 1, self.tail.index);
+        }
+        self.lost_up_to(next.index - 1, next.term)
+    }
+
+    /// The same, where the log goes on in this term behind the entry `last`. Another term says that what was lost may have
+    /// superseded entries that were read; those known to be committed it did not.
+    fn lost_up_to(&self, last: u64, term: u64) -> (u64, u64) {
+        let settled = self.known_commit.max(self.index.base.index).min(self.tail.index);
+        let superseded = term != self.tail.term || last < self.tail.index;
+        (if superseded { settled + 1 } else { self.tail.index + 1 }, last)
+    }
+
+    fn damaged(
+        &self,
+        segment: u64,
+        from: u64,
+        to: u64,
+        (first_index, last_index): (u64, u64),
+        what: &'static str,
+    ) -> OpenError {
+        OpenError::Damaged(Damage { segment: SegmentId(segment), from, to, first_index, last_index, what })
     }
 }
 
@@ -370,15 +429,30 @@ fn known_by_footer<F: DiskFile>(
     }
 }
 
-/// Walks from a point to an entry.
+/// Walks from a point to an entry of the log; damage before it is passed over, damage in its place is an error.
 fn walk_to<F: DiskFile>(scanner: &mut Scanner<'_, F>, from: u64, index: u64) -> Result<Option<LogBase>, OpenError> {
-    let mut at = from;
-    while let Probe::Good(record) = scanner.probe(at).map_err(io_at("read", scanner.segment, at))? {
-        match record.content {
-            Content::Frame(header) if header.index == index => return Ok(Some(LogBase::after(&header))),
-            Content::Footer(_) => break,
-            _ => at = record.end,
+    let (mut at, id) = (from, scanner.segment);
+    let mut broken = None;
+    loop {
+        match scanner.probe(at).map_err(io_at("read", id, at))? {
+            Probe::Good(Record { content: Content::Frame(header), .. }) if header.index == index => {
+                return Ok(Some(LogBase::after(&header)));
+            }
+            Probe::Good(Record { content: Content::Frame(header), .. }) if header.index > index => break,
+            Probe::Good(Record { content: Content::Footer(_), .. }) => break,
+            Probe::Good(record) => at = record.end,
+            _ => {
+                let behind = scanner.behind(at).map_err(io_at("read", id, at))?;
+                let to = behind.next.unwrap_or(behind.used_to);
+                broken = Some((at, to));
+                match behind.next {
+                    Some(next) => at = next,
+                    None => break,
+                }
+            }
         }
     }
-    Ok(None)
+    let what = "an entry that a later one continues cannot be read";
+    let damage = |(from, to)| Damage { segment: SegmentId(id), from, to, first_index: index, last_index: index, what };
+    broken.map_or(Ok(None), |range| Err(OpenError::Damaged(damage(range))))
 }

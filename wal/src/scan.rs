@@ -73,7 +73,7 @@ pub(crate) struct Behind {
     /// The first record of ours.
     pub(crate) next: Option<u64>,
     /// The first entry of ours.
-    pub(crate) next_index: Option<u64>,
+    pub(crate) next_entry: Option<Header>,
     /// The highest watermark among the records of ours.
     pub(crate) watermark: u64,
     /// Byte behind the last one that is not zero.
@@ -302,9 +302,9 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
                         entries.push(position);
                     }
                 }
-                if let (None, Some(entry)) = (behind.next_index, entries.first()) {
+                if let (None, Some(entry)) = (behind.next_entry, entries.first()) {
                     let head = self.bytes(entry + PREFIX_BYTES as u64, HEADER_BYTES)?;
-                    behind.next_index = decode_header(head).ok().map(|header| header.index);
+                    behind.next_entry = decode_header(head).ok();
                 }
             }
             next += len as u64;
