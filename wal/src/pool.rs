@@ -160,7 +160,9 @@ impl<D: Disk> Pool<D> {
             let prepared = &mut self.waiting[at];
             let wanted = (*capacity).max(self.segment_bytes);
             if prepared.capacity < wanted {
-                if let Err(cause) = prepared.file.allocate(wanted) {
+                // Power fails behind this: an opening that says more bytes than the file has would look like damage.
+                let made = prepared.file.allocate(wanted).and_then(|()| prepared.file.sync_data());
+                if let Err(cause) = made {
                     return Err(self.failed(Failure::at("allocate", self.waiting[at].id, wanted)(cause)));
                 }
                 Counters::add(&counters.bytes_on_disk, wanted - prepared.capacity);

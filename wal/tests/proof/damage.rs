@@ -31,6 +31,9 @@ pub(crate) enum Outcome {
     Invisible,
     /// It looked like an unfinished write behind the last record that counts, and was cut with a word.
     Torn,
+    /// The sector was lost that holds both the last entry and the sync point that vouches for it: to this node it looks
+    /// as if neither had been written. FORMAT.md calls it the one window; the node's peers have the entry.
+    Window,
     /// The same facts stand elsewhere, and it was reported.
     Healed,
     /// The open named it.
@@ -154,7 +157,12 @@ impl Specimen {
         };
         let mut unreadable = Vec::new();
         let reader = wal.reader();
-        for frame in &self.content.frames {
+        let last = self.content.frames.last().map_or(0, |frame| frame.header().index);
+        let hit = self.entries_hit(harm);
+        let took_the_proof = harm.0 == self.last.0 && harm.2 > self.last.1;
+        let window = took_the_proof && (recovered.last_index + 1..=last).all(|index| hit.contains(&index));
+        let last = if window { recovered.last_index } else { last };
+        for frame in self.content.frames.iter().filter(|frame| frame.header().index <= last) {
             let index = frame.header().index;
             match reader.frame(index) {
                 Ok(read) if read == *frame && read.verify(None).is_ok() => {}
@@ -170,7 +178,6 @@ impl Specimen {
                 Err(error) => return Err(format!("entry {index}: {error}")),
             }
         }
-        let last = self.content.frames.last().map_or(0, |frame| frame.header().index);
         if (recovered.base.index, recovered.last_index, recovered.hard_state)
             != (self.content.base, last, self.content.hard_state)
         {
@@ -187,7 +194,9 @@ impl Specimen {
             self.names(damage, harm)?;
         }
         let report = &recovered.report;
-        Ok(if !found.damage.is_empty() {
+        Ok(if last < self.content.frames.last().map_or(0, |frame| frame.header().index) {
+            Outcome::Window
+        } else if !found.damage.is_empty() {
             Outcome::NamedByVerify
         } else if !found.healed.is_empty() || !report.healed.is_empty() {
             Outcome::Healed
