@@ -15,6 +15,7 @@ mod full_disk;
 mod injector;
 mod planted;
 mod read_log;
+mod rows;
 mod script;
 mod stale;
 
