@@ -34,7 +34,9 @@ mod wal;
     name = "graven",
     version = VERSION,
     about = "A persistent replicated log: Raft over QUIC on checksummed segments",
-    after_help = "On a fresh machine `graven dev` makes and runs a cluster; then, in another terminal, `graven append FILE`\nand `graven read`. Clients find it by --client, $GRAVEN_CLIENT, ./graven-dev/client.toml or\n~/.config/graven/client.toml.",
+    after_help = "On a fresh machine `graven dev` makes and runs a cluster; then, in another terminal, `graven append FILE` and `graven read`.\n\nClients find their cluster by --client, else $GRAVEN_CLIENT, else ./graven-dev/client.toml, else ~/.config/graven/client.toml.",
+    // Lines are broken where the terminal ends, and not beyond what is read easily.
+    max_term_width = 100,
     disable_help_subcommand = true,
     propagate_version = false
 )]

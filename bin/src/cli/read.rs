@@ -24,7 +24,7 @@ pub(crate) struct ReadArgs {
     /// start, end, OFFSET, -N (the last N) or @TIME (RFC 3339)
     #[arg(long, value_name = "WHERE", default_value = "start", allow_hyphen_values = true, value_parser = parse_from)]
     from: From,
-    /// end or OFFSET, which is not printed any more [default: end, without --follow]
+    /// end, or the OFFSET before which to stop [default: end, without --follow]
     #[arg(long, value_name = "WHERE", value_parser = parse_until)]
     until: Option<Until>,
     /// At most so many records
@@ -42,13 +42,13 @@ pub(crate) struct ReadArgs {
     /// Start at the first record there is when the one asked for was trimmed
     #[arg(long)]
     skip_trimmed: bool,
-    /// How records look
-    #[arg(long, value_enum)]
+    /// raw (a line a record), json (an object a line), hex, or none (only how many)
+    #[arg(long, value_enum, hide_possible_values = true)]
     format: Option<Format>,
-    /// Nothing between records
+    /// Nothing after each record
     #[arg(long)]
     no_newline: bool,
-    /// NUL between records
+    /// NUL after each record
     #[arg(short = '0', conflicts_with = "no_newline")]
     nul: bool,
 }
@@ -72,13 +72,10 @@ enum Until {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// The payload, and a newline
+    // Not doc comments: with them `--help` of this command alone would put empty lines between all its options.
     Raw,
-    /// An object a line
     Json,
-    /// The payload in hexadecimal, and a newline
     Hex,
-    /// Only how many there were
     None,
 }
 
