@@ -13,6 +13,7 @@ use super::Global;
 use super::context::note;
 use super::error::{CliResult, ErrorCode, Failure};
 use super::out;
+use crate::config::NodeConfig;
 use crate::init::NewNode;
 
 /// Arguments of `graven certs`.
@@ -24,19 +25,21 @@ pub(crate) struct CertsArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// A new certificate for a node that exists; a running node takes it up by itself
-    #[command(after_help = "Example: graven certs node n1 --address 10.0.0.1:5470 --dir cluster")]
+    /// Make a new certificate for a node that exists
+    #[command(
+        after_help = "Example: graven certs node n1 --address 10.0.0.1 --dir cluster\n\nCopy the node's new node.key and node.crt to its host, the key first; a running node takes them up by itself."
+    )]
     Node {
         /// The node
         name: String,
-        /// Where its peers reach it
-        #[arg(long, value_name = "HOST:PORT")]
+        /// Where it is reached; only the host goes into the certificate, a port may be left out
+        #[arg(long, value_name = "HOST[:PORT]")]
         address: String,
         /// The directory that `graven init` or `graven dev` made
         #[arg(long, value_name = "DIR", default_value = ".")]
         dir: PathBuf,
     },
-    /// A certificate and a client.toml for a client
+    /// Make a certificate and a client.toml for a client
     #[command(after_help = "Example: graven certs client loader --role append --dir cluster")]
     Client {
         /// The client
@@ -48,7 +51,7 @@ enum What {
         #[arg(long, value_name = "DIR", default_value = ".")]
         dir: PathBuf,
     },
-    /// Whose certificates these are, until when, and whether an authority among them vouches for the others
+    /// Show whose certificates these are, until when, and whether an authority among them vouches for them
     #[command(
         after_help = "Example: graven certs check cluster/ca.crt cluster/n1/node.crt\n\nA certificate that cannot be used is exit 5."
     )]
@@ -81,12 +84,16 @@ fn failure(error: AuthorityError) -> Failure {
 }
 
 fn node(name: &str, address: &str, dir: &Path, global: &Global) -> CliResult {
-    let node = NewNode::at(name, address).map_err(Failure::usage)?;
+    let node = NewNode::at(name, &with_port(address)).map_err(Failure::usage)?;
     let authority = authority(dir)?;
     let certificate = dir.join(name).join("node.crt");
     let key = dir.join(name).join("node.key");
+    if !dir.join(name).is_dir() {
+        return Err(no_such_node(name, dir));
+    }
     let current = tls::check([&certificate]).map_err(|error| {
-        Failure::usage(format!("{error}; the node's id is read from its present certificate, so it must be there"))
+        let next = "the node's id is read from its present certificate; copy it here from the node's host";
+        Failure::usage(format!("{error}; {next}"))
     })?;
     let id = current.iter().find_map(CertReport::node);
     let id = id.ok_or_else(|| Failure::usage(format!("{} is not the certificate of a node", certificate.display())))?;
@@ -98,6 +105,34 @@ fn node(name: &str, address: &str, dir: &Path, global: &Global) -> CliResult {
     told(&certificate, &key, None, global)
 }
 
+/// An address whose port was left out, with one that is not used.
+fn with_port(address: &str) -> String {
+    let host = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    match host.parse::<std::net::Ipv6Addr>() {
+        Ok(host) => format!("[{host}]:1"),
+        Err(_) if address.contains(':') => address.to_owned(),
+        Err(_) => format!("{address}:1"),
+    }
+}
+
+fn no_such_node(name: &str, dir: &Path) -> Failure {
+    let nodes: Vec<_> = node_configs(dir).into_iter().map(|config| config.name).collect();
+    let dir = dir.display();
+    Failure::usage(match nodes.as_slice() {
+        [] => format!("{dir} has no node's directory in it; name the one that `graven init` made with --dir"),
+        nodes => format!("no node in {dir} is called {name}; those there are {}", nodes.join(", ")),
+    })
+}
+
+/// The configurations of the nodes whose directories are in `dir`, by name.
+fn node_configs(dir: &Path) -> Vec<NodeConfig> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut configs: Vec<_> =
+        entries.filter_map(|entry| NodeConfig::load(entry.path().join("graven.toml")).ok()).collect();
+    configs.sort_by(|a, b| a.name.cmp(&b.name));
+    configs
+}
+
 fn client(name: &str, role: Role, dir: &Path, global: &Global) -> CliResult {
     let issued = authority(dir)?.issue_client(name, role).map_err(failure)?;
     let home = dir.join(format!("client-{name}"));
@@ -105,8 +140,14 @@ fn client(name: &str, role: Role, dir: &Path, global: &Global) -> CliResult {
         let home = home.display().to_string();
         move |error: io::Error| Failure::usage(format!("cannot {what} {home}: {error}"))
     };
-    let endpoints = endpoints(&dir.join("client.toml"))?;
-    fs::DirBuilder::new().mode(0o700).create(&home).map_err(failed("make"))?;
+    let endpoints = endpoints(dir)?;
+    fs::DirBuilder::new().mode(0o700).create(&home).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Failure::usage(format!(
+            "{} exists already; use the client.toml in it, or move it away to make a new certificate for {name}",
+            home.display()
+        )),
+        _ => failed("make")(error),
+    })?;
     issued.save(home.join("client.crt"), home.join("client.key")).map_err(failure)?;
     fs::copy(dir.join("ca.crt"), home.join("ca.crt")).map_err(failed("write into"))?;
     let text = format!("{endpoints}ca = \"ca.crt\"\ncertificate = \"client.crt\"\nkey = \"client.key\"\n");
@@ -114,10 +155,22 @@ fn client(name: &str, role: Role, dir: &Path, global: &Global) -> CliResult {
     told(&home.join("client.crt"), &home.join("client.key"), Some(&home.join("client.toml")), global)
 }
 
-/// The endpoints of the cluster as they stand in the admin's client file.
-fn endpoints(file: &Path) -> CliResult<String> {
+/// The endpoints of the cluster as they stand in the admin's client file or, when that is gone, in the nodes' configurations.
+fn endpoints(dir: &Path) -> CliResult<String> {
+    let file = dir.join("client.toml");
     let failed = |why: String| Failure::usage(format!("cannot take the endpoints from {}: {why}", file.display()));
-    let text = fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) => {
+            let nodes = node_configs(dir).into_iter().map(|node| (node.name, node.advertise.client.into()));
+            let nodes: toml::Table = nodes.collect();
+            let next = "name the directory that `graven init` or `graven dev` made with --dir";
+            return match (error.kind(), nodes.is_empty()) {
+                (io::ErrorKind::NotFound, false) => Ok(format!("endpoints = {}\n", toml::Value::Table(nodes))),
+                _ => Err(failed(format!("{error}; {next}"))),
+            };
+        }
+    };
     let table: toml::Table = toml::from_str(&text).map_err(|error| failed(error.message().to_owned()))?;
     let endpoints = table.get("endpoints").ok_or_else(|| failed("there are none".to_owned()))?;
     Ok(format!("endpoints = {endpoints}\n"))
@@ -208,4 +261,23 @@ fn as_json(report: &CertReport, now: UnixTime) -> serde_json::Value {
         "usable": report.usable(now),
         "verdict": verdict(report, now),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_may_be_left_out() {
+        let host = |address: &str| NewNode::at("n1", &with_port(address)).map(|node| node.host).ok();
+        for address in ["log-1", "log-1:5470"] {
+            assert_eq!(host(address).as_deref(), Some("log-1"));
+        }
+        for address in ["fd00::7", "[fd00::7]", "[fd00::7]:5470"] {
+            assert_eq!(host(address).as_deref(), Some("fd00::7"));
+        }
+        for wrong in ["", ":5470", "log-1:", "log 1", "log-1:x"] {
+            assert_eq!(host(wrong), None, "{wrong}");
+        }
+    }
 }

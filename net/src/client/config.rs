@@ -90,7 +90,7 @@ struct File {
 #[non_exhaustive]
 pub enum ConfigError {
     /// It cannot be read.
-    #[error("cannot read {}: {cause}; `graven init` and `graven dev` write it", path.display())]
+    #[error("cannot read {}: {cause}; `graven init` and `graven dev` write it, and `graven certs client NAME --role ROLE --dir DIR` makes another one", path.display())]
     Read {
         /// The file.
         path: PathBuf,
