@@ -64,6 +64,12 @@ impl NewNode {
         join(&self.host, self.port + 1)
     }
 
+    /// Whether it is reached from its own host only.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+
     /// The address to bind for `port`: a loopback host itself, else all addresses.
     fn listen(&self, port: u16) -> String {
         match (self.host.as_str(), self.host.parse::<IpAddr>()) {
@@ -289,7 +295,7 @@ impl NewCluster {
         let public = authority.certificate_pem().as_bytes();
         write_file(&staging.join("ca.crt"), public)?;
         authority.issue_client("admin", Role::Admin)?.save(staging.join("client.crt"), staging.join("client.key"))?;
-        write_file(&staging.join(CLIENT_FILE), self.client_toml().as_bytes())?;
+        write_file(&staging.join(CLIENT_FILE), client_toml(&self.nodes).as_bytes())?;
 
         let members = self.members();
         let first = first_entry(&members)?;
@@ -321,14 +327,6 @@ impl NewCluster {
             voter: true,
         });
         Members { nodes: nodes.collect() }
-    }
-
-    fn client_toml(&self) -> String {
-        let endpoints = self.nodes.iter().map(|node| format!("{} = \"{}\"", node.name, node.client_address()));
-        format!(
-            "# Where graven's clients find this cluster; the certificate beside it is an admin's.\nendpoints = {{ {} }}\nca = \"ca.crt\"\ncertificate = \"client.crt\"\nkey = \"client.key\"\n",
-            endpoints.collect::<Vec<_>>().join(", ")
-        )
     }
 
     fn node_toml(&self, node: &NewNode) -> String {
@@ -379,6 +377,46 @@ impl NewCluster {
         }
         out
     }
+}
+
+/// What a client needs to know of these nodes; names the certificate beside it.
+fn client_toml(nodes: &[NewNode]) -> String {
+    let endpoints = nodes.iter().map(|node| format!("{} = \"{}\"", node.name, node.client_address()));
+    format!(
+        "# Where graven's clients find this cluster; the certificate beside it is an admin's.\nendpoints = {{ {} }}\nca = \"ca.crt\"\ncertificate = \"client.crt\"\nkey = \"client.key\"\n",
+        endpoints.collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// Makes again what clients need and is missing in a cluster's directory. `false` when all of it is there.
+///
+/// # Errors
+/// When the authority in `DIR/ca` is needed for it and is gone too, or the directory cannot be written.
+pub fn restore_client_files(dir: &Path, nodes: &[NewNode]) -> Result<bool, InitError> {
+    let [authority, certificate, key, file] =
+        ["ca.crt", "client.crt", "client.key", CLIENT_FILE].map(|name| dir.join(name));
+    if [&authority, &certificate, &key, &file].iter().all(|path| path.exists()) {
+        return Ok(false);
+    }
+    if !authority.exists() {
+        write_file(&authority, Authority::load(dir.join("ca"))?.certificate_pem().as_bytes())?;
+    }
+    if !certificate.exists() || !key.exists() {
+        // One without the other is of no use to anybody.
+        for path in [&certificate, &key] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(InitError::io("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
+        Authority::load(dir.join("ca"))?.issue_client("admin", Role::Admin)?.save(&certificate, &key)?;
+    }
+    if !file.exists() {
+        write_file(&file, client_toml(nodes).as_bytes())?;
+    }
+    Ok(true)
 }
 
 /// Entry 1 of every node's log, byte for byte the same: the membership.

@@ -125,3 +125,12 @@ pub(crate) fn unknown_node(name: &str, known: &[String]) -> Failure {
         format!("there is no node {name:?} in this cluster; its nodes are {}", known.join(", ")),
     )
 }
+
+/// A path as a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+:@%".contains(&b)) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}

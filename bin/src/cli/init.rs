@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Global;
-use super::context::note;
+use super::context::{note, quoted};
 use super::error::{CliResult, Failure};
 use super::out;
 use crate::init::{InitError, NewCluster, NewNode, Setting};
@@ -13,7 +13,7 @@ use crate::init::{InitError, NewCluster, NewNode, Setting};
 /// Arguments of `graven init`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: graven init --dir cluster --node n1=10.0.0.1:5470 --node n2=10.0.0.2:5470 --node n3=10.0.0.3:5470\n\nThen copy cluster/n1 to its host and run `graven start --config n1/graven.toml` there; the same for the others.\nKeep cluster/ca: its key makes further certificates."
+    after_help = "Example:\n  graven init --dir cluster --node n1=10.0.0.1:5470 --node n2=10.0.0.2:5470 \\\n      --node n3=10.0.0.3:5470\n\nThen copy cluster/n1 to its host and run `graven start --config n1/graven.toml` there; the same for the others. Never start a copy of a data directory in a second place.\n\nKeep cluster/ca: its key makes further certificates."
 )]
 pub(crate) struct InitArgs {
     /// Where to make the files
@@ -49,14 +49,22 @@ pub(crate) fn run(args: &InitArgs, global: &Global) -> CliResult {
         });
         return out::print_line(&value.to_string());
     }
-    note(
-        global,
-        &format!("made cluster {:032x}; copy each node's directory to its host and run there:", created.cluster),
-    );
+    // Nothing to copy when all of them are to run here.
+    let copied = !cluster.nodes.iter().all(NewNode::is_local);
+    note(global, &format!("made cluster {:032x}; {}", created.cluster, if copied { COPY } else { HERE }));
     let lines: String =
-        created.node_files.iter().map(|file| format!("graven start --config {}\n", file.display())).collect();
-    out::print(&lines)
+        created.node_files.iter().map(|file| format!("graven start --config {}\n", quoted(file))).collect();
+    out::print(&lines)?;
+    let client = quoted(&created.client_file);
+    note(global, &format!("{}; see them with `graven status --client {client}`", if copied { ONCE } else { RUNS }));
+    Ok(())
 }
+
+const COPY: &str = "copy each node's directory to its host and run there, with the path it has there:";
+const HERE: &str = "run each of these, in a terminal or service of its own:";
+const RUNS: &str = "never start a data directory twice, nor a copy of one";
+const ONCE: &str =
+    "a node's data must never be started in two places: once copied, remove the `data` directories that are left here";
 
 fn nodes(args: &InitArgs) -> CliResult<Vec<NewNode>> {
     let usage = |why: String| Failure::usage(format!("--node: {why}"));

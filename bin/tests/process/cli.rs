@@ -18,7 +18,11 @@ fn init(dir: &Path) -> common::Done {
 fn init_makes_what_its_interface_says() {
     let temp = tempdir().expect("a directory");
     let dir = temp.path().join("cluster");
-    init(&dir).expect(0);
+    let done = init(&dir).expect(0);
+    let lines: Vec<_> =
+        ["n1", "n2", "n3"].map(|n| format!("graven start --config {}/{n}/graven.toml\n", dir.display())).into();
+    assert_eq!(done.text(), lines.concat());
+    assert!(done.stderr.contains("to its host") && done.stderr.contains("two places"), "{}", done.stderr);
     for name in ["n1", "n2", "n3"] {
         for file in ["graven.toml", "node.crt", "node.key", "ca.crt", "data"] {
             assert!(dir.join(name).join(file).exists(), "{name}/{file}");
@@ -221,13 +225,27 @@ fn certificates_are_made_and_checked() {
     check(&[path("ca.crt"), path("client-loader/client.crt")]).expect(0);
     let mode = fs::metadata(path("client-loader/client.key")).expect("key").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    run(["certs", "client", "loader", "--role", "append", "--dir", dir_arg]).expect(2);
+    let again = run(["certs", "client", "loader", "--role", "append", "--dir", dir_arg]).expect(2);
+    assert!(again.stderr.contains("client-loader exists already; use"), "{}", again.stderr);
     run(["certs", "client", "other", "--role", "king", "--dir", dir_arg]).expect(2);
 
     let before = fs::read(path("n1/node.crt")).expect("certificate");
     run(["certs", "node", "n1", "--address", "10.9.9.9:6470", "--dir", dir_arg]).expect(0);
     assert_ne!(fs::read(path("n1/node.crt")).expect("certificate"), before);
     check(&[path("ca.crt"), path("n1/node.crt")]).expect(0);
+    run(["certs", "node", "n1", "--address", "10.9.9.9", "--dir", dir_arg]).expect(0);
+    let unknown = run(["certs", "node", "n9", "--address", "10.9.9.9", "--dir", dir_arg]).expect(2);
+    assert!(unknown.stderr.contains("called n9; those there are n1, n2, n3"), "{}", unknown.stderr);
+
+    // The admin's client file is no longer needed to make one for somebody else.
+    let endpoints = |file: &str| {
+        let table: toml::Table = toml::from_str(&fs::read_to_string(path(file)).expect(file)).expect("TOML");
+        table["endpoints"].clone()
+    };
+    let known = endpoints("client.toml");
+    fs::remove_file(path("client.toml")).expect("removed");
+    run(["certs", "client", "second", "--role", "read", "--dir", dir_arg]).expect(0);
+    assert_eq!(endpoints("client-second/client.toml"), known);
 
     let other = temp.path().join("other");
     init(&other).expect(0);

@@ -25,6 +25,15 @@ fn records_come_back_in_order_and_survive_a_restart_of_all() {
         "{ready}"
     );
     assert_eq!(dev.run(&["read"]).expect(0).stdout, expected);
+    assert!(dev.stop().success());
+    for name in ["client.toml", "client.key"] {
+        std::fs::remove_file(dev.dir.join(name)).expect("removed");
+        dev.resume(&[]).expect("makes it again");
+        assert_eq!(dev.run(&["read"]).expect(0).stdout, expected);
+        if name == "client.toml" {
+            assert!(dev.stop().success());
+        }
+    }
     assert_eq!(dev.run(&["read", "--from", "-2", "--format", "json"]).expect(0).text().lines().count(), 2);
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::super::error::{CliResult, Failure};
 use super::super::init;
 use crate::config::NodeConfig;
-use crate::init::{NewCluster, NewNode, Setting};
+use crate::init::{NewCluster, NewNode, Setting, restore_client_files};
 
 /// What the command line asks for; `None` is whatever is there, else the default.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ pub(crate) struct Home {
     lock: File,
     /// What the last `graven dev` here had started.
     pub(crate) earlier: BTreeMap<String, i32>,
+    /// Files that clients need were missing and were made again.
+    pub(crate) restored: bool,
 }
 
 /// What a development cluster was made with.
@@ -81,9 +83,10 @@ impl Home {
             return home.make(wish);
         }
         let record = Record::read(&dir)?;
-        let home = Home::lock(dir, record)?;
+        let mut home = Home::lock(dir, record)?;
         if home.record.complete {
             home.check_wish(wish)?;
+            home.restored = restore_client_files(&home.dir, &home.record.new_nodes()?).map_err(init::failure)?;
             return Ok(home);
         }
         // An earlier `graven dev` ended while it made the cluster: no node ever ran, so nothing is lost.
@@ -111,7 +114,7 @@ impl Home {
             return Err(Failure::usage(message).with("pid", holder.pid));
         }
         let dir = fs::canonicalize(&dir).map_err(|error| cannot("use", &dir, &error))?;
-        let mut home = Home { dir, record, lock, earlier: holder.nodes };
+        let mut home = Home { dir, record, lock, earlier: holder.nodes, restored: false };
         home.note_started(&BTreeMap::new())?;
         Ok(home)
     }
@@ -147,11 +150,7 @@ impl Home {
         let ignore = self.dir.join(".gitignore");
         fs::write(&ignore, "*\n").map_err(|error| cannot("write", &ignore, &error))?;
         self.record.write(&self.dir)?;
-        let mut nodes = Vec::new();
-        for at in 0..self.record.nodes {
-            let address = format!("127.0.0.1:{}", self.record.port(at));
-            nodes.push(NewNode::at(&node_name(at), &address).map_err(Failure::usage)?);
-        }
+        let nodes = self.record.new_nodes()?;
         let cluster = NewCluster { dir: self.dir.clone(), nodes, settings: wish.settings.clone() };
         cluster.create().map_err(init::failure)?;
         self.record.complete = true;
@@ -295,6 +294,11 @@ impl Record {
             )));
         }
         Ok(())
+    }
+
+    fn new_nodes(&self) -> CliResult<Vec<NewNode>> {
+        let node = |at| NewNode::at(&node_name(at), &format!("127.0.0.1:{}", self.port(at)));
+        (0..self.nodes).map(node).collect::<Result<_, _>>().map_err(Failure::usage)
     }
 
     /// The first port of a node.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::Global;
-use super::context::{self, Signals};
+use super::context::{self, Signals, note, quoted};
 use super::error::{CliResult, Failure};
 use super::out;
 use crate::init::Setting;
@@ -21,7 +21,7 @@ pub(crate) use home::{Home, Wish};
 /// Arguments of `graven dev`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: graven dev --nodes 5 --set raft.election_ms=300\n\nNode K listens on 127.0.0.1, UDP ports base+10(K-1) for peers and the next one for clients; its log is DIR/nK/graven.log.\nA second start on the same directory goes on with the cluster, its ports and its data. Ctrl-C stops all nodes."
+    after_help = "Example: graven dev --nodes 5 --set raft.election_ms=300\n\nNode K listens on 127.0.0.1, UDP ports base+10(K-1) for peers and the next one for clients; its log is DIR/nK/graven.log.\n\nA second start on the same directory goes on with the cluster, its ports and its data. Ctrl-C stops all nodes."
 )]
 pub(crate) struct DevArgs {
     /// The cluster's directory
@@ -52,6 +52,9 @@ async fn dev(wish: &Wish, global: &Global) -> CliResult {
     // From the first moment: a signal while nodes start must stop them too.
     let mut signals = Signals::install()?;
     let home = Home::open(wish)?;
+    if home.restored {
+        note(global, &format!("files for clients were missing and are made again: {}", home.client_file().display()));
+    }
     let mut cluster = Cluster::start(home).await?;
     let ended = tokio::select! {
         ended = serve(&mut cluster, wish, global) => Some(ended),
@@ -105,13 +108,4 @@ fn hints(wish: &Wish, client: &Path) -> String {
     let option =
         if wish.dir == Path::new(DEFAULT_DIR) { String::new() } else { format!(" --client {}", quoted(client)) };
     format!("  graven append{option} /etc/services\n  graven read{option} --from -3\n  graven status{option}\n")
-}
-
-/// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    if text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-+:@%".contains(&b)) {
-        return text;
-    }
-    format!("'{}'", text.replace('\'', "'\\''"))
 }
