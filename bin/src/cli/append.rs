@@ -235,7 +235,11 @@ impl Tally {
         };
         let mut failure = failure.with("acknowledged", value);
         if let Failure::Error(error) = &mut failure {
-            error.message = format!("{}; {said}", error.message);
+            let next = match error.code {
+                ErrorCode::DiskFull => "; if another node has room, `graven transfer NODE` lets appends go on at once",
+                _ => "",
+            };
+            error.message = format!("{}{next}; {said}", error.message);
         }
         failure
     }

@@ -15,7 +15,7 @@ use crate::node::daemon::{self, DaemonError};
 /// Arguments of `graven start`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example: graven start --config cluster/n1/graven.toml\n\nPrints `ready` once recovered and listening, and logs to stderr. SIGTERM hands over leadership, syncs and exits;\na second signal ends at once."
+    after_help = "Example: graven start --config cluster/n1/graven.toml\n\nPrints `ready` once recovered and listening, and logs to stderr. SIGTERM hands over leadership, syncs and exits; a second signal ends at once."
 )]
 pub(crate) struct StartArgs {
     /// The node's graven.toml
@@ -51,7 +51,14 @@ fn failure(error: &DaemonError, data_dir: &std::path::Path) -> Failure {
 }
 
 /// The way out when a node has no data directory of its own.
-const REPLACE: &str = "a data directory is made by `graven init` only; if the node's own is lost, take its place with `graven member replace`";
+const REPLACE: &str = "a data directory is made by `graven init` only; if the node's own is lost, `graven member replace` takes its place (not in this version: leave the node out, the others go on)";
+
+/// What to do about damage. Whatever the log's own error hopes for, nothing repairs it in this version.
+fn damaged(dir: &str) -> String {
+    format!(
+        "repair from peers is not in this version: keep {dir} as it is, list the damage with `graven wal verify {dir}`, leave this node stopped, and see \"Damage found at start\" in docs/operations.md"
+    )
+}
 
 fn log_failure(error: &OpenError, dir: &std::path::Path) -> Failure {
     let dir = dir.display();
@@ -64,7 +71,7 @@ fn log_failure(error: &OpenError, dir: &std::path::Path) -> Failure {
         }
         OpenError::Config { .. } | OpenError::NewerVersion { .. } => Failure::config(format!("{dir}: {error}")),
         OpenError::Damaged(_) | OpenError::WrongChain { .. } | OpenError::MissingSegment { .. } => {
-            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}"))
+            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}; {}", damaged(&dir.to_string())))
         }
         _ => Failure::internal(match std::error::Error::source(error) {
             Some(cause) => format!("{dir}: {error}: {cause}"),

@@ -78,7 +78,7 @@ pub enum Refusal {
     },
     /// A member's id on another data directory: wiped, copied or restored.
     #[error(
-        "node {node} has incarnation {seen}, the membership has {expected}: its data directory was replaced or copied; use `graven member replace`"
+        "node {node} has incarnation {seen}, the membership has {expected}: its data directory was replaced or copied; start it with its own, or use `graven member replace` (not in this version)"
     )]
     Incarnation {
         /// Whose.
