@@ -6,6 +6,7 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use graven_net::client::Client;
 use graven_net::protocol::{ClusterStatus, NodeStatus};
+use jiff::Timestamp;
 
 use super::Global;
 use super::context::{self, Signals};
@@ -111,8 +112,29 @@ fn show(out: &mut Out, status: &ClusterStatus, global: &Global) -> CliResult {
     let id = status.cluster_id.as_deref().unwrap_or("unknown");
     let leader = status.leader.as_deref().unwrap_or("none");
     let head = format!("cluster {id}, leader {leader}\n");
-    out.line(&format!("{head}{}", table(&status.nodes)))
+    out.line(&format!("{head}{}{}", table(&status.nodes), expiries(&status.nodes, Timestamp::now())))
 }
+
+/// A line for each certificate that ends before long; `--json` has all of them.
+fn expiries(nodes: &[NodeStatus], now: Timestamp) -> String {
+    let mut lines = String::new();
+    for node in nodes {
+        let Some(ends) = node.certificate_expires.as_ref().and_then(|ends| ends.parse::<Timestamp>().ok()) else {
+            continue;
+        };
+        let left = ends.as_second().saturating_sub(now.as_second());
+        if left < EXPIRY_NEAR_SECONDS {
+            let name = &node.name;
+            lines.push_str(&format!(
+                "\ncertificate of {name} expires {ends}; make another with `graven certs node {name}`"
+            ));
+        }
+    }
+    lines
+}
+
+/// From when on a certificate's end is worth a line: as long before as nodes warn in their logs.
+const EXPIRY_NEAR_SECONDS: i64 = 30 * 86_400;
 
 fn table(nodes: &[NodeStatus]) -> String {
     let mut table = Table::new();
@@ -208,6 +230,21 @@ mod tests {
         for (bytes, expected) in cases {
             assert_eq!(human_size(bytes), expected);
         }
+    }
+
+    #[test]
+    fn certificate_is_told_of_when_it_ends_within_a_month() {
+        let mut node = NodeStatus::unreachable("n2", None);
+        let now: Timestamp = "2030-01-01T00:00:00Z".parse().expect("a time");
+        let mut told = |ends: Option<&str>| {
+            node.certificate_expires = ends.map(str::to_owned);
+            expiries(std::slice::from_ref(&node), now)
+        };
+        assert_eq!(told(None), "");
+        assert_eq!(told(Some("2030-01-31T00:00:00Z")), "");
+        let line = told(Some("2030-01-30T23:59:59Z"));
+        assert!(line.starts_with("\ncertificate of n2 expires 2030-01-30T23:59:59Z; "), "{line}");
+        assert!(!told(Some("2029-12-31T00:00:00Z")).is_empty());
     }
 
     #[test]
