@@ -3,6 +3,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bench;
 mod cli;
 mod cluster;
 mod dev;
+mod wal;
