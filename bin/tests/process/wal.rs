@@ -53,8 +53,8 @@ fn entry_in_a_sealed_segment(dir: &Path) -> Value {
         lines[0]["segments"].as_array().expect("segments").iter().filter(|s| s["state"] == "sealed").collect();
     assert!(sealed.len() >= 2, "{}", lines[0]);
     let segment = &sealed[1]["segment"];
-    let found = lines[1..].iter().filter(|entry| entry["segment"] == *segment && entry["kind"] == "records");
-    found.last().expect("an entry").clone()
+    let mut found = lines[1..].iter().filter(|entry| entry["segment"] == *segment && entry["kind"] == "records");
+    found.next_back().expect("an entry").clone()
 }
 
 fn segment_file(dir: &Path, segment: &Value) -> PathBuf {
