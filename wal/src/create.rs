@@ -4,6 +4,7 @@ use std::io;
 
 use graven_frame::{Frame, Kind};
 
+use crate::cut::{self, CUT_AREA};
 use crate::disk::{Disk, DiskFile, LockError, WriteMode};
 use crate::error::CreateError;
 use crate::format::{OPENING_BYTES, Opening, Prefix, RecordKind, extent, segment_name};
@@ -41,16 +42,17 @@ pub(crate) fn create<D: Disk>(
     if !is_planted(Bug::FirstSegmentUnsynced) {
         file.sync_data().map_err(io("sync the first segment"))?;
     }
+    cut::reserve(disk).map_err(io("take space for cut bytes"))?;
     // Power fails before the directory is durable: the segment has its final name with all of its bytes, or it does not
     // have it, and then there is no log.
     disk.rename(UNFINISHED, &segment_name(1)).map_err(io("name the first segment"))?;
     disk.sync_dir().map_err(io("sync the directory"))
 }
 
-/// Our own leftovers do not count: the lock file, and a first segment that was never finished.
+/// Our own leftovers do not count: the lock file, the space for cut bytes, and a first segment that was never finished.
 fn check_empty<D: Disk>(disk: &D) -> Result<(), CreateError> {
     let names = disk.list().map_err(|cause| CreateError::Io { operation: "list", cause })?;
-    match names.into_iter().find(|name| name != LOCK_NAME && name != UNFINISHED) {
+    match names.into_iter().find(|name| ![LOCK_NAME, CUT_AREA, UNFINISHED].contains(&name.as_str())) {
         Some(found) => Err(CreateError::NotEmpty { found }),
         None => Ok(()),
     }

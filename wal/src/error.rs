@@ -144,6 +144,18 @@ pub enum OpenError {
         /// The entry.
         index: u64,
     },
+    /// The end of the log is an unfinished write, which must be cut, and a copy of it finds no room. Nothing was changed.
+    #[error(
+        "segment {segment} ends in an unfinished write of {bytes} bytes at byte {at}, and the disk has no room to keep a copy of it; free {bytes} bytes and open again"
+    )]
+    NoRoomForCut {
+        /// The segment.
+        segment: SegmentId,
+        /// Where the write began.
+        at: u64,
+        /// Its length, as far as it is known.
+        bytes: u64,
+    },
     /// Somebody else is working in the directory.
     #[error("the data directory is locked by process {pid}")]
     Locked {

@@ -102,6 +102,10 @@ pub(crate) struct Located {
     pub(crate) index: u64,
     /// Entry before which to look up again.
     pub(crate) until: u64,
+    /// The point there, if it is in the same segment.
+    pub(crate) next: Option<Point>,
+    /// The point at `position`.
+    pub(crate) point: Point,
 }
 
 impl LogIndex {
@@ -155,26 +159,32 @@ impl LogIndex {
 
     /// Where to find entry `index`, which is in the log.
     pub(crate) fn locate(&self, index: u64) -> Option<Located> {
-        let segment = self
-            .segments
-            .iter()
-            .rev()
-            .find(|segment| segment.range().is_some_and(|(first, last)| first <= index && index <= last))?;
-        let after = segment.points.partition_point(|point| point.index <= index);
-        let point = &segment.points[after - 1];
-        let until = segment.points.get(after).map_or(segment.last + 1, |next| next.index);
-        Some(Located { view: Arc::clone(&segment.view), position: point.position, index: point.index, until })
+        self.stretch(|point| point.index, index).filter(|located| index < located.until)
     }
 
-    /// The last point at or below a value that never decreases along the log.
-    pub(crate) fn last_point(&self, key: impl Fn(&Point) -> u64, at_most: u64) -> Option<Point> {
-        let segment = self
-            .segments
-            .iter()
-            .rev()
-            .find(|segment| segment.points.first().is_some_and(|point| key(point) <= at_most))?;
+    /// The stretch from the last point at or below a value that never decreases along the log up to the next point.
+    pub(crate) fn stretch(&self, key: impl Fn(&Point) -> u64, at_most: u64) -> Option<Located> {
+        let segment = &self.segments[self.last_segment(|point| key(point) <= at_most)?];
         let after = segment.points.partition_point(|point| key(point) <= at_most);
-        segment.points.get(after.checked_sub(1)?).copied()
+        let point = segment.points[after.checked_sub(1)?];
+        let next = segment.points.get(after).copied();
+        let until = next.map_or(segment.last + 1, |next| next.index);
+        let view = Arc::clone(&segment.view);
+        Some(Located { view, position: point.position, index: point.index, until, next, point })
+    }
+
+    /// The last segment with entries whose first point passes a test that fails for all behind one where it fails.
+    fn last_segment(&self, test: impl Fn(&Point) -> bool) -> Option<usize> {
+        let (mut low, mut high, mut found) = (0, self.segments.len(), None);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let first = |at: &usize| self.segments[*at].points.first().is_some();
+            match (middle..high).find(first) {
+                Some(at) if test(&self.segments[at].points[0]) => (found, low) = (Some(at), at + 1),
+                _ => high = middle,
+            }
+        }
+        found
     }
 
     /// The terms of all entries.

@@ -29,9 +29,12 @@
 #![doc = include_str!("../FORMAT.md")]
 
 mod create;
+mod cut;
 mod disk;
 mod error;
 mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 pub mod inspect;
 mod log;
@@ -50,6 +53,7 @@ mod rotate;
 mod scan;
 pub mod sim;
 mod types;
+mod walk;
 
 pub use disk::{Disk, DiskFile, DiskMap, Lease, LockError, RealDisk, RealFile, RealLock, WriteMode};
 pub use error::{AppendError, CreateError, Damage, OpenError, ReadError, SegmentId};

@@ -6,6 +6,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use crate::create::UNFINISHED;
+use crate::cut::{self, CUT_AREA};
 use crate::disk::{Disk, DiskFile, LockError, WriteMode};
 use crate::error::{Damage, OpenError, SegmentId};
 use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILER_BYTES, segment_name, segment_of};
@@ -21,8 +23,6 @@ use crate::types::{Counters, Identity, Options, Recovered, SyncMethod};
 
 /// Held while the log is open; its content is the holder's process id.
 pub(crate) const LOCK_NAME: &str = "LOCK";
-/// Cut bytes are saved under names that start like this.
-pub(crate) const CUT_PREFIX: &str = "cut-";
 
 /// A segment file as found, before its records are read.
 pub(crate) struct Surveyed {
@@ -104,7 +104,7 @@ pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
     let mut ids: Vec<u64> = names.iter().filter_map(|name| segment_of(name)).collect();
     ids.sort_unstable();
     if ids.is_empty() {
-        let ours = |name: &String| name == LOCK_NAME || name == crate::create::UNFINISHED;
+        let ours = |name: &String| [LOCK_NAME, CUT_AREA, UNFINISHED].contains(&name.as_str());
         return Err(match names.into_iter().find(|name| !ours(name)) {
             Some(found) => OpenError::NotALog { found },
             None => OpenError::Empty,
@@ -259,11 +259,18 @@ fn settle<D: Disk>(
     let file = disk.open(&segment_name(id), Some(mode)).map_err(io_at("open", id, 0))?;
     let counters = Arc::new(Counters::default());
     if let Why::Torn { used_to } = ended.why {
-        save_cut(&disk, &file, id, ended.at, used_to, &mut replay.report)?;
+        cut::save(&disk, &file, id, (ended.at, used_to), &mut replay.report)?;
         wipe(&file, id, ended.at, used_to)?;
     }
     for (at, bytes) in &ended.repairs {
         file.write_at(*at, bytes).map_err(io_at("write", id, *at))?;
+    }
+    // A full disk is no reason not to open: it is one when there is something to cut, and no room to keep it.
+    match cut::reserve(&disk) {
+        Err(cause) if !matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            return Err(io_at("take space for cut bytes of", id, 0)(cause));
+        }
+        _ => {}
     }
     // After a failed sync the page cache may hold bytes as clean that the disk never got: only writing them again makes
     // the sync below mean something.
@@ -325,38 +332,6 @@ fn settle<D: Disk>(
         _lock: lock,
     };
     Ok((wal, recovered))
-}
-
-/// Keeps a copy of bytes that are about to be cut: they are nobody's acknowledged data, but somebody may want to look.
-fn save_cut<D: Disk>(
-    disk: &D,
-    file: &D::File,
-    id: u64,
-    at: u64,
-    used_to: u64,
-    report: &mut crate::RecoveryReport,
-) -> Result<(), OpenError> {
-    let name = format!("{CUT_PREFIX}{id:016x}-{at:x}");
-    let mut cut = vec![0; (used_to - at) as usize];
-    file.read_exact_at(at, &mut cut).map_err(io_at("read", id, at))?;
-    report.torn_bytes = used_to - at;
-    let saved = match disk.remove(&name) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
-        _ => disk.create(&name, WriteMode::Buffered).and_then(|copy| {
-            copy.write_at(0, &cut)?;
-            copy.sync_data()?;
-            disk.sync_dir()
-        }),
-    };
-    match saved {
-        Ok(()) => report.saved_as = Some(name),
-        // A full disk must not keep a node from starting: these bytes were never acknowledged.
-        Err(cause) if cause.kind() == io::ErrorKind::StorageFull => {
-            let _ = disk.remove(&name);
-        }
-        Err(cause) => return Err(io_at("save the cut bytes of", id, at)(cause)),
-    }
-    Ok(())
 }
 
 /// Zeroes cut bytes: records of this life among them must not be met again behind new ones.

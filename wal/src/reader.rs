@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
-use graven_frame::{Frame, HEADER_BYTES, Header, Kind, decode_header};
+use graven_frame::{Frame, Header, Kind};
 
 use crate::disk::Lease;
 use crate::error::{Damage, ReadError, SegmentId};
-use crate::format::{PREFIX_BYTES, Prefix, PrefixFound, RecordKind, twin_of};
 use crate::index::{Located, LogIndex, View};
 use crate::types::{Counters, ReaderStats};
+use crate::walk::{Met, approach, walk};
 
 /// What the writer and its readers share.
 pub(crate) struct Shared {
@@ -73,13 +73,6 @@ impl std::fmt::Debug for LogReader {
     }
 }
 
-/// A record met on a walk.
-struct Met {
-    header: Header,
-    /// Where its frame starts.
-    frame_at: u64,
-}
-
 impl LogReader {
     pub(crate) fn new(shared: Arc<Shared>) -> LogReader {
         LogReader { shared }
@@ -102,7 +95,7 @@ impl LogReader {
     /// # Errors
     /// When the entry is not held, or its record is damaged.
     pub fn frame(&self, index: u64) -> Result<Frame, ReadError> {
-        let located = self.locate(index)?;
+        let located = self.locate_near(index)?;
         let met = walk(&located, |met| met.header.index >= index)?;
         frame_of(&located.view, &met)
     }
@@ -112,7 +105,7 @@ impl LogReader {
     /// # Errors
     /// As [`LogReader::frame`].
     pub fn header(&self, index: u64) -> Result<Header, ReadError> {
-        let located = self.locate(index)?;
+        let located = self.locate_near(index)?;
         Ok(walk(&located, |met| met.header.index >= index)?.header)
     }
 
@@ -127,7 +120,7 @@ impl LogReader {
         let mut frames: Vec<Frame> = Vec::new();
         let (mut next, mut bytes) = (from, 0);
         while next <= to_inclusive {
-            let located = match self.locate(next) {
+            let located = match self.locate_near(next) {
                 Ok(located) => located,
                 Err(error) if frames.is_empty() => return Err(error),
                 Err(_) => break,
@@ -168,15 +161,16 @@ impl LogReader {
     /// [`ReadError::Trimmed`] when it is before the first entry held (`index` then names the entry before that one), or damage on
     /// the way.
     pub fn index_of_offset(&self, offset: u64) -> Result<Option<u64>, ReadError> {
-        let start = {
+        let located = {
             let index = self.shared.read();
             if offset < index.base.next_offset {
                 return Err(ReadError::Trimmed { index: index.base.index, first: index.base.index + 1 });
             }
-            index.last_point(|point| point.base_offset, offset).map(|point| point.index)
+            index.stretch(|point| point.base_offset, offset)
         };
-        let Some(start) = start else { return Ok(None) };
-        self.find(start, |header| header.kind == Kind::Records && header.next_offset() > offset)
+        let Some(mut located) = located else { return Ok(None) };
+        approach(&mut located, offset, |header| header.base_offset, |point| point.base_offset);
+        self.find(located, |header| header.kind == Kind::Records && header.next_offset() > offset)
     }
 
     /// The first entry whose timestamp is not below this one; `None` when all are.
@@ -184,17 +178,17 @@ impl LogReader {
     /// # Errors
     /// Damage on the way.
     pub fn index_of_time(&self, timestamp_ms: u64) -> Result<Option<u64>, ReadError> {
-        let start = {
+        let located = {
             let index = self.shared.read();
             // Entries of the same time as a point may stand before it: start at one that is surely older.
-            let older =
-                timestamp_ms.checked_sub(1).and_then(|older| index.last_point(|point| point.timestamp_ms, older));
-            older.map_or(index.base.index + 1, |point| point.index)
+            let older = timestamp_ms.checked_sub(1).and_then(|older| index.stretch(|point| point.timestamp_ms, older));
+            older.or_else(|| index.locate(index.base.index + 1))
         };
-        if start > self.last_index() {
-            return Ok(None);
+        let Some(mut located) = located else { return Ok(None) };
+        if let Some(older) = timestamp_ms.checked_sub(1) {
+            approach(&mut located, older, |header| header.timestamp_ms, |point| point.timestamp_ms);
         }
-        self.find(start, |header| header.timestamp_ms >= timestamp_ms)
+        self.find(located, |header| header.timestamp_ms >= timestamp_ms)
     }
 
     /// Makes these entries' bytes resident. Waits for the disk: not for a thread that has heartbeats to send.
@@ -242,98 +236,26 @@ impl LogReader {
         index.locate(wanted).ok_or(ReadError::NotYet { index: wanted, last: index.last })
     }
 
-    /// The first entry from `start` on that is what `wanted` says.
-    fn find(&self, start: u64, wanted: impl Fn(&Header) -> bool) -> Result<Option<u64>, ReadError> {
-        let mut next = start;
+    /// As [`LogReader::locate`], as close to the entry as is cheap.
+    fn locate_near(&self, wanted: u64) -> Result<Located, ReadError> {
+        let mut located = self.locate(wanted)?;
+        approach(&mut located, wanted, |header| header.index, |point| point.index);
+        Ok(located)
+    }
+
+    /// The first entry from a located one on that is what `wanted` says.
+    fn find(&self, mut located: Located, wanted: impl Fn(&Header) -> bool) -> Result<Option<u64>, ReadError> {
         loop {
-            let located = match self.locate(next) {
+            let met = walk(&located, |met| wanted(&met.header) || met.header.index + 1 >= located.until)?;
+            if wanted(&met.header) {
+                return Ok(Some(met.header.index));
+            }
+            located = match self.locate(located.until) {
                 Ok(located) => located,
                 Err(ReadError::NotYet { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let met = walk(&located, |met| {
-                met.header.index >= next && (wanted(&met.header) || met.header.index + 1 >= located.until)
-            })?;
-            if wanted(&met.header) {
-                return Ok(Some(met.header.index));
-            }
-            next = located.until;
         }
-    }
-}
-
-/// Walks the frame records from a located place until `stop`, which must happen before `until`.
-fn walk(located: &Located, mut stop: impl FnMut(&Met) -> bool) -> Result<Met, ReadError> {
-    let view = &located.view;
-    let written = view.written();
-    let (mut at, mut index) = (located.position, located.index);
-    loop {
-        let damaged = |what| {
-            Err(ReadError::Damaged(Damage {
-                segment: SegmentId(view.id),
-                from: at,
-                to: at + PREFIX_BYTES as u64,
-                first_index: index,
-                last_index: index,
-                what,
-            }))
-        };
-        let mut bytes = [0; PREFIX_BYTES + HEADER_BYTES];
-        if at + PREFIX_BYTES as u64 > written {
-            return damaged("the segment ends before the entry");
-        }
-        // Control records may be shorter than a frame's header: what is behind the written mark is not looked at.
-        let there = bytes.len().min((written - at) as usize);
-        view.map.copy(at, &mut bytes[..there], written);
-        let (prefix, head) = bytes.split_at(PREFIX_BYTES);
-        let prefix = match prefix.first_chunk().map(Prefix::decode) {
-            Some(PrefixFound::Good(prefix))
-                if prefix.salt == view.salt && prefix.segment == view.id && prefix.position == at =>
-            {
-                prefix
-            }
-            _ => match second_copy(view, at, written) {
-                // No entry is lost with the first copy of a hard state.
-                Some(second) => {
-                    at = second.end();
-                    continue;
-                }
-                None => return damaged("no record where one was written"),
-            },
-        };
-        if prefix.end() > written {
-            return damaged("the segment ends inside the record");
-        }
-        if prefix.kind == RecordKind::Frame {
-            let Ok(header) = decode_header(head) else { return damaged("frame header is damaged") };
-            if header.index != index || header.frame_len() != prefix.payload_len as usize {
-                return damaged("another entry stands there");
-            }
-            let met = Met { header, frame_at: at + PREFIX_BYTES as u64 };
-            if stop(&met) {
-                return Ok(met);
-            }
-            index += 1;
-        }
-        at = prefix.end();
-    }
-}
-
-/// The second copy of a hard state whose first copy was at `at`.
-fn second_copy(view: &View, at: u64, written: u64) -> Option<Prefix> {
-    let second = twin_of(at);
-    if second + PREFIX_BYTES as u64 > written {
-        return None;
-    }
-    let mut bytes = [0; PREFIX_BYTES];
-    view.map.copy(second, &mut bytes, written);
-    match Prefix::decode(&bytes) {
-        PrefixFound::Good(prefix)
-            if prefix.salt == view.salt && prefix.position == second && prefix.second_copy_of(at) =>
-        {
-            Some(prefix)
-        }
-        _ => None,
     }
 }
 

@@ -384,7 +384,7 @@ fn damaged_log_is_left_as_it_is() {
     let before = disk.bytes_of(SEGMENT);
     open_damage(&disk);
     assert_eq!(disk.bytes_of(SEGMENT), before);
-    assert_eq!(disk.names(), [SEGMENT]);
+    assert_eq!(disk.names(), [SEGMENT, "cut"], "the log, and the space for cut bytes");
 }
 
 #[test]
