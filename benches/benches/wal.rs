@@ -97,6 +97,7 @@ fn beside(criterion: &mut Criterion, name: &str, bytes: u64, limit: &mut dyn Wor
     let scale = scale();
     let mut bench = criterion.benchmark_group(name);
     bench.sample_size(scale.samples).throughput(Throughput::Bytes(bytes));
+    bench.warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     bench.bench_function("limit", |bench| bench.iter_custom(|iterations| timed(limit, iterations)));
     bench.bench_function("log", |bench| bench.iter_custom(|iterations| timed(ours, iterations)));
     bench.finish();
