@@ -3,6 +3,7 @@
 //! Three parties: the reading thread of `input`, a task that sends what waits, and here the acknowledgements, which arrive in
 //! input order. After any end the log holds a prefix of the input, and what is told is how long that prefix is for certain.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::Global;
 use super::context::{self, Signals};
 use super::error::{CliResult, ErrorCode, Failure, Outcome};
 use super::input::{self, Cut, Grouping, Queue};
-use super::out::Out;
+use super::out::{self, Out};
 
 /// Arguments of `graven append`.
 #[derive(Debug, Args)]
@@ -55,6 +56,9 @@ fn parse_chunk(text: &str) -> Result<usize, String> {
 pub(crate) fn run(args: AppendArgs, global: &Global) -> CliResult {
     // Before anything is sent, and before the cluster is even asked for: a mistyped name leaves no trace.
     let sources = input::open_all(&args.files)?;
+    if (args.files.is_empty() || args.files == [PathBuf::from("-")]) && std::io::stdin().is_terminal() {
+        context::note(global, "each line typed is a record; Ctrl-D ends");
+    }
     context::block_on(global, append(args, global, sources))
 }
 
@@ -144,6 +148,9 @@ impl Run {
     ) -> CliResult {
         let mut stopping = false;
         let mut deadline = pin!(tokio::time::sleep(FOREVER));
+        // Whoever reads acknowledgements and goes away wants no more of them. Otherwise the input goes on to its end: only a
+        // last line has nobody to read it.
+        let watch = if self.acks { self.out.watch() } else { None };
         loop {
             tokio::select! {
                 biased;
@@ -163,6 +170,10 @@ impl Run {
                     stopping = true;
                     queue.stop();
                     deadline.set(tokio::time::sleep(grace));
+                }
+                () = out::closed(watch.as_ref()) => {
+                    queue.stop();
+                    return Err(Failure::StdoutClosed);
                 }
                 () = &mut deadline, if stopping => return Err(interrupted().with_outcome(Outcome::Unknown)),
             }
@@ -261,7 +272,6 @@ const LONG: Duration = Duration::from_secs(1);
 
 impl Progress {
     fn new(global: &Global, size: Option<u64>) -> Progress {
-        use std::io::IsTerminal;
         // A stdin that is typed or followed has no end to show progress towards.
         let wanted = !global.quiet && !global.json && size.is_some() && std::io::stderr().is_terminal();
         Progress { bar: None, size, started: Instant::now(), wanted }

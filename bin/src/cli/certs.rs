@@ -76,6 +76,12 @@ pub(crate) fn run(args: &CertsArgs, global: &Global) -> CliResult {
 }
 
 fn authority(dir: &Path) -> CliResult<Authority> {
+    if !dir.join("ca").exists() {
+        let dir = dir.display();
+        return Err(Failure::usage(format!(
+            "there is no authority in {dir}; name the directory that `graven init` or `graven dev` made with --dir"
+        )));
+    }
     Authority::load(dir.join("ca")).map_err(failure)
 }
 

@@ -37,7 +37,10 @@ fn existing(file: &Path, by: &str) -> CliResult<PathBuf> {
     match std::fs::metadata(file) {
         Ok(found) if found.is_file() => Ok(file.to_owned()),
         Ok(_) => Err(Failure::config(format!("{} (from {by}) is not a file; name a client.toml", file.display()))),
-        Err(error) => Err(Failure::config(format!("cannot read {} (from {by}): {error}", file.display()))),
+        Err(error) => Err(Failure::config(format!(
+            "cannot read {} (from {by}): {error}; name the client.toml that `graven init` or `graven dev` made",
+            file.display()
+        ))),
     }
 }
 

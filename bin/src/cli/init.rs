@@ -56,15 +56,16 @@ pub(crate) fn run(args: &InitArgs, global: &Global) -> CliResult {
         created.node_files.iter().map(|file| format!("graven start --config {}\n", quoted(file))).collect();
     out::print(&lines)?;
     let client = quoted(&created.client_file);
-    note(global, &format!("{}; see them with `graven status --client {client}`", if copied { ONCE } else { RUNS }));
+    note(global, &format!("then `graven status --client {client}` shows them"));
+    note(global, if copied { ONCE } else { TWICE });
     Ok(())
 }
 
 const COPY: &str = "copy each node's directory to its host and run there, with the path it has there:";
 const HERE: &str = "run each of these, in a terminal or service of its own:";
-const RUNS: &str = "never start a data directory twice, nor a copy of one";
+const TWICE: &str = "never start a copy of a data directory: two nodes of one identity lose records";
 const ONCE: &str =
-    "a node's data must never be started in two places: once copied, remove the `data` directories that are left here";
+    "a node's data must never be started in two places: once copied, remove the `data` directories left here";
 
 fn nodes(args: &InitArgs) -> CliResult<Vec<NewNode>> {
     let usage = |why: String| Failure::usage(format!("--node: {why}"));

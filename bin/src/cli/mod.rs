@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind as ClapKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind as ClapKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use error::{CliResult, Failure};
@@ -34,10 +34,9 @@ mod wal;
     name = "graven",
     version = VERSION,
     about = "A persistent replicated log: Raft over QUIC on checksummed segments",
-    after_help = "On a fresh machine `graven dev` makes and runs a cluster; then, in another terminal, `graven append FILE` and `graven read`.\n\nClients find their cluster by --client, else $GRAVEN_CLIENT, else ./graven-dev/client.toml, else ~/.config/graven/client.toml.",
+    after_help = "First steps:\n  graven dev                     makes and runs a cluster on this machine\n  graven append /etc/services    in a second terminal, in the same directory\n  graven read --from -3\n\nClients find their cluster by --client, else $GRAVEN_CLIENT, else ./graven-dev/client.toml, else ~/.config/graven/client.toml.",
     // Lines are broken where the terminal ends, and not beyond what is read easily.
     max_term_width = 100,
-    disable_help_subcommand = true,
     propagate_version = false
 )]
 struct Cli {
@@ -155,6 +154,10 @@ fn parse_failed(error: &clap::Error) -> CliResult<u8> {
             Ok(2)
         }
         _ => {
+            if let Some(command) = missing(error) {
+                let next = "README.md says under \"Limits\" what is missing";
+                return Err(Failure::usage(format!("`graven {command}` is not in this version; {next}")));
+            }
             let first = text.split("\n\n").next().unwrap_or_default();
             let first = first.strip_prefix("error: ").unwrap_or(first);
             let sentence = first.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -164,6 +167,17 @@ fn parse_failed(error: &clap::Error) -> CliResult<u8> {
         }
     }
 }
+
+/// The command asked for, when it is one that messages and documents name and a later version will have.
+fn missing(error: &clap::Error) -> Option<&'static str> {
+    let asked = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(asked)) => asked,
+        _ => return None,
+    };
+    LATER.into_iter().find(|command| command == asked)
+}
+
+const LATER: [&str; 6] = ["member", "recover", "trim", "snapshot", "backup", "restore"];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

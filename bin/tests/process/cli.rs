@@ -99,6 +99,8 @@ fn wrong_arguments_are_one_sentence_and_exit_2() {
         assert!(error["details"].is_object() && error["message"].is_string(), "{error}");
     }
     run([""; 0]).expect(2);
+    let later = run(["member", "replace", "n1", "n4", "--address", "h:1"]).expect(2);
+    assert!(later.stderr.contains("`graven member` is not in this version"), "{}", later.stderr);
 }
 
 #[test]
@@ -110,6 +112,7 @@ fn help_and_version_are_data_and_survive_a_closed_pipe() {
         let help = run([command, "--help"]).expect(0).text();
         assert!(help.contains("Usage: graven"), "{help}");
     }
+    assert_eq!(run(["help", "read"]).expect(0).text(), run(["read", "--help"]).expect(0).text());
     for args in [&["--help"][..], &["--version"], &["completions", "bash"]] {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);

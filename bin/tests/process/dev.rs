@@ -102,6 +102,23 @@ fn a_follow_ends_well_by_a_signal_and_by_a_closed_pipe() {
     std::io::Read::read_exact(idle.stdout.as_mut().expect("piped"), &mut line).expect("both records");
     drop(idle.stdout.take());
     assert_eq!(wait_for_exit(&mut idle, PATIENCE).code(), Some(0), "an idle follow sees its reader go");
+
+    let long_lived = [&["status", "--watch"][..], &["append", "--acks"], &["read", "--follow", "--from", "end"]];
+    for args in long_lived {
+        let mut command = dev.command(args);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+        drop(child.stdout.take());
+        assert_eq!(wait_for_exit(&mut child, PATIENCE).code(), Some(0), "{args:?}");
+        let mut said = String::new();
+        std::io::Read::read_to_string(child.stderr.as_mut().expect("piped"), &mut said).expect("stderr is read");
+        assert_eq!(said, "", "{args:?}");
+    }
+    let mut watch =
+        dev.command(&["status", "--watch"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("starts");
+    std::io::Read::read_exact(watch.stdout.as_mut().expect("piped"), &mut [0; 8]).expect("a first table");
+    signal(i32::try_from(watch.id()).expect("a process id"), Signal::TERM);
+    assert_eq!(wait_for_exit(&mut watch, PATIENCE).code(), Some(0));
 }
 
 #[test]
