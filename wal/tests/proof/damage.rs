@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use graven_frame::{Frame, Kind};
 use graven_wal::sim::{SECTOR_BYTES, SimDisk};
-use graven_wal::{Damage, HardState, Identity, OpenError, ReadError, Wal, inspect};
+use graven_wal::{Damage, Disk, DiskFile, HardState, Identity, OpenError, ReadError, Wal, inspect};
 
 use crate::common::{IDENTITY, control, first, grow, new_log, options};
 use crate::long;
@@ -93,7 +93,7 @@ impl Specimen {
         let content = look(&wal.reader(), &recovered).expect("intact");
         let found = inspect::verify(&disk).expect("closed");
         assert!(found.damage.is_empty() && found.healed.is_empty() && found.torn_bytes == 0, "{found:?}");
-        let files: BTreeMap<_, _> = disk.names().into_iter().map(|name| (name.clone(), whole(&disk, &name))).collect();
+        let files = segment_files(&disk);
         let begun = found.segments.iter().filter(|segment| segment.state != inspect::SegmentState::Prepared);
         let mut last = (String::new(), 0);
         let mut meaning = BTreeMap::new();
@@ -132,8 +132,7 @@ impl Specimen {
 
     /// Opens and verifies a changed copy, and says what became of the change, or what is wrong about that.
     pub(crate) fn judge(&self, changed: &SimDisk, harm: Harm<'_>) -> Result<Outcome, String> {
-        let before: BTreeMap<_, _> =
-            changed.names().into_iter().map(|name| (name.clone(), whole(changed, &name))).collect();
+        let before = segment_files(changed);
         let verified = inspect::verify(changed);
         let opened = Wal::open(changed.clone(), options());
         let unchanged = || {
@@ -261,9 +260,16 @@ impl Specimen {
 
 /// All bytes of a file, with the zeroes at its end.
 fn whole(disk: &SimDisk, name: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    disk.copy().edit(name, |all| bytes.clone_from(all));
+    let mut bytes = disk.bytes_of(name).unwrap_or_default();
+    let len = disk.open(name, None).and_then(|file| file.len()).expect("there");
+    bytes.resize(len as usize, 0);
     bytes
+}
+
+/// The files that hold a log.
+fn segment_files(disk: &SimDisk) -> BTreeMap<String, Vec<u8>> {
+    let names = disk.names().into_iter().filter(|name| name.ends_with(".seg"));
+    names.map(|name| (name.clone(), whole(disk, &name))).collect()
 }
 
 /// Where a segment's bytes mean something, by FORMAT.md alone; and where its last record starts.
@@ -371,13 +377,13 @@ pub(crate) fn every_file(specimen: &Specimen) -> Result<u64, String> {
     let mut tried = 0;
     let mut expect = |what: String, changed: &SimDisk, right: &dyn Fn(&OpenError) -> bool| {
         tried += 1;
-        let files: Vec<_> = changed.names().iter().map(|name| whole(changed, name)).collect();
+        let files = segment_files(changed);
         let verdict = match Wal::open(changed.clone(), options()) {
             Err(error) if right(&error) => Ok(()),
             Err(error) => Err(format!("{what}: {error}")),
             Ok((_, recovered)) => Err(format!("{what}: accepted as {recovered:?}")),
         };
-        if files != changed.names().iter().map(|name| whole(changed, name)).collect::<Vec<_>>() {
+        if files != segment_files(changed) {
             return Err(format!("{what}: files were changed"));
         }
         verdict
