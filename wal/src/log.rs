@@ -229,12 +229,15 @@ impl<D: Disk> Wal<D> {
         state.map_err(|failure| self.close_for(failure))
     }
 
-    /// Whether only the reserve is left: entries with records are refused until a segment can be prepared again.
+    /// Whether the disk has no room for another segment and little more than the reserve is left: take no more records.
+    ///
+    /// Told early: entries that are on their way when it becomes true, about 2 MiB of them, are still taken.
+    /// They are refused only when they would need the reserve. It clears by itself when a segment can be prepared again.
     #[must_use]
     pub fn disk_full(&self) -> bool {
-        let room = self.active.capacity.saturating_sub(self.active.written);
-        // Below an eighth the next large entry will not fit: say so early enough that a leader can stop taking appends.
-        self.pool.no_space() && self.pool.len() <= 1 && (self.active.sealed || room < self.active.capacity / 8)
+        let room = if self.active.sealed { 0 } else { self.active.capacity.saturating_sub(self.active.written) };
+        let spare = self.pool.len().saturating_sub(1) as u64 * self.options.segment_bytes;
+        self.pool.no_space() && room + spare < FULL_MARGIN_BYTES.max(self.options.segment_bytes / 8)
     }
 
     /// A view for reading, here or on other threads.
@@ -342,9 +345,6 @@ impl<D: Disk> Wal<D> {
             let fill = Fill::of(&index, self.active.written, self.active.sealed, self.active.capacity);
             fill.plan(frames, self.options.segment_bytes)
         };
-        if records && self.disk_full() {
-            return Err(AppendError::DiskFull { segment_bytes: self.options.segment_bytes });
-        }
         if !cuts.is_empty() {
             let capacities: Vec<u64> = cuts.iter().map(|(_, capacity)| *capacity).collect();
             // Entries with records leave one segment behind: the reserve.
@@ -514,6 +514,9 @@ pub(crate) fn settled_options(options: &Options) -> Result<Options, (&'static st
 
 /// A hard state's copies name the first one's place in units of 64 bytes in 32 bits; this stays far below.
 const MAX_SEGMENT_BYTES: u64 = 64 << 30;
+/// What a leader may have on its way to this log when it hears that the disk is full: a round of 1 MiB, and what a follower
+/// is sent beside it.
+const FULL_MARGIN_BYTES: u64 = 2 << 20;
 
 impl<D: Disk> std::fmt::Debug for Wal<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -43,6 +43,8 @@ const PEER_EVENTS_MAX: usize = 128;
 const JOBS_MAX: usize = 1024;
 /// Loads that may wait: one or a few for each of at most six followers.
 const LOADS_MAX: usize = 64;
+/// Space kept ready ahead of the log: four rounds of appends, so that a full disk is known before a round meets it.
+const READY_BYTES: u64 = 4 << 20;
 /// Bytes of frames read at a time when a node starts.
 const START_READ_BYTES: usize = 4 << 20;
 
@@ -267,6 +269,11 @@ async fn start_protocol(
     }
 }
 
+/// Segments to keep ready: the reserve, and space for [`READY_BYTES`].
+fn prepared_segments(segment_bytes: u64) -> usize {
+    1 + usize::try_from(READY_BYTES.div_ceil(segment_bytes.max(1))).unwrap_or(1)
+}
+
 fn warn_of_small_buffers(plane: &PeerPlane) {
     let socket = plane.stats().socket;
     if socket.capped() {
@@ -290,6 +297,7 @@ fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, gr
     let options = graven_wal::Options {
         expect_cluster,
         expect_node,
+        prepared_segments: prepared_segments(config.wal.segment_bytes),
         segment_bytes: config.wal.segment_bytes,
         sync: match config.wal.sync {
             SyncMode::Fdatasync => SyncMethod::Fdatasync,

@@ -101,7 +101,7 @@ impl<D: Disk> LogThread<D> {
                 self.preparing |= appended > 0;
             }
             // Under steady load there is no idle moment; preparation then goes on as fast as the log grows.
-            if self.preparing && self.behind_bytes >= PREPARE_STEP_BYTES {
+            while self.preparing && self.behind_bytes >= PREPARE_STEP_BYTES {
                 self.prepare()?;
             }
         }

@@ -76,6 +76,9 @@ impl Draft {
 impl Replica {
     /// Proposes what waits, if this node leads and its last write is done. Returns whether anything was proposed.
     pub(super) fn propose_waiting(&mut self, now: Now) -> bool {
+        if self.disk_full && self.core.role() == Role::Leader {
+            self.refuse_waiting(now);
+        }
         let mut proposed = 0;
         while proposed < ROUND_BYTES && self.intake.len() > 0 && self.may_propose(proposed) {
             let Some(bytes) = self.propose_one(now) else { continue };
@@ -86,6 +89,12 @@ impl Replica {
             }
         }
         proposed > 0
+    }
+
+    /// Refuses what waits: there is no room for it. The answers keep their place behind what is in the log already.
+    fn refuse_waiting(&mut self, now: Now) {
+        let refused = self.intake.drain_requests().map(|request| (request, Err(Rejection::DiskFull))).collect();
+        self.hold(now, self.log.last().index, refused);
     }
 
     fn may_propose(&self, proposed: usize) -> bool {

@@ -7,4 +7,5 @@ mod bench;
 mod cli;
 mod cluster;
 mod dev;
+mod disk;
 mod wal;
