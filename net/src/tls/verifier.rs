@@ -169,7 +169,7 @@ impl ServerCertVerifier for Servers {
 fn wants_cluster(der: &CertificateDer<'_>, cluster: u128) -> Result<(), Error> {
     match Identity::of_certificate(der) {
         Ok(identity) if identity.cluster() == cluster => Ok(()),
-        Ok(identity) => Err(refused(format!("certificate is of {identity}, this is cluster {cluster:032x}"))),
+        Ok(identity) => Err(refused(of_another(&identity, cluster))),
         Err(cause) => Err(refused(cause.to_string())),
     }
 }
@@ -194,9 +194,7 @@ fn named(cause: Error, der: &CertificateDer<'_>, cluster: u128) -> Error {
                 "certificate of {identity} is valid from {not_before} on; compare the clocks of both hosts"
             ))
         }
-        _ if identity.cluster() != cluster => {
-            refused(format!("certificate is of {identity}, this is cluster {cluster:032x}"))
-        }
+        _ if identity.cluster() != cluster => refused(of_another(&identity, cluster)),
         (CertificateError::UnknownIssuer | CertificateError::BadSignature, _) => refused(format!(
             "certificate of {identity} was not signed by this cluster's authority; use one that its ca.key signed"
         )),
@@ -208,6 +206,10 @@ fn named(cause: Error, der: &CertificateDer<'_>, cluster: u128) -> Error {
         }
         (other, _) => refused(format!("certificate of {identity} is refused: {other}")),
     }
+}
+
+fn of_another(identity: &Identity, cluster: u128) -> String {
+    format!("certificate is of {identity}, this is cluster {cluster:032x}; check the address and whose files are used")
 }
 
 fn refused(sentence: String) -> Error {
