@@ -28,6 +28,10 @@ pub(crate) struct StartArgs {
 
 /// Runs the command.
 pub(crate) fn run(args: &StartArgs, global: &Global) -> CliResult {
+    if args.config.is_dir() {
+        let dir = args.config.display();
+        return Err(Failure::config(format!("{dir} is a directory; name the node's graven.toml in it")));
+    }
     let config = NodeConfig::load(&args.config).map_err(Failure::config)?;
     log_to_stderr(&config.log, global);
     let data_dir = config.data_dir.clone();
@@ -63,14 +67,20 @@ fn damaged(dir: &str) -> String {
 fn log_failure(error: &OpenError, dir: &std::path::Path) -> Failure {
     let dir = dir.display();
     match error {
-        OpenError::Missing | OpenError::Empty | OpenError::NotALog { .. } | OpenError::WrongCluster { .. } => {
+        OpenError::Missing => Failure::config(format!("{dir} does not exist; is its disk mounted? {REPLACE}")),
+        OpenError::Empty => Failure::config(format!("{dir} holds no log; is its disk mounted? {REPLACE}")),
+        OpenError::NotALog { .. } | OpenError::WrongCluster { .. } => {
             Failure::config(format!("{dir}: {error}; {REPLACE}"))
         }
         OpenError::Locked { pid } => {
             Failure::usage(format!("{dir} is in use by process {pid}; this node runs already")).with("pid", *pid)
         }
         OpenError::Config { .. } | OpenError::NewerVersion { .. } => Failure::config(format!("{dir}: {error}")),
-        OpenError::Damaged(_) | OpenError::WrongChain { .. } | OpenError::MissingSegment { .. } => {
+        OpenError::Damaged(damage) => {
+            let what = format!("{dir}: the log is damaged: {damage}; nothing was changed");
+            Failure::new(ErrorCode::Damaged, format!("{what}; {}", damaged(&dir.to_string())))
+        }
+        OpenError::WrongChain { .. } | OpenError::MissingSegment { .. } => {
             Failure::new(ErrorCode::Damaged, format!("{dir}: {error}; {}", damaged(&dir.to_string())))
         }
         _ => Failure::internal(match std::error::Error::source(error) {

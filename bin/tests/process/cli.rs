@@ -151,7 +151,8 @@ fn start_never_makes_a_data_directory() {
             fs::create_dir(&data).expect("made");
         }
         let done = run(&start).expect(2);
-        assert!(done.stderr.contains("member replace"), "{}", done.stderr);
+        assert!(done.stderr.contains("member replace` takes its place (not in this version"), "{}", done.stderr);
+        assert!(done.stderr.contains("is its disk mounted?"), "{}", done.stderr);
         assert_eq!(data.exists(), made);
     }
     fs::remove_dir(&data).expect("empty still");
