@@ -78,8 +78,9 @@ pub fn recovery(bytes: &[u8]) {
     let frame = noop(&wal.tail());
     let appended = frame.is_some_and(|frame| wal.append(&[frame]).is_ok() && wal.sync().is_ok());
     drop(wal);
-    let Ok((wal, again)) = Wal::open(disk.crash_keeping(|_| false), options) else {
-        panic!("what was opened once opens again: {recovered:?}");
+    let (wal, again) = match Wal::open(disk.crash_keeping(|_| false), options) {
+        Ok(opened) => opened,
+        Err(error) => panic!("what was opened once opens again, not: {error}; {recovered:?}"),
     };
     let reader = wal.reader();
     let readable = |index: u64| reader.frame(index).is_ok_and(|frame| frame.verify(None).is_ok());

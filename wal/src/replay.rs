@@ -146,6 +146,12 @@ impl Replay {
     pub(crate) fn check_anchored(&self) -> Result<(), OpenError> {
         match self.unanchored {
             Some((segment, at, index)) => Err(OpenError::WrongChain { segment: SegmentId(segment), at, index }),
+            // Every sum is right, and still the segments are not of one log.
+            None if self.index.check().is_err() => Err(OpenError::WrongChain {
+                segment: SegmentId(self.index.segments.first().map_or(0, |segment| segment.view.id)),
+                at: 0,
+                index: self.index.base.index,
+            }),
             None => Ok(()),
         }
     }

@@ -194,6 +194,10 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         };
         Ok(match prefix.kind {
             RecordKind::Frame => self.frame(prefix)?.map(|header| (Content::Frame(header), None)),
+            // The lost copy is written again where the prefix says that the first one stands: only if that is here.
+            RecordKind::HardState if prefix.copy == 0 && u64::from(prefix.head_crc) * BOUNDARY != prefix.position => {
+                Err(Flaw::Bad("a hard state that names another place"))
+            }
             RecordKind::HardState if prefix.copy == 0 => {
                 let (first, second) = (self.small(prefix)?, self.second_copy(prefix)?);
                 let healed = match (&first, second) {
