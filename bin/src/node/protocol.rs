@@ -417,7 +417,7 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
         ),
         Rejection::DiskFull => Failure::refused(
             ErrorCode::DiskFull,
-            "the leader's disk is full; free space or trim the log, appends go on by themselves",
+            "the leader's disk is full; free space there and appends go on by themselves",
         ),
         Rejection::Malformed => Failure::refused(ErrorCode::Usage, "the append has no record, or half a session"),
         Rejection::TransferFailed => Failure::refused(

@@ -73,6 +73,11 @@ impl Alone {
 
 impl Drop for Alone {
     fn drop(&mut self) {
+        // Under a tracer the node is a process of its own and outlives it.
+        let pid = std::fs::read_to_string(self.dir().join("n1/graven.pid")).ok();
+        if let Some(pid) = pid.and_then(|pid| pid.trim().parse().ok()).filter(|pid| common::is_running(*pid)) {
+            common::signal(pid, rustix::process::Signal::KILL);
+        }
         if let Some(child) = &mut self.node {
             let _ = child.kill();
             let _ = child.wait();
