@@ -38,6 +38,10 @@ pub enum Bug {
     SettledReplaced,
     /// Removed segments go in any order.
     RemovalUnsynced,
+    /// A released segment is used again while somebody reads it.
+    RecycledWhileRead,
+    /// Writes into a used file do not end with zeroes.
+    EndMarkOmitted,
 }
 
 thread_local! {
@@ -46,7 +50,7 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 15] = [
+    pub const ALL: [Bug; 17] = [
         Bug::DirectorySyncSkipped,
         Bug::FirstSegmentUnsynced,
         Bug::SyncBeforeWrite,
@@ -62,6 +66,8 @@ impl Bug {
         Bug::SupersedeUnchecked,
         Bug::SettledReplaced,
         Bug::RemovalUnsynced,
+        Bug::RecycledWhileRead,
+        Bug::EndMarkOmitted,
     ];
 }
 

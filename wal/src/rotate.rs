@@ -36,7 +36,7 @@ impl<D: Disk> Wal<D> {
             let Some(released) = self.shared.write().drop_first() else { break };
             let mut view = released.view;
             let unread = Arc::get_mut(&mut view).and_then(|view| Arc::get_mut(&mut view.map));
-            let recycled = match unread.is_some_and(|map| map.is_unborrowed()) {
+            let recycled = match unread.is_some_and(|map| map.is_unborrowed()) || is_planted(Bug::RecycledWhileRead) {
                 true => self.pool.recycle(id, capacity, &self.counters),
                 false => {
                     self.shared.hold(view.map.lease(), capacity);

@@ -141,3 +141,12 @@ fn arbitrary_control_bodies_are_kept() {
     let frame = control(&crate::common::base(&first()), 1, graven_frame::Kind::Session, b"\0\xFFGRVR\x01");
     fuzzing::frame(&[frame.head().to_vec(), frame.body().concat().to_vec()].concat());
 }
+
+/// What random changes found once.
+#[test]
+fn changes_that_were_not_survived_once() {
+    // An opening whose base does not fit the entries in its segment.
+    fuzzing::recovery(&[[0, 5, 0, 69].as_slice(), &[0; 16], &[1]].concat());
+    // A hard state that names the opening as its first copy's place, and has lost its second copy.
+    fuzzing::recovery(&[2, 3, 1, 5, 0]);
+}

@@ -121,6 +121,16 @@ fn removals_in_any_order_are_found() {
     is_found(Bug::RemovalUnsynced, crashes_of("trim"));
 }
 
+#[test]
+fn segment_used_again_while_it_is_read_is_found() {
+    is_found(Bug::RecycledWhileRead, stale::borrowed_bytes_never_change);
+}
+
+#[test]
+fn missing_end_marks_are_found() {
+    is_found(Bug::EndMarkOmitted, stale::end_in_a_used_file_is_clean);
+}
+
 /// Every bug there is has a test here: a new one without would go unseen.
 #[test]
 fn every_planted_bug_has_a_test() {

@@ -2,11 +2,11 @@
 
 use graven_frame::Frame;
 use graven_wal::sim::SimDisk;
-use graven_wal::{HardState, Wal};
+use graven_wal::{HardState, RealDisk, Wal};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::common::{Random, grow, new_log, options};
+use crate::common::{IDENTITY, Random, first, grow, new_log, options};
 use crate::long;
 use crate::script::look;
 
@@ -16,7 +16,7 @@ const SEGMENT: &str = "0000000000000001.seg";
 fn life(seed: u64, lens: &[usize], synced: bool) -> (SimDisk, Vec<Frame>) {
     let disk = SimDisk::new(seed);
     let mut wal = new_log(&disk);
-    let mut frames = vec![crate::common::first()];
+    let mut frames = vec![first()];
     for (nth, len) in lens.iter().enumerate() {
         if nth == 1 {
             wal.set_hard_state(HardState { term: 3, vote: Some(1) }).expect("room");
@@ -103,4 +103,57 @@ pub(crate) fn no_old_life_comes_back(cases: u32) -> Result<(), String> {
 #[test]
 fn records_of_an_earlier_life_never_come_back() {
     no_old_life_comes_back(if long() { 50_000 } else { 600 }).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Bytes that somebody borrowed never change: not when their segment is released, and not when its file is used again.
+pub(crate) fn borrowed_bytes_never_change() -> Result<(), String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let disk = RealDisk::open(dir.path());
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    Wal::create(disk.clone(), IDENTITY, options(), &[first()]).map_err(|error| text(&error))?;
+    let (mut wal, _) = Wal::open(disk, options()).map_err(|error| text(&error))?;
+    let written = grow(&mut wal, 4, 900);
+    let borrowed = wal.reader().frames(2, 5, usize::MAX).map_err(|error| text(&error))?;
+    for _ in 0..12 {
+        grow(&mut wal, 6, 1900);
+        wal.sync().map_err(|error| text(&error))?;
+        wal.release_before(wal.last_index()).map_err(|error| text(&error))?;
+    }
+    if wal.stats().recycled == 0 {
+        return Err("no segment was used again".to_owned());
+    }
+    match borrowed == written && borrowed.iter().all(|frame| frame.verify(None).is_ok()) {
+        true => Ok(()),
+        false => Err("bytes changed while they were borrowed".to_owned()),
+    }
+}
+
+/// A log in used files, closed in good order, opens without a word about torn writes.
+pub(crate) fn end_in_a_used_file_is_clean() -> Result<(), String> {
+    for len in (0..1500).step_by(67) {
+        let disk = SimDisk::new(len);
+        let mut wal = new_log(&disk);
+        for _ in 0..8 {
+            grow(&mut wal, 6, 1900);
+            wal.sync().map_err(|error| error.to_string())?;
+            wal.release_before(wal.last_index()).map_err(|error| error.to_string())?;
+        }
+        grow(&mut wal, 1, len as usize);
+        wal.close().map_err(|error| error.to_string())?;
+        let (_, recovered) = Wal::open(disk, options()).map_err(|error| error.to_string())?;
+        if recovered.report.torn_bytes > 0 {
+            return Err(format!("closed in good order, and {:?}", recovered.report));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn borrowed_bytes_outlive_their_segment() {
+    borrowed_bytes_never_change().unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn clean_end_in_a_used_file() {
+    end_in_a_used_file_is_clean().unwrap_or_else(|error| panic!("{error}"));
 }
