@@ -58,6 +58,18 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// The disk's.
     fn remove(&self, name: &str) -> io::Result<()>;
 
+    /// Makes a directory inside this one; files in it are named `directory/file`. It may be there already.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn create_dir(&self, name: &str) -> io::Result<()>;
+
+    /// Makes creations, renames and removals in a directory inside this one durable.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn sync_subdir(&self, name: &str) -> io::Result<()>;
+
     /// Makes creations, renames and removals durable.
     ///
     /// # Errors
@@ -277,6 +289,17 @@ impl Disk for RealDisk {
 
     fn remove(&self, name: &str) -> io::Result<()> {
         std::fs::remove_file(self.path.join(name))
+    }
+
+    fn create_dir(&self, name: &str) -> io::Result<()> {
+        match std::fs::create_dir(self.path.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync_subdir(&self, name: &str) -> io::Result<()> {
+        File::open(self.path.join(name))?.sync_all()
     }
 
     fn sync_dir(&self) -> io::Result<()> {

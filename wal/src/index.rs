@@ -178,8 +178,8 @@ impl LogIndex {
         let (mut low, mut high, mut found) = (0, self.segments.len(), None);
         while low < high {
             let middle = low + (high - low) / 2;
-            let first = |at: &usize| self.segments[*at].points.first().is_some();
-            match (middle..high).find(first) {
+            let holds = |at: &usize| !self.segments[*at].points.is_empty();
+            match (middle..high).find(holds) {
                 Some(at) if test(&self.segments[at].points[0]) => (found, low) = (Some(at), at + 1),
                 _ => high = middle,
             }

@@ -1,4 +1,4 @@
-//! Looking at a log without opening it: nothing is locked, changed or made durable.
+//! Looking at a log without opening it: nothing is locked, changed or made durable, but by [`repair`] with consent.
 //!
 //! [`scan`] reads what an open would read; [`verify`] reads every record, and wants the log to be closed; [`entries`]
 //! lists what is in the files, superseded entries too. All of them read with positional reads. On the log of a running
@@ -16,6 +16,8 @@ use crate::recovery::SegmentVerdict;
 use crate::replay::{Replay, Why};
 use crate::scan::{Content, Probe, Scanner};
 use crate::types::{HardState, Identity, LogBase, Options, TermRun};
+
+pub use crate::repair::{Consent, RepairPlan, repair};
 
 /// What is in a data directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,7 +76,7 @@ pub enum SegmentState {
     Sealed,
     /// The last one with records.
     Active,
-    /// Made ready, never used.
+    /// Made ready, not begun; it may hold what is left of an earlier life.
     Prepared,
 }
 

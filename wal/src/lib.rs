@@ -48,6 +48,7 @@ mod pool;
 pub mod raw;
 mod reader;
 mod recovery;
+mod repair;
 mod replay;
 mod rotate;
 mod scan;

@@ -24,6 +24,9 @@ use crate::types::{Counters, Identity, Options, Recovered, SyncMethod};
 /// Held while the log is open; its content is the holder's process id.
 pub(crate) const LOCK_NAME: &str = "LOCK";
 
+/// What is wrong with a segment whose file lost its end.
+pub(crate) const SHORTER: &str = "the file is shorter than it was made";
+
 /// A segment file as found, before its records are read.
 pub(crate) struct Surveyed {
     pub(crate) id: u64,
@@ -211,7 +214,7 @@ pub(crate) fn check_successor(ended: &Ended, replay: &Replay, surveyed: &[Survey
             to: OPENING_BYTES,
             first_index,
             last_index: first_index,
-            what: "the file is shorter than it was made",
+            what: SHORTER,
         })),
         Some(_) => Ok(()),
     }

@@ -10,7 +10,7 @@ use crate::error::{Damage, OpenError, SegmentId};
 use crate::format::{FORMAT_VERSION, Footer, OPENING_BYTES, Opening, TRAILER_BYTES, segment_name};
 use crate::index::{LogIndex, View};
 use crate::log::follows;
-use crate::open::{empty_index, empty_segment, io_at, view};
+use crate::open::{SHORTER, empty_index, empty_segment, io_at, view};
 use crate::planted::{Bug, is_planted};
 use crate::recovery::{BehindIt, Found, Link, Stands, Verdict, verdict};
 use crate::scan::{Behind, Content, Probe, Record, Scanner};
@@ -108,8 +108,7 @@ impl Replay {
             let lost = next.map_or((self.tail.index + 1, self.tail.index + 1), |next| {
                 self.lost_up_to(next.base.index, next.base.term)
             });
-            let what = "the file is shorter than it was made";
-            return Err(self.damaged(id, len, opening.capacity, lost, what));
+            return Err(self.damaged(id, len, opening.capacity, lost, SHORTER));
         }
         let file = disk.open(&segment_name(id), None).map_err(io_at("open", id, 0))?;
         let mut scanner = Scanner::new(&file, id, Some(opening.salt), opening.capacity);

@@ -171,8 +171,12 @@ fn clean_end_in_front_of_older_records_is_no_torn_write() {
 #[test]
 fn unfinished_write_over_older_records_is_saved_and_cut() {
     let (disk, kept, name) = recycled_log();
-    let end =
-        inspect::scan(&disk).expect("a log").segments.iter().filter_map(|one| one.entries.map(|_| one.written)).last();
+    let end = inspect::scan(&disk)
+        .expect("a log")
+        .segments
+        .iter()
+        .filter_map(|one| one.entries.map(|_| one.written))
+        .next_back();
     let end = end.expect("written");
     let mut random = Random(9);
     for at in end..end + 300 {

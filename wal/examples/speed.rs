@@ -1,0 +1,383 @@
+//! How fast the log is, as ratios to the raw disk in the same run.
+//!
+//! `cargo run --release -p graven-wal --example speed -- DIR [append|read|open|lookup|raw]...`
+//!
+//! Rounds of the log and of the raw file take turns, so that what else the machine does falls on both; medians are printed.
+//! DIR must be on the disk in question, and needs 2 GiB.
+
+use std::fs::{File, OpenOptions};
+use std::hint::black_box;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use graven_frame::{Body, Frame, GroupBuilder, GroupHeaderSpec, HeaderSpec, Kind};
+use graven_wal::{Identity, LogBase, Options, PrepareState, RealDisk, Wal, inspect};
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
+
+const IDENTITY: Identity = Identity { cluster: 1, node: 1, incarnation: 1 };
+const FILE_BYTES: u64 = 64 << 20;
+const ROUNDS: usize = 15;
+const PART_AT_MOST: Duration = Duration::from_secs(10);
+
+fn main() -> Fallible<()> {
+    let mut args = std::env::args().skip(1);
+    let dir = PathBuf::from(args.next().ok_or("usage: speed DIR [append|read|open|lookup|raw]...")?).join("speed");
+    let mut parts: Vec<String> = args.collect();
+    if parts.is_empty() {
+        parts = ["append", "read", "open", "lookup"].map(str::to_owned).to_vec();
+    }
+    println!("load {}", std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim());
+    for part in parts {
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(dir.join("log"))?;
+        match part.as_str() {
+            "append" => appends(&dir)?,
+            "read" => reads(&dir)?,
+            "open" => opens(&dir)?,
+            "lookup" => lookups(&dir)?,
+            "raw" => raw_methods(&dir)?,
+            other => return Err(format!("no part named {other}").into()),
+        }
+    }
+    println!("RssAnon {} kB", rss_anon());
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn rss_anon() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+/// A body of one record of `len` bytes.
+fn body(len: usize) -> Fallible<(Body, u32)> {
+    let mut builder = GroupBuilder::new();
+    builder.push(b"", &vec![7; len])?;
+    let group = builder.finish(GroupHeaderSpec::default());
+    Ok((group.body().clone(), group.crc()))
+}
+
+fn frames(before: LogBase, body: &(Body, u32), count: usize) -> Vec<Frame> {
+    let mut before = before;
+    let seal = |_| {
+        let spec = HeaderSpec {
+            kind: Kind::Records,
+            term: 1,
+            index: before.index + 1,
+            base_offset: before.next_offset,
+            count: 1,
+            timestamp_ms: before.timestamp_ms + 1,
+        };
+        let frame = Frame::seal(spec, before.chain, body.0.clone(), body.1);
+        before = LogBase::after(frame.header());
+        frame
+    };
+    (0..count).map(seal).collect()
+}
+
+fn new_log(dir: &Path) -> Fallible<Wal<RealDisk>> {
+    let disk = RealDisk::open(dir.join("log"));
+    let first = Body::from(Bytes::from_static(b"first"));
+    let crc = first.crc();
+    let spec = HeaderSpec { kind: Kind::Membership, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: 0 };
+    let first = Frame::seal(spec, LogBase::default().chain, first, crc);
+    Wal::create(disk.clone(), IDENTITY, Options::default(), &[first])?;
+    Ok(Wal::open(disk, Options::default())?.0)
+}
+
+fn prepare(wal: &mut Wal<RealDisk>) -> Fallible<()> {
+    while wal.prepare(16 << 20)? == PrepareState::More {}
+    Ok(())
+}
+
+fn zeroed(path: &Path, flags: i32) -> Fallible<File> {
+    let file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    for at in 0..FILE_BYTES >> 20 {
+        file.write_all_at(&vec![0; 1 << 20], at << 20)?;
+    }
+    file.sync_all()?;
+    Ok(OpenOptions::new().write(true).custom_flags(flags).open(path)?)
+}
+
+/// Synced appends one by one: the log beside `pwrite` and `fdatasync` on a zero-filled file. Each append of the log is
+/// followed by a raw one, so that what else uses the disk falls on both.
+fn appends(dir: &Path) -> Fallible<()> {
+    for (size, count) in [(512, 4000), (4 << 10, 4000), (64 << 10, 1500), (1 << 20, 300)] {
+        let _ = std::fs::remove_dir_all(dir.join("log"));
+        std::fs::create_dir_all(dir.join("log"))?;
+        let raw = zeroed(&dir.join("raw"), 0)?;
+        let mut wal = new_log(dir)?;
+        let (body, bytes) = (body(size)?, vec![7_u8; size]);
+        let (mut raw_at, mut raws, mut logs) = (0, Vec::new(), Vec::new());
+        prepare(&mut wal)?;
+        let begun = Instant::now();
+        while logs.len() < count && begun.elapsed() < PART_AT_MOST {
+            let frame = frames(wal.tail(), &body, 1);
+            let start = Instant::now();
+            wal.append(&frame)?;
+            wal.sync()?;
+            logs.push(start.elapsed().as_secs_f64());
+            if raw_at + size as u64 > FILE_BYTES {
+                raw_at = 0;
+            }
+            let start = Instant::now();
+            raw.write_all_at(&bytes, raw_at)?;
+            raw.sync_data()?;
+            raws.push(start.elapsed().as_secs_f64());
+            raw_at += size as u64;
+            if wal.tail().index.is_multiple_of(100) {
+                wal.note_commit(wal.last_index());
+                wal.release_before(wal.last_index())?;
+                prepare(&mut wal)?;
+            }
+        }
+        let sum = |times: &[f64]| times.iter().sum::<f64>();
+        let (log_sum, raw_sum, pairs) = (sum(&logs), sum(&raws), logs.len());
+        let stats = wal.stats();
+        let (log, raw) = (median(logs), median(raws));
+        println!(
+            "synced append {size:>7} B: log {:.0} us ({:.1} MB/s), raw {:.0} us ({:.1} MB/s): raw/log {:.3} by medians, {:.3} by sums of {pairs} pairs; {} rotations, {} recycled",
+            log * 1e6,
+            size as f64 / log / 1e6,
+            raw * 1e6,
+            size as f64 / raw / 1e6,
+            raw / log,
+            raw_sum / log_sum,
+            stats.rotations,
+            stats.recycled,
+        );
+    }
+    Ok(())
+}
+
+/// CPU time of this thread: what else the machine does makes no difference to it but by the caches.
+fn cpu() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// Sequential reads of a warm log through the map.
+fn reads(dir: &Path) -> Fallible<()> {
+    for (size, count) in [(4 << 10, 64_000), (256 << 10, 1_000)] {
+        let _ = std::fs::remove_dir_all(dir.join("log"));
+        std::fs::create_dir_all(dir.join("log"))?;
+        let mut wal = new_log(dir)?;
+        let body = body(size)?;
+        for _ in 0..count / 100 {
+            wal.append(&frames(wal.tail(), &body, 100))?;
+        }
+        wal.sync()?;
+        let reader = wal.reader();
+        let total = reader.stats().bytes as f64;
+        let (mut bare, mut verified, mut scanned) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            for verify in [false, true] {
+                let start = cpu();
+                let (mut next, mut prev, mut sum) = (2, reader.frame(1)?.header().chain, 0_u64);
+                while next <= reader.last_index() {
+                    for frame in reader.frames(next, u64::MAX, 1 << 20)? {
+                        if verify {
+                            frame.verify(Some(prev))?;
+                        } else {
+                            sum = frame.body().chunks().iter().fold(sum, |sum, chunk| sum ^ touch(chunk));
+                        }
+                        prev = frame.header().chain;
+                        next = frame.header().index + 1;
+                    }
+                }
+                black_box(sum);
+                let rate = total / (cpu() - start) / 1e9;
+                if verify { verified.push(rate) } else { bare.push(rate) }
+            }
+        }
+        wal.close()?;
+        for _ in 0..ROUNDS {
+            let start = cpu();
+            let found = inspect::verify(&RealDisk::open(dir.join("log")))?;
+            assert!(found.damage.is_empty());
+            scanned.push(total / (cpu() - start) / 1e9);
+        }
+        println!(
+            "sequential read, frames of {size} B, {:.0} MB: {:.1} GB/s every byte touched, {:.1} GB/s verified; recovery scan {:.1} GB/s (CPU time)",
+            total / 1e6,
+            median(bare),
+            median(verified),
+            median(scanned),
+        );
+    }
+    Ok(())
+}
+
+/// Reads every byte, as a copy would.
+fn touch(bytes: &[u8]) -> u64 {
+    bytes.chunks_exact(8).fold(0, |sum, eight| sum ^ u64::from_le_bytes(eight.try_into().unwrap_or_default()))
+}
+
+/// How long opening takes, with a short and with a long log.
+fn opens(dir: &Path) -> Fallible<()> {
+    let mut wal = new_log(dir)?;
+    let body = body(16 << 10)?;
+    let options = Options::default();
+    for size_mb in [40, 1000] {
+        while wal.reader().stats().bytes < size_mb << 20 {
+            wal.append(&frames(wal.tail(), &body, 100))?;
+            wal.sync()?;
+            prepare(&mut wal)?;
+        }
+        let (mut clean, mut killed) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            wal.close()?;
+            let start = Instant::now();
+            let (mut reopened, _) = Wal::open(RealDisk::open(dir.join("log")), options.clone())?;
+            clean.push(start.elapsed().as_secs_f64() * 1e3);
+            reopened.append(&frames(reopened.tail(), &body, 20))?;
+            reopened.sync()?;
+            reopened.append(&frames(reopened.tail(), &body, 20))?;
+            // As after a kill: written, not synced, nothing vouched for.
+            drop(reopened);
+            let start = Instant::now();
+            wal = Wal::open(RealDisk::open(dir.join("log")), options.clone())?.0;
+            killed.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        println!(
+            "open a log of {} MB: {:.1} ms after a close, {:.1} ms after a kill (medians of {ROUNDS})",
+            wal.reader().stats().bytes >> 20,
+            median(clean),
+            median(killed),
+        );
+    }
+    Ok(())
+}
+
+/// Random look-ups of an offset, and of an entry.
+fn lookups(dir: &Path) -> Fallible<()> {
+    let mut wal = new_log(dir)?;
+    let body = body(100)?;
+    while wal.reader().stats().bytes < 200 << 20 {
+        wal.append(&frames(wal.tail(), &body, 5000))?;
+    }
+    wal.sync()?;
+    let reader = wal.reader();
+    let last = wal.tail().next_offset;
+    let mut random = 1_u64;
+    let mut draw = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % last
+    };
+    reader.populate(1, u64::MAX);
+    let (mut offsets, mut entries) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let start = cpu();
+        for _ in 0..20_000 {
+            let offset = draw();
+            assert_eq!(reader.index_of_offset(offset)?, Some(offset + 2));
+        }
+        offsets.push((cpu() - start) / 20_000.0 * 1e6);
+        let start = cpu();
+        for _ in 0..20_000 {
+            black_box(reader.frame(draw() + 2)?);
+        }
+        entries.push((cpu() - start) / 20_000.0 * 1e6);
+    }
+    println!(
+        "look-up in {last} records of 100 B: offset {:.2} us, entry {:.2} us (CPU time)",
+        median(offsets),
+        median(entries)
+    );
+    Ok(())
+}
+
+/// A way to get bytes to stable storage, without the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Fdatasync,
+    /// As the log writes: behind one another at multiples of 64 bytes, so that most writes begin and end inside a page.
+    FdatasyncUnaligned,
+    FdatasyncOnAllocated,
+    FdatasyncOnWriteZeroes,
+    Dsync,
+    DirectDsync,
+    RwfDsync,
+}
+
+/// Ways to get bytes to stable storage, one write of each after the other.
+fn raw_methods(dir: &Path) -> Fallible<()> {
+    use Way::{
+        DirectDsync, Dsync, Fdatasync, FdatasyncOnAllocated, FdatasyncOnWriteZeroes, FdatasyncUnaligned, RwfDsync,
+    };
+    let mut ways = vec![Fdatasync, FdatasyncUnaligned, FdatasyncOnAllocated, Dsync, DirectDsync, RwfDsync];
+    match allocated(&dir.join("z"), WRITE_ZEROES) {
+        Ok(_) => ways.push(FdatasyncOnWriteZeroes),
+        Err(error) => println!("FALLOC_FL_WRITE_ZEROES: {error}"),
+    }
+    for (size, count) in [(4 << 10, 1500), (64 << 10, 800), (1 << 20, 200)] {
+        let memory = vec![7_u8; size + 4096];
+        let skip = memory.as_ptr().align_offset(4096);
+        let bytes = &memory[skip..skip + size];
+        let mut files = ways.iter().map(|way| file_for(*way, dir)).collect::<Fallible<Vec<File>>>()?;
+        let mut times = vec![Vec::new(); ways.len()];
+        let mut places = vec![0; ways.len()];
+        let begun = Instant::now();
+        while times[0].len() < count && begun.elapsed() < PART_AT_MOST {
+            for (nth, way) in ways.iter().enumerate() {
+                let step = size as u64 + if *way == FdatasyncUnaligned { 192 } else { 0 };
+                if places[nth] + step > FILE_BYTES {
+                    places[nth] = 0;
+                    if matches!(way, FdatasyncOnAllocated | FdatasyncOnWriteZeroes) {
+                        files[nth] = file_for(*way, dir)?;
+                    }
+                }
+                let (file, at) = (&files[nth], places[nth]);
+                let start = Instant::now();
+                match way {
+                    Dsync | DirectDsync => file.write_all_at(bytes, at)?,
+                    RwfDsync => {
+                        let slices = [std::io::IoSlice::new(bytes)];
+                        rustix::io::pwritev2(file, &slices, at, rustix::io::ReadWriteFlags::DSYNC)?;
+                    }
+                    _ => file.write_all_at(bytes, at).and_then(|()| file.sync_data())?,
+                }
+                times[nth].push(start.elapsed().as_secs_f64());
+                places[nth] += step;
+            }
+        }
+        let rounds = times[0].len();
+        println!("raw, {size} B, medians of {rounds} writes each:");
+        for (way, times) in ways.iter().zip(times) {
+            let time = median(times);
+            println!("  {way:?}: {:.0} us, {:.1} MB/s", time * 1e6, size as f64 / time / 1e6);
+        }
+    }
+    Ok(())
+}
+
+/// `FALLOC_FL_WRITE_ZEROES`, from Linux 6.17 on.
+const WRITE_ZEROES: u32 = 0x80;
+
+fn allocated(path: &Path, flags: u32) -> Fallible<File> {
+    let file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::from_bits_retain(flags), 0, FILE_BYTES)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+fn file_for(way: Way, dir: &Path) -> Fallible<File> {
+    let (dsync, direct) = (rustix::fs::OFlags::DSYNC.bits() as i32, rustix::fs::OFlags::DIRECT.bits() as i32);
+    let path = dir.join(format!("{way:?}"));
+    match way {
+        Way::FdatasyncOnAllocated => allocated(&path, 0),
+        Way::FdatasyncOnWriteZeroes => allocated(&path, WRITE_ZEROES),
+        Way::Dsync => zeroed(&path, dsync),
+        Way::DirectDsync => zeroed(&path, dsync | direct),
+        _ => zeroed(&path, 0),
+    }
+}
