@@ -1,7 +1,8 @@
 //! The bytes of a segment file around the frames. `FORMAT.md` describes them; this encodes and decodes them.
 
-use graven_frame::Chain;
+use graven_frame::{Chain, MAX_INDEX};
 
+use crate::plan::MIN_SEGMENT_BYTES;
 use crate::types::{HardState, Identity, LogBase, TermRun};
 
 /// The version of the segment format this code writes, and the newest it reads.
@@ -88,7 +89,7 @@ impl Opening {
         if version > FORMAT_VERSION || from.u32() != 0 {
             return OpeningFound::Newer(version.max(FORMAT_VERSION + 1));
         }
-        OpeningFound::Good(Opening {
+        let opening = Opening {
             segment: from.u64(),
             salt: from.u64(),
             identity: {
@@ -99,7 +100,10 @@ impl Opening {
             hard_state: from.hard_state(),
             base: from.base(),
             known_commit: from.u64(),
-        })
+        };
+        // Numbers that no log has, although the sum is right: nobody may count on from there.
+        let possible = is_possible(&opening.base) && opening.capacity >= MIN_SEGMENT_BYTES;
+        if possible { OpeningFound::Good(opening) } else { OpeningFound::Bad }
     }
 }
 
@@ -251,7 +255,12 @@ pub(crate) fn encode_reset(base: &LogBase) -> [u8; SMALL_PAYLOAD] {
 }
 
 pub(crate) fn decode_reset(payload: &[u8]) -> Option<LogBase> {
-    (payload.len() == SMALL_PAYLOAD).then(|| Fields { bytes: payload, at: 0 }.base())
+    (payload.len() == SMALL_PAYLOAD).then(|| Fields { bytes: payload, at: 0 }.base()).filter(is_possible)
+}
+
+/// Whether a log can go on behind this place.
+fn is_possible(base: &LogBase) -> bool {
+    base.index <= MAX_INDEX && base.next_offset <= MAX_INDEX
 }
 
 pub(crate) fn encode_trailer(footer_at: u64) -> [u8; SMALL_PAYLOAD] {
@@ -356,7 +365,9 @@ impl Footer {
                 timestamp_ms: from.u64(),
             })
             .collect();
-        Some(Footer { reset, base, tail, hard_state, known_commit, runs, memberships, points })
+        let footer = Footer { reset, base, tail, hard_state, known_commit, runs, memberships, points };
+        let possible = footer.points.iter().all(|point| point.index.max(point.position) <= MAX_INDEX);
+        (possible && is_possible(&footer.base) && is_possible(&footer.tail)).then_some(footer)
     }
 }
 

@@ -426,6 +426,9 @@ fn known_by_footer<F: DiskFile>(
     let (id, trailer_at) = (scanner.segment, scanner.len - TRAILER_BYTES);
     let trailer = scanner.probe(trailer_at).map_err(io_at("read", id, trailer_at))?;
     let Probe::Good(Record { content: Content::Trailer(at), .. }) = trailer else { return Ok(None) };
+    if at < OPENING_BYTES || at >= trailer_at {
+        return Ok(None);
+    }
     match scanner.probe(at).map_err(io_at("read", id, at))? {
         Probe::Good(Record { content: Content::Footer(footer), end, .. }) if footer.tail == next.base => {
             Ok(Some((footer, end)))

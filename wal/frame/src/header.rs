@@ -5,7 +5,8 @@ use std::fmt;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    FORMAT_VERSION, FrameError, GROUP_HEADER_BYTES, HEADER_BYTES, KNOWN_FEATURES, MAX_BODY_BYTES, RECORD_HEADER_BYTES,
+    FORMAT_VERSION, FrameError, GROUP_HEADER_BYTES, HEADER_BYTES, KNOWN_FEATURES, MAX_BODY_BYTES, MAX_INDEX,
+    RECORD_HEADER_BYTES,
 };
 
 /// A decoded frame header. Its own CRC and all its bounds held when it was decoded.
@@ -190,8 +191,11 @@ fn check_bounds(head: &[u8; HEADER_BYTES], header: &Header) -> Result<(), FrameE
     if header.index == 0 {
         return malformed("index is zero", INDEX_AT);
     }
-    if header.base_offset.checked_add(header.count.into()).is_none() {
-        return malformed("offsets overflow", BASE_OFFSET_AT);
+    if header.index > MAX_INDEX {
+        return malformed("index is beyond any log", INDEX_AT);
+    }
+    if header.base_offset.checked_add(header.count.into()).is_none_or(|next| next > MAX_INDEX) {
+        return malformed("offsets are beyond any log", BASE_OFFSET_AT);
     }
     let least = GROUP_HEADER_BYTES as u64 + u64::from(header.count) * RECORD_HEADER_BYTES as u64;
     match header.kind {

@@ -49,6 +49,8 @@ pub const MAX_META_BYTES: usize = 64 << 10;
 pub const MAX_GROUP_BYTES: usize = (16 << 20) + (128 << 10);
 /// The largest body of a frame: groups that arrived together, or one largest group.
 pub const MAX_BODY_BYTES: usize = MAX_GROUP_BYTES;
+/// The highest index and offset. No log comes near it, and numbers above leave no room to count on.
+pub const MAX_INDEX: u64 = u64::MAX >> 1;
 /// The version of the frame format this code writes, and the newest it reads.
 pub const FORMAT_VERSION: u8 = 1;
 /// The required feature bits this code understands: none so far.

@@ -149,4 +149,6 @@ fn changes_that_were_not_survived_once() {
     fuzzing::recovery(&[[0, 5, 0, 69].as_slice(), &[0; 16], &[1]].concat());
     // A hard state that names the opening as its first copy's place, and has lost its second copy.
     fuzzing::recovery(&[2, 3, 1, 5, 0]);
+    // A log that goes on behind the last number there is.
+    fuzzing::recovery(&[[10, 6, 0, 0x75].as_slice(), &[0xFF; 20], &[0]].concat());
 }
