@@ -40,7 +40,7 @@ pub enum Consent {
 /// What repairing does, or would do, to a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepairPlan {
-    /// Why the log does not open; `None` when it does, and nothing is to be done.
+    /// What is wrong with the log; `None` when every byte is what was written, and nothing is to be done.
     pub reason: Option<String>,
     /// First and last entry that the log has afterwards; `None` when it has none.
     pub keeps: Option<(u64, u64)>,
@@ -66,7 +66,7 @@ const REPLACEMENT: &str = "repaired.new";
 /// Bytes moved at once.
 const STEP_BYTES: usize = 1 << 20;
 
-/// Says what would make a log open again that refuses to, and does it with consent. The log must be closed.
+/// Says what would make a damaged log whole again, and does it with consent. The log must be closed.
 ///
 /// # Errors
 /// As [`crate::Wal::open`], where it is no damage that keeps the log from opening, or nothing of it could be kept.
@@ -110,7 +110,8 @@ fn plan<D: Disk>(disk: &D) -> Result<(RepairPlan, Option<Work>), OpenError> {
     let verdicts = judge(&surveyed, &identity);
     let begun: Vec<(&Surveyed, SegmentVerdict)> =
         surveyed.iter().zip(verdicts).filter(|(_, verdict)| *verdict != SegmentVerdict::Prepared).collect();
-    let mut replay = Replay::new();
+    // Every byte: damage in a sealed segment does not keep the log from opening, but whoever reads it meets it.
+    let mut replay = Replay { deep: true, ..Replay::new() };
     let Err(reason) = read(disk, &begun, &mut replay, &surveyed) else {
         let (base, tail) = (replay.index.base, replay.tail);
         return Ok((plan_of(None, base, tail, replay.hard_state), None));

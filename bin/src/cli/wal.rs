@@ -1,11 +1,11 @@
 //! `graven wal`: what a data directory holds, and whether it still is what was written there.
 //!
-//! `inspect` and `verify` read through [`Watched`], which cannot change a byte.
+//! `inspect`, `verify` and a `repair` without consent read through [`Watched`], which cannot change a byte.
 
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use graven_wal::inspect::{self, EntryInfo, Inspection, SegmentInfo, SegmentState};
+use graven_wal::inspect::{self, Consent, EntryInfo, Inspection, RepairPlan, SegmentInfo, SegmentState, repair};
 use graven_wal::{Damage, OpenError, RealDisk};
 use serde_json::{Value, json};
 
@@ -45,6 +45,21 @@ enum What {
         #[arg(value_name = "DATADIR")]
         dir: PathBuf,
     },
+    /// End a damaged log before its damage; the node must be stopped
+    #[command(
+        after_help = "Example: graven wal repair graven-dev/n1/data\n\nWithout --accept-data-loss it changes nothing and says what it would do (exit 6 when there is damage). With it, what is cut is\nmoved into a directory beside the log; no byte is deleted. A node that has peers may find the entries there."
+    )]
+    Repair {
+        /// The data directory
+        #[arg(value_name = "DATADIR")]
+        dir: PathBuf,
+        /// Only say what would be done (the default)
+        #[arg(long, conflicts_with = "accept_data_loss")]
+        dry_run: bool,
+        /// Do it: entries that this node acknowledged are lost here
+        #[arg(long)]
+        accept_data_loss: bool,
+    },
 }
 
 /// Runs the command.
@@ -74,7 +89,72 @@ pub(crate) fn run(args: &WalArgs, global: &Global) -> CliResult {
             }
             Ok(())
         }
+        What::Repair { dir, dry_run: _, accept_data_loss } => mend(dir, *accept_data_loss, global),
     }
+}
+
+fn mend(dir: &Path, accept_data_loss: bool, global: &Global) -> CliResult {
+    let plan = if accept_data_loss {
+        repair(&RealDisk::open(dir), Consent::AcceptDataLoss)
+    } else {
+        let disk = Watched::new(RealDisk::open(dir), global);
+        let plan = repair(&disk, Consent::DryRun);
+        disk.done();
+        plan
+    };
+    let plan = plan.map_err(|error| failure(&error, dir))?;
+    if global.json {
+        out::print_line(&plan_json(&plan).to_string())?;
+    } else {
+        out::print(&plan_text(&plan))?;
+    }
+    match &plan.reason {
+        Some(reason) if !plan.done => {
+            let message = format!(
+                "{}: {reason}; `graven wal repair --accept-data-loss` does what is listed, keeping every byte aside",
+                dir.display()
+            );
+            Err(Failure::new(ErrorCode::Damaged, message).with("plan", plan_json(&plan)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn plan_json(plan: &RepairPlan) -> Value {
+    let range =
+        |range: Option<(u64, u64)>| range.map(|(first, last)| json!({"first_index": first, "last_index": last}));
+    json!({
+        "reason": plan.reason,
+        "keeps": range(plan.keeps),
+        "loses": range(plan.loses),
+        "term": plan.hard_state.term,
+        "vote": plan.hard_state.vote,
+        "cut": plan.cut.map(|(segment, from)| json!({"segment": segment.to_string(), "from": from})),
+        "moved": plan.moved.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "quarantine": plan.quarantine,
+        "done": plan.done,
+    })
+}
+
+fn plan_text(plan: &RepairPlan) -> String {
+    let range = |range: Option<(u64, u64)>| {
+        range.map_or_else(|| "no entries".to_owned(), |(first, last)| format!("entries {first}..{last}"))
+    };
+    if plan.reason.is_none() {
+        return format!("nothing to repair: {} are what was written\n", range(plan.keeps));
+    }
+    let mut text = format!("{}:\n", if plan.done { "repaired" } else { "a repair would do this" });
+    text.push_str(&format!("  keep {}\n  lose {}\n", range(plan.keeps), range(plan.loses)));
+    if let Some((segment, from)) = plan.cut {
+        text.push_str(&format!("  cut segment {segment} at byte {from}\n"));
+    }
+    plan.moved.iter().for_each(|segment| text.push_str(&format!("  move segment {segment} away\n")));
+    if let Some(quarantine) = &plan.quarantine {
+        text.push_str(&format!("  keep what is cut and moved in {quarantine}\n"));
+    }
+    let vote = plan.hard_state.vote.map_or_else(|| "nobody".to_owned(), |node| format!("node {node}"));
+    text.push_str(&format!("  keep term {}, vote for {vote}\n", plan.hard_state.term));
+    text
 }
 
 /// Looks at a log that somebody may be writing to: between two reads a record may have come, or a segment gone, so only

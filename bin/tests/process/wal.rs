@@ -79,9 +79,11 @@ fn a_running_node_is_inspected_and_not_verified() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[0]["next_offset"], 2000);
     assert!(found[0]["term"].as_u64() >= Some(1) && found[0]["vote"] == 1, "{}", found[0]);
-    let error = wal(&["verify", "--json"], &data(&dev)).expect(2).error();
-    assert_eq!(error["details"]["pid"], pid, "{error}");
-    assert!(error["message"].as_str().expect("text").contains(&pid.to_string()), "{error}");
+    for command in [&["verify", "--json"][..], &["repair", "--json"], &["repair", "--json", "--accept-data-loss"]] {
+        let error = wal(command, &data(&dev)).expect(2).error();
+        assert_eq!(error["details"]["pid"], pid, "{error}");
+        assert!(error["message"].as_str().expect("text").contains(&pid.to_string()), "{error}");
+    }
 }
 
 #[test]
@@ -136,6 +138,42 @@ fn a_flipped_bit_is_named() {
 }
 
 #[test]
+fn a_repair_needs_consent_and_keeps_every_byte() {
+    let mut dev = stopped();
+    let dir = data(&dev);
+    let sound = wal(&["repair"], &dir).expect(0).text();
+    assert!(sound.contains("nothing to repair"), "{sound}");
+    let entry = entry_in_a_sealed_segment(&dir);
+    let index = entry["index"].as_u64().expect("an index");
+    flip(&segment_file(&dir, &entry["segment"]), entry["at"].as_u64().expect("a place") + 200);
+    let before = files(&dir);
+
+    for consent in [&["repair", "--json"][..], &["repair", "--json", "--dry-run"]] {
+        let done = wal(consent, &dir).expect(6);
+        let plan = &json(&done)[0];
+        assert_eq!((&plan["done"], &plan["cut"]["segment"]), (&Value::from(false), &entry["segment"]), "{plan}");
+        assert_eq!(plan["keeps"]["last_index"], index - 1, "{plan}");
+        assert_eq!(plan["loses"]["first_index"], index, "{plan}");
+        assert!(files(&dir) == before, "nothing was written");
+    }
+    wal(&["repair", "--dry-run", "--accept-data-loss"], &dir).expect(2);
+    assert!(files(&dir) == before, "nothing was written");
+
+    let plan = &json(&wal(&["repair", "--json", "--accept-data-loss"], &dir).expect(0))[0];
+    assert_eq!(plan["done"], true, "{plan}");
+    let kept = files(&dir.join(plan["quarantine"].as_str().expect("a directory")));
+    let cut = plan["cut"]["segment"].as_str().expect("a segment");
+    for name in plan["moved"].as_array().expect("segments").iter().filter_map(Value::as_str).chain([cut]) {
+        let bytes = before.iter().find(|(file, _)| file.starts_with(name)).expect("was there").1;
+        assert!(kept.values().any(|found| found == bytes), "{name} is kept aside");
+    }
+    let found = &json(&wal(&["verify", "--json"], &dir).expect(0))[0];
+    assert_eq!((&found["last_index"], &found["term"]), (&Value::from(index - 1), &plan["term"]));
+    assert!(wal(&["repair"], &dir).expect(0).text().contains("nothing to repair"));
+    dev.start_node("n1");
+}
+
+#[test]
 fn an_unfinished_write_at_the_end_is_no_damage() {
     let dev = stopped();
     let dir = data(&dev);
@@ -155,7 +193,7 @@ fn an_unfinished_write_at_the_end_is_no_damage() {
 #[test]
 fn a_directory_without_a_log_is_a_usage_error() {
     let temp = tempfile::tempdir().expect("a directory");
-    for command in ["inspect", "verify"] {
+    for command in ["inspect", "verify", "repair"] {
         wal(&[command], &temp.path().join("missing")).expect(2);
         wal(&[command], temp.path()).expect(2);
         assert_eq!(fs::read_dir(temp.path()).expect("list").count(), 0, "{command} makes nothing");

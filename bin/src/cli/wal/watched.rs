@@ -101,6 +101,14 @@ impl Disk for Watched {
         refused()
     }
 
+    fn create_dir(&self, _: &str) -> io::Result<()> {
+        refused()
+    }
+
+    fn sync_subdir(&self, _: &str) -> io::Result<()> {
+        refused()
+    }
+
     fn lock(&self, _: &str) -> Result<RealLock, LockError> {
         Ok(refused()?)
     }
