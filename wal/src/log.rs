@@ -12,7 +12,7 @@ use crate::format::{PREFIX_BYTES, Prefix, RecordKind, SMALL_RECORD, encode_hard_
 use crate::index::View;
 use crate::plan::{Fill, MIN_SEGMENT_BYTES};
 use crate::planted::{Bug, is_planted};
-use crate::pool::{Failure, Pool};
+use crate::pool::{Failure, Pool, zero_fill};
 use crate::reader::{LogReader, Shared};
 use crate::types::{Counters, HardState, Identity, LogBase, Options, PrepareState, Recovered, SyncMethod, WalStats};
 
@@ -53,6 +53,8 @@ pub(crate) struct Active<F> {
     pub(crate) vouched: u64,
     /// Its footer is written: the next record goes into another segment.
     pub(crate) sealed: bool,
+    /// Everything below was written at least once since the file got its space.
+    pub(crate) filled: u64,
     /// Behind the written mark there may be records of an earlier life of the file: every write ends with an end mark.
     pub(crate) recycled: bool,
 }
@@ -225,8 +227,24 @@ impl<D: Disk> Wal<D> {
     pub fn prepare(&mut self, budget_bytes: u64) -> Result<PrepareState, AppendError> {
         self.check_open()?;
         self.shared.sweep_held(&self.counters);
-        let state = self.pool.prepare(budget_bytes, &self.counters);
+        let state = match self.fill_active(budget_bytes) {
+            Ok(true) => Ok(PrepareState::More),
+            Ok(false) => self.pool.prepare(budget_bytes, &self.counters),
+            Err(failure) => Err(failure),
+        };
         state.map_err(|failure| self.close_for(failure))
+    }
+
+    /// Zero-fills what the active segment has not used yet, if it was begun before that was done: it was the first one, or
+    /// preparation was behind. Not before the next segments have their space. `true` when it did something.
+    fn fill_active(&mut self, budget_bytes: u64) -> Result<bool, Failure> {
+        let from = self.active.filled.max(self.active.written);
+        if self.active.sealed || from >= self.active.capacity || self.pool.wants_space() {
+            return Ok(false);
+        }
+        let Active { view, file, capacity, .. } = &self.active;
+        self.active.filled = zero_fill(file, view.id, (from, *capacity), budget_bytes, &self.counters)?;
+        Ok(true)
     }
 
     /// Whether the disk has no room for another segment and little more than the reserve is left: take no more records.

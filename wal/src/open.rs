@@ -315,6 +315,8 @@ fn settle<D: Disk>(
         synced: ended.at,
         vouched: ended.proven,
         sealed: ended.sealed,
+        // Whether the rest was ever written is unknown, unless older records say so.
+        filled: if ended.recycled { ended.capacity } else { ended.at },
         recycled: ended.recycled,
     };
     let shared = Arc::new(Shared::new(index, options.held_limit_bytes));

@@ -44,7 +44,7 @@ pub(crate) struct Prepared<F> {
     /// Whether records of an earlier life are in it.
     pub(crate) recycled: bool,
     /// Bytes that were written at least once since the file got its space.
-    filled: u64,
+    pub(crate) filled: u64,
     /// Bytes of a recycled file that were made resident.
     warmed: u64,
 }
@@ -104,6 +104,11 @@ impl<D: Disk> Pool<D> {
 
     pub(crate) fn len(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Whether the next step of preparation is to take space.
+    pub(crate) fn wants_space(&self) -> bool {
+        self.waiting.len() < self.target
     }
 
     /// Whether the last attempt to take space failed.
@@ -247,18 +252,31 @@ impl<D: Disk> Pool<D> {
 }
 
 fn fill<F: DiskFile>(prepared: &mut Prepared<F>, budget: u64, counters: &Counters) -> Result<(), Failure> {
-    let stop = prepared.capacity.min(prepared.filled.saturating_add(budget.max(1)));
-    while prepared.filled < stop {
-        let (at, some) = (prepared.filled, (stop - prepared.filled).min(STEP_BYTES as u64));
-        let zeroes = &ZEROES[..some as usize];
-        prepared.file.write_at(at, zeroes).map_err(Failure::at("zero-fill", prepared.id, at))?;
-        prepared.filled += some;
+    let Prepared { id, file, capacity, filled, .. } = prepared;
+    *filled = zero_fill(file, *id, (*filled, *capacity), budget, counters)?;
+    Ok(())
+}
+
+/// Writes at most `budget` zeroes from the start of a range, and syncs them; returns where it ended.
+pub(crate) fn zero_fill<F: DiskFile>(
+    file: &F,
+    id: u64,
+    (from, to): (u64, u64),
+    budget: u64,
+    counters: &Counters,
+) -> Result<u64, Failure> {
+    let stop = to.min(from.saturating_add(budget.max(1)));
+    let mut at = from;
+    while at < stop {
+        let some = (stop - at).min(STEP_BYTES as u64);
+        file.write_at(at, &ZEROES[..some as usize]).map_err(Failure::at("zero-fill", id, at))?;
+        at += some;
         Counters::add(&counters.bytes_prepared, some);
     }
     // Step by step, so that no single sync has a whole segment to write.
-    prepared.file.sync_data().map_err(Failure::at("sync", prepared.id, prepared.filled))?;
+    file.sync_data().map_err(Failure::at("sync", id, at))?;
     Counters::add(&counters.preparing_syncs, 1);
-    Ok(())
+    Ok(at)
 }
 
 fn warm<F: DiskFile>(prepared: &mut Prepared<F>, budget: u64) -> Result<(), Failure> {

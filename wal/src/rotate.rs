@@ -115,6 +115,7 @@ impl<D: Disk> Wal<D> {
             synced: OPENING_BYTES,
             vouched: OPENING_BYTES,
             sealed: false,
+            filled: next.filled,
             recycled: next.recycled,
         };
         Counters::add(&self.counters.bytes_written, OPENING_BYTES);
