@@ -392,3 +392,24 @@ pub(crate) fn look(reader: &LogReader, recovered: &Recovered) -> Result<Moment, 
     }
     Ok(Moment { frames, base: recovered.base.index, hard_state: recovered.hard_state })
 }
+
+/// The scripts reach what they are there for: a crash test of calls that are never made proves nothing.
+#[test]
+fn scripts_rotate_reuse_files_reset_and_release() {
+    let (mut rotations, mut recycled, mut unprepared, mut moved_up) = (0, 0, 0, 0);
+    for script in Script::all() {
+        let mut model = Model::new();
+        match script.run(&script.fresh_disk(1), &mut model) {
+            Ended::Whole(wal) => {
+                let stats = wal.stats();
+                rotations += stats.rotations;
+                recycled += stats.recycled;
+                unprepared += stats.unprepared_rotations;
+                moved_up += u64::from(wal.reader().first_index() > 1);
+            }
+            Ended::Closed(error) | Ended::NotOpened(error) => panic!("{}: {error}", script.name),
+        }
+    }
+    println!("{rotations} rotations, {unprepared} unprepared, {recycled} files used again, {moved_up} logs moved up");
+    assert!(rotations > 8 && recycled > 0 && unprepared > 0 && moved_up > 1);
+}
