@@ -133,12 +133,6 @@ pub trait DiskFile: Send + Sync + 'static {
     /// `StorageFull` when there is no room.
     fn allocate(&self, len: u64) -> io::Result<()>;
 
-    /// Cuts the file, which nobody has mapped, to `len` bytes.
-    ///
-    /// # Errors
-    /// The disk's.
-    fn shorten(&self, len: u64) -> io::Result<()>;
-
     /// A read-only view of the file's first `len` bytes.
     ///
     /// # Errors
@@ -415,10 +409,6 @@ impl DiskFile for RealFile {
     #[cfg(not(target_os = "linux"))]
     fn allocate(&self, len: u64) -> io::Result<()> {
         if self.len()? < len { self.file.set_len(len) } else { Ok(()) }
-    }
-
-    fn shorten(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
     }
 
     fn map(&self, len: u64) -> io::Result<Arc<dyn DiskMap>> {

@@ -679,15 +679,6 @@ impl DiskFile for SimFile {
         Ok(())
     }
 
-    fn shorten(&self, len: u64) -> io::Result<()> {
-        let mut state = self.disk.state();
-        state.enter(Op::Write).map_err(|(_, error)| error)?;
-        let image = &mut state.files[self.file];
-        image.live.truncate(len as usize);
-        image.len = image.len.min(len);
-        Ok(())
-    }
-
     fn map(&self, _len: u64) -> io::Result<Arc<dyn DiskMap>> {
         Ok(Arc::new(SimMap { disk: self.disk.clone(), file: self.file, lease: Arc::new(()) }))
     }
