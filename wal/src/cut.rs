@@ -27,7 +27,12 @@ pub(crate) fn reserve<D: Disk>(disk: &D) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => disk.create(CUT_AREA, WriteMode::Buffered)?,
         opened => opened?,
     };
-    if area.len()? < CUT_AREA_BYTES { area.allocate(CUT_AREA_BYTES) } else { Ok(()) }
+    if area.len()? < CUT_AREA_BYTES {
+        area.allocate(CUT_AREA_BYTES)?;
+        // Without this the name may survive a power cut and the space not.
+        area.sync_data()?;
+    }
+    Ok(())
 }
 
 /// Keeps a copy of the bytes `from..to` of a segment, which are about to be cut; durable when this returns.
