@@ -80,6 +80,14 @@ pub enum StartError {
         /// Why not.
         cause: String,
     },
+    /// The first segments are gone.
+    #[error("the log in {} begins at entry {first}: the files before it are missing; put them back", dir.display())]
+    Incomplete {
+        /// Where it lives.
+        dir: PathBuf,
+        /// The first entry there.
+        first: u64,
+    },
     /// A socket cannot be bound, or the peers' endpoint does not start.
     #[error(transparent)]
     Peers(#[from] graven_net::peer::StartError),
@@ -345,6 +353,10 @@ fn restore(
     reader: &LogReader,
     state_machine: bool,
 ) -> Result<Replica, StartError> {
+    if recovered.base.index > 0 {
+        // Nothing in this version gives up the beginning of a log, so files are missing: their records would be skipped.
+        return Err(StartError::Incomplete { dir: config.data_dir.clone(), first: recovered.first_index });
+    }
     let mut raft = graven_raft::Config::new(NodeId(recovered.identity.node), rand::random());
     raft.heartbeat_us = config.raft.heartbeat_ms * 1000;
     raft.election_us = config.raft.election_ms * 1000;

@@ -171,3 +171,18 @@ fn a_failed_sync_ends_the_node_with_one_line_and_loses_nothing_acknowledged() {
     let read = alone.run(&["read", "--linearizable"], b"").expect(0).stdout;
     assert!(read.starts_with(&acknowledged), "an acknowledged record is gone");
 }
+
+/// The log cannot tell a first segment that is missing from one that was given up; the node can.
+#[test]
+fn a_log_without_its_beginning_is_damage() {
+    let mut alone = Alone::made();
+    let data = alone.dir().join("n1/data");
+    // Segments of 1 MiB after the first; make the first small enough to leave.
+    alone.start_plainly();
+    alone.run(&["append", "--chunk", "1M"], &vec![7; 70 << 20]).expect(0);
+    drop(alone.node.take().map(|mut child| (child.kill(), child.wait())));
+    std::fs::remove_file(data.join("0000000000000001.seg")).expect("the first segment");
+    let config = alone.config();
+    let done = common::run(["start", "--config", config.to_str().expect("UTF-8"), "--json"]).expect(6);
+    assert!(done.stderr.contains("begins at entry"), "{}", done.stderr);
+}

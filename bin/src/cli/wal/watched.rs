@@ -149,10 +149,6 @@ impl DiskFile for WatchedFile {
         refused()
     }
 
-    fn shorten(&self, _: u64) -> io::Result<()> {
-        refused()
-    }
-
     fn map(&self, len: u64) -> io::Result<Arc<dyn DiskMap>> {
         self.file.map(len)
     }
