@@ -157,6 +157,17 @@ impl LogView {
         }
     }
 
+    /// Empties the ring as far as the files have it: nobody has asked for recent frames for a while. A frame holds on to the
+    /// whole buffers its chunks arrived in, which is several times its size.
+    pub fn release(&mut self, durable: u64) {
+        let most = std::mem::replace(&mut self.ring_bytes_max, 0);
+        self.shrink(durable);
+        self.ring_bytes_max = most;
+        if self.ring.is_empty() {
+            self.ring.shrink_to_fit();
+        }
+    }
+
     /// Frames from `first` on, at most up to `last` and about `max_bytes` (always one); empty when the ring no longer has
     /// the first.
     #[must_use]
@@ -193,5 +204,53 @@ impl LogView {
             assert_eq!(frame.header().index, index, "the ring has a hole");
         }
         assert!(first <= durable.max(self.readable.index) + 1, "an entry that is not durable left the ring");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graven_frame::{Body, Chain, HeaderSpec, Kind};
+
+    use super::*;
+
+    fn view_of(entries: u64, ring_bytes_max: usize) -> LogView {
+        let start = Mark { index: 0, term: 0, chain: Chain::START, next_offset: 0, timestamp_ms: 0 };
+        let mut log = LogView::new(start, ring_bytes_max);
+        (1..=entries).for_each(|_| push(&mut log));
+        log
+    }
+
+    fn push(log: &mut LogView) {
+        let last = log.last();
+        let (index, base_offset) = (last.index + 1, last.next_offset);
+        let spec = HeaderSpec { kind: Kind::Noop, term: 1, index, base_offset, count: 0, timestamp_ms: 0 };
+        log.push(Frame::seal(spec, last.chain, Body::default(), 0));
+    }
+
+    #[test]
+    fn a_released_ring_keeps_what_the_files_may_not_have_and_goes_on() {
+        let mut log = view_of(10, 1 << 20);
+        log.advance_readable(8);
+        log.release(6);
+        assert_eq!(log.ring_first(), 7, "7 is not durable, 9 is not committed");
+        log.check(6);
+        log.release(10);
+        assert_eq!(log.ring_first(), 9);
+        assert!(log.frames(8, 10, 1 << 20).is_empty(), "older frames are loaded from the files");
+        push(&mut log);
+        log.check(10);
+        assert_eq!(log.frames(9, 11, 1 << 20).len(), 3);
+    }
+
+    #[test]
+    fn a_truncation_takes_marks_and_frames_and_stops_at_the_readable_index() {
+        let mut log = view_of(10, 1 << 20);
+        log.advance_readable(4);
+        log.truncate(5);
+        assert_eq!((log.last().index, log.ring_first()), (4, 1));
+        push(&mut log);
+        log.check(5);
+        let shortened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.truncate(4)));
+        assert!(shortened.is_err(), "an entry that readers were allowed to see");
     }
 }

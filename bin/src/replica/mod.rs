@@ -39,9 +39,11 @@ use log::{LogView, Mark};
 use planted::{Bug, is_planted};
 use sessions::{Placed, Sessions};
 
-/// Recent frames kept in memory for followers: sixteen windows of 1 MiB, so that a follower that pauses for a moment is
-/// fed without touching the disk.
-pub const RING_BYTES: usize = 16 << 20;
+/// Recent frames kept in memory for followers: four windows of 1 MiB, so that a follower that pauses for a moment is fed
+/// without touching the disk. More would cost several times as much memory: see [`log::LogView::release`].
+pub const RING_BYTES: usize = 4 << 20;
+/// A log that has not grown for so long keeps no recent frames in memory.
+const QUIET_US: u64 = 1_000_000;
 
 /// Settings of a replica.
 #[derive(Debug, Clone)]
@@ -95,6 +97,8 @@ pub struct Replica {
     applied: u64,
     disk_full: bool,
     diverged: bool,
+    /// The last index, and since when it stands.
+    quiet: (u64, Tick),
     effects: VecDeque<Effect>,
     ready: Vec<acks::Ready>,
 }
@@ -185,6 +189,7 @@ impl Replica {
             transfers: Vec::new(),
             disk_full: false,
             diverged: false,
+            quiet: (0, now.tick),
             effects: VecDeque::new(),
             ready: Vec::new(),
         })
@@ -193,7 +198,17 @@ impl Replica {
     /// Takes in that time has passed.
     pub fn tick(&mut self, now: Now) {
         self.core.tick(now.tick);
+        self.maybe_release_ring(now.tick);
         self.settle(now);
+    }
+
+    fn maybe_release_ring(&mut self, now: Tick) {
+        let last = self.log.last().index;
+        if self.quiet.0 != last {
+            self.quiet = (last, now);
+        } else if now.since(self.quiet.1) >= QUIET_US {
+            self.log.release(self.durable);
+        }
     }
 
     /// When [`Replica::tick`] must be called at the latest.
