@@ -1,9 +1,11 @@
 //! How fast the log is, as ratios to the raw disk in the same run.
 //!
-//! `cargo run --release -p graven-wal --example speed -- DIR [append|read|open|lookup|raw]...`
+//! `cargo run --release -p graven-wal --example speed -- DIR [PART]...`, with the parts listed in [`PARTS`].
 //!
 //! Rounds of the log and of the raw file take turns, so that what else the machine does falls on both; medians are printed.
-//! DIR must be on the disk in question, and needs 2 GiB.
+//! DIR must be on the disk in question, and needs 2 GiB, 6 GiB for `open`, and 60 GiB free for `open-large`.
+
+mod waits;
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
@@ -22,9 +24,11 @@ const FILE_BYTES: u64 = 64 << 20;
 const ROUNDS: usize = 15;
 const PART_AT_MOST: Duration = Duration::from_secs(10);
 
+const PARTS: &str = "append|group|rotate|shared|read|cold|open|open-large|lookup|raw|recycled";
+
 fn main() -> Fallible<()> {
     let mut args = std::env::args().skip(1);
-    let dir = PathBuf::from(args.next().ok_or("usage: speed DIR [append|read|open|lookup|raw]...")?).join("speed");
+    let dir = PathBuf::from(args.next().ok_or_else(|| format!("usage: speed DIR [{PARTS}]..."))?).join("speed");
     let mut parts: Vec<String> = args.collect();
     if parts.is_empty() {
         parts = ["append", "read", "open", "lookup"].map(str::to_owned).to_vec();
@@ -36,7 +40,13 @@ fn main() -> Fallible<()> {
         match part.as_str() {
             "append" => appends(&dir)?,
             "read" => reads(&dir)?,
-            "open" => opens(&dir)?,
+            "group" => waits::group(&dir)?,
+            "rotate" => waits::rotation(&dir)?,
+            "shared" => waits::shared_disk(&dir)?,
+            "recycled" => waits::recycled(&dir)?,
+            "cold" => cold_reads(&dir)?,
+            "open" => opens(&dir, &[64, 1 << 10, 4 << 10])?,
+            "open-large" => opens(&dir, &[64, 16 << 10])?,
             "lookup" => lookups(&dir)?,
             "raw" => raw_methods(&dir)?,
             other => return Err(format!("no part named {other}").into()),
@@ -85,13 +95,18 @@ fn frames(before: LogBase, body: &(Body, u32), count: usize) -> Vec<Frame> {
 }
 
 fn new_log(dir: &Path) -> Fallible<Wal<RealDisk>> {
-    let disk = RealDisk::open(dir.join("log"));
+    new_log_in(&dir.join("log"), &Options::default())
+}
+
+fn new_log_in(dir: &Path, options: &Options) -> Fallible<Wal<RealDisk>> {
+    std::fs::create_dir_all(dir)?;
+    let disk = RealDisk::open(dir);
     let first = Body::from(Bytes::from_static(b"first"));
     let crc = first.crc();
     let spec = HeaderSpec { kind: Kind::Membership, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: 0 };
     let first = Frame::seal(spec, LogBase::default().chain, first, crc);
-    Wal::create(disk.clone(), IDENTITY, Options::default(), &[first])?;
-    Ok(Wal::open(disk, Options::default())?.0)
+    Wal::create(disk.clone(), IDENTITY, options.clone(), &[first])?;
+    Ok(Wal::open(disk, options.clone())?.0)
 }
 
 fn prepare(wal: &mut Wal<RealDisk>) -> Fallible<()> {
@@ -222,37 +237,148 @@ fn touch(bytes: &[u8]) -> u64 {
     bytes.chunks_exact(8).fold(0, |sum, eight| sum ^ u64::from_le_bytes(eight.try_into().unwrap_or_default()))
 }
 
-/// How long opening takes, with a short and with a long log.
-fn opens(dir: &Path) -> Fallible<()> {
+/// Lets go of a file's pages. Those that somebody has mapped and touched, or that are not written back, stay.
+fn drop_cached(path: &Path) -> Fallible<()> {
+    rustix::fs::fadvise(File::open(path)?, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
+}
+
+/// Bytes that this process made the kernel fetch from disks.
+fn fetched() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("read_bytes: "));
+    line.and_then(|line| line.parse().ok()).unwrap_or(0)
+}
+
+fn segments(dir: &Path) -> Fallible<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        paths.push(entry?.path());
+    }
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "seg"));
+    paths.sort();
+    Ok(paths)
+}
+
+/// Sequential reads of a log that is not in the page cache, in turns with `dd` of the same segments.
+fn cold_reads(dir: &Path) -> Fallible<()> {
     let mut wal = new_log(dir)?;
-    let body = body(16 << 10)?;
-    let options = Options::default();
-    for size_mb in [40, 1000] {
-        while wal.reader().stats().bytes < size_mb << 20 {
-            wal.append(&frames(wal.tail(), &body, 100))?;
-            wal.sync()?;
-            prepare(&mut wal)?;
-        }
-        let (mut clean, mut killed) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
+    let body = body(64 << 10)?;
+    while wal.reader().stats().bytes < 760 << 20 {
+        wal.append(&frames(wal.tail(), &body, 50))?;
+    }
+    wal.sync()?;
+    let mut rates = [const { Vec::new() }; 3];
+    for round in 0..9 {
+        for way in (0..3).map(|way| (way + round) % 3) {
+            // Opened anew, so that no page is mapped and can be dropped.
             wal.close()?;
+            wal = Wal::open(RealDisk::open(dir.join("log")), Options::default())?.0;
+            let reader = wal.reader();
+            let paths = segments(&dir.join("log"))?;
+            let used = &paths[..reader.stats().segments as usize];
+            used.iter().try_for_each(|path| drop_cached(path))?;
+            let before = fetched();
             let start = Instant::now();
-            let (mut reopened, _) = Wal::open(RealDisk::open(dir.join("log")), options.clone())?;
-            clean.push(start.elapsed().as_secs_f64() * 1e3);
-            reopened.append(&frames(reopened.tail(), &body, 20))?;
-            reopened.sync()?;
-            reopened.append(&frames(reopened.tail(), &body, 20))?;
-            // As after a kill: written, not synced, nothing vouched for.
-            drop(reopened);
-            let start = Instant::now();
-            wal = Wal::open(RealDisk::open(dir.join("log")), options.clone())?.0;
-            killed.push(start.elapsed().as_secs_f64() * 1e3);
+            let mut bytes = 0;
+            if way == 0 {
+                for path in used {
+                    let mut dd = std::process::Command::new("dd");
+                    dd.args(["of=/dev/null", "bs=1M", "status=none"]).arg(format!("if={}", path.display()));
+                    assert!(dd.status()?.success());
+                    bytes += std::fs::metadata(path)?.len();
+                }
+            } else {
+                let (mut next, mut sum) = (1, 0);
+                while next <= reader.last_index() {
+                    if way == 2 {
+                        reader.populate(next, next + 63);
+                    }
+                    for frame in reader.frames(next, next + 63, 8 << 20)? {
+                        sum = frame.body().chunks().iter().fold(sum, |sum, chunk| sum ^ touch(chunk));
+                        bytes += frame.header().frame_len() as u64;
+                        next = frame.header().index + 1;
+                    }
+                }
+                black_box(sum);
+            }
+            assert!(way == 0 || fetched() - before >= bytes, "some of it was in the page cache");
+            rates[way].push(bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
         }
+    }
+    let [dd, plain, ahead] = rates.map(median);
+    println!(
+        "cold sequential read, frames of 64 KiB: dd {dd:.2} GB/s; log {plain:.2} GB/s ({:.2}), with populate before every 4 MiB {ahead:.2} GB/s ({:.2})",
+        plain / dd,
+        ahead / dd
+    );
+    Ok(())
+}
+
+/// A log of at least so many bytes, and its active segment always as full, since that is what opening reads.
+fn grown(dir: &Path, size_mb: u64) -> Fallible<Wal<RealDisk>> {
+    let mut wal = new_log_in(dir, &Options::default())?;
+    let body = body(16 << 10)?;
+    let (mut rotations, mut sealed) = (0, 0);
+    loop {
+        let bytes = wal.reader().stats().bytes;
+        if bytes >= size_mb << 20 && (30 << 20..34 << 20).contains(&(bytes - sealed)) {
+            break;
+        }
+        wal.append(&frames(wal.tail(), &body, 100))?;
+        wal.sync()?;
+        if wal.stats().rotations > rotations {
+            (rotations, sealed) = (wal.stats().rotations, bytes);
+        }
+    }
+    prepare(&mut wal)?;
+    Ok(wal)
+}
+
+/// How long opening takes, with short and with long logs in turns.
+fn opens(dir: &Path, sizes_mb: &[u64]) -> Fallible<()> {
+    let free = rustix::fs::statvfs(dir)?;
+    if sizes_mb.iter().any(|size| *size > 8 << 10) && free.f_bavail * free.f_frsize < 60 << 30 {
+        println!("open a log of 16 GiB: left out, less than 60 GiB free");
+        return Ok(());
+    }
+    let body = body(16 << 10)?;
+    let dirs: Vec<PathBuf> = sizes_mb.iter().map(|size| dir.join(format!("log{size}"))).collect();
+    let mut bytes = Vec::new();
+    for (dir, size) in dirs.iter().zip(sizes_mb) {
+        let wal = grown(dir, *size)?;
+        bytes.push(wal.reader().stats().bytes);
+        wal.close()?;
+    }
+    let mut times = vec![[const { Vec::new() }; 4]; dirs.len()];
+    let mut anonymous = vec![0; dirs.len()];
+    for _ in 0..ROUNDS {
+        for (nth, dir) in dirs.iter().enumerate() {
+            let mut open = |killed: usize| -> Fallible<Wal<RealDisk>> {
+                let (start, start_cpu) = (Instant::now(), cpu());
+                let (wal, _) = Wal::open(RealDisk::open(dir), Options::default())?;
+                times[nth][killed].push(start.elapsed().as_secs_f64() * 1e3);
+                times[nth][killed + 2].push((cpu() - start_cpu) * 1e3);
+                anonymous[nth] = anonymous[nth].max(rss_anon());
+                Ok(wal)
+            };
+            let mut wal = open(0)?;
+            wal.append(&frames(wal.tail(), &body, 20))?;
+            wal.sync()?;
+            wal.append(&frames(wal.tail(), &body, 20))?;
+            // As after a kill: written, not synced, nothing vouched for.
+            drop(wal);
+            let mut wal = open(1)?;
+            wal.append(&frames(wal.tail(), &body, 1))?;
+            anonymous[nth] = anonymous[nth].max(rss_anon());
+            wal.close()?;
+        }
+    }
+    for ((bytes, times), anonymous) in bytes.iter().zip(times).zip(anonymous) {
+        let [clean, killed, clean_cpu, killed_cpu] = times.map(median);
         println!(
-            "open a log of {} MB: {:.1} ms after a close, {:.1} ms after a kill (medians of {ROUNDS})",
-            wal.reader().stats().bytes >> 20,
-            median(clean),
-            median(killed),
+            "open a log of {} MB: {clean:.1} ms after a close (CPU {clean_cpu:.1}), {killed:.1} ms after a kill (CPU {killed_cpu:.1}), medians of {ROUNDS}; RssAnon with that and appending at most {anonymous} kB",
+            bytes / 1_000_000,
         );
     }
     Ok(())
@@ -319,7 +445,7 @@ fn raw_methods(dir: &Path) -> Fallible<()> {
         Ok(_) => ways.push(FdatasyncOnWriteZeroes),
         Err(error) => println!("FALLOC_FL_WRITE_ZEROES: {error}"),
     }
-    for (size, count) in [(4 << 10, 1500), (64 << 10, 800), (1 << 20, 200)] {
+    for (size, count) in [(4 << 10, 1500), (64 << 10, 800), (1 << 20, 400)] {
         let memory = vec![7_u8; size + 4096];
         let skip = memory.as_ptr().align_offset(4096);
         let bytes = &memory[skip..skip + size];
