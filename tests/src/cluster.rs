@@ -487,7 +487,7 @@ impl Cluster {
                 if !std::mem::replace(&mut process.flushing, true) {
                     self.after(0, 60, Event::Flush { node, life });
                 }
-                self.input(node, |replica, now| replica.append(now, id, group))
+                self.input(node, |replica, _| replica.append(id, group))
             }
             Request::Read { .. } => {
                 let floor = self.checkers.read_began();

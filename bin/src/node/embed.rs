@@ -385,7 +385,7 @@ fn run_machine<M: StateMachine>(
     machine: M,
     shared: &Arc<Shared>,
     commands: mpsc::Receiver<Command<M>>,
-    fatal: &mpsc::UnboundedSender<Fatal>,
+    fatal: &mpsc::Sender<Fatal>,
 ) {
     let run = std::panic::AssertUnwindSafe(|| {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
@@ -400,7 +400,7 @@ fn run_machine<M: StateMachine>(
     });
     let result = std::panic::catch_unwind(run).unwrap_or_else(|_| Err("it panicked".to_owned()));
     if let Err(cause) = result {
-        let _ = fatal.send(Fatal::Machine(cause));
+        let _ = fatal.try_send(Fatal::Machine(cause));
         let _ = shared.inputs.blocking_send(Input::Stop);
     }
 }

@@ -45,6 +45,8 @@ const JOBS_MAX: usize = 1024;
 const LOADS_MAX: usize = 64;
 /// Space kept ready ahead of the log: four rounds of appends, so that a full disk is known before a round meets it.
 const READY_BYTES: u64 = 4 << 20;
+/// Reasons to stop that may wait: the first one stops the node, whatever others say meanwhile.
+const FATALS_MAX: usize = 4;
 /// Bytes of frames read at a time when a node starts.
 const START_READ_BYTES: usize = 4 << 20;
 
@@ -149,9 +151,9 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) shared: Arc<Shared>,
-    pub(super) fatal: mpsc::UnboundedReceiver<Fatal>,
+    pub(super) fatal: mpsc::Receiver<Fatal>,
     /// For threads that join later: the state machine's.
-    pub(super) fatal_sender: mpsc::UnboundedSender<Fatal>,
+    pub(super) fatal_sender: mpsc::Sender<Fatal>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -180,7 +182,7 @@ impl Engine {
         let (view, view_end) = watch::channel(replica.view());
         let (leader, leader_end) = watch::channel(LeaderView::default());
         let (members_sender, members_end) = watch::channel(members);
-        let (fatal_sender, fatal) = mpsc::unbounded_channel();
+        let (fatal_sender, fatal) = mpsc::channel(FATALS_MAX);
         let counters = Arc::new(Counters::default());
         let channels = Channels {
             inputs: inputs_end,
@@ -243,7 +245,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
     std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)
 }
 
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "what one thread is given to own, once")]
 async fn start_protocol(
     replica: Replica,
     peer_config: PeerConfig,

@@ -36,7 +36,7 @@ pub(super) struct Channels {
     pub(super) view: watch::Sender<View>,
     pub(super) leader: watch::Sender<LeaderView>,
     pub(super) members: watch::Sender<Members>,
-    pub(super) fatal: mpsc::UnboundedSender<Fatal>,
+    pub(super) fatal: mpsc::Sender<Fatal>,
 }
 
 /// See the module's documentation.
@@ -155,7 +155,7 @@ impl Protocol {
             }
             LogReport::Failed(cause) => {
                 // Nobody is told anything from here on: what this node has not acknowledged, it never will.
-                let _ = self.channels.fatal.send(Fatal::Log(cause));
+                let _ = self.channels.fatal.try_send(Fatal::Log(cause));
                 Go::Stop
             }
         }
@@ -191,7 +191,7 @@ impl Protocol {
             match input {
                 Input::Append(group, waiter) => {
                     let request = self.register(Waiting::Append(waiter));
-                    self.replica.append(now, request, group);
+                    self.replica.append(request, group);
                 }
                 Input::OpenSession(reply) => {
                     let request = self.register(Waiting::Other(reply));
@@ -295,7 +295,7 @@ impl Protocol {
             Effect::Alarm(alarm) => {
                 error!("{alarm}");
                 if Replica::must_stop(&alarm) {
-                    let _ = self.channels.fatal.send(Fatal::Alarm(alarm));
+                    let _ = self.channels.fatal.try_send(Fatal::Alarm(alarm));
                 }
             }
         }

@@ -8,7 +8,6 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::effect::{Answer, Rejection, RequestId};
-use super::sessions::Placed;
 
 /// An answer that is ready, for the driver.
 pub(super) type Ready = (RequestId, Result<Answer, Rejection>);
@@ -113,10 +112,5 @@ impl Acks {
             + self.held.len()
             + self.rounds.len()
             + self.reads.len()
-    }
-
-    /// An append in the log with this place, as an answer.
-    pub(super) fn appended(placed: Placed) -> Answer {
-        Answer::Appended(placed)
     }
 }

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use graven_frame::{Body, Frame, Group, HeaderSpec, Kind, combine_crc};
 use graven_raft::{ProposeError, Role};
 
-use super::acks::Acks;
 use super::effect::{Answer, Now, Rejection, RequestId};
 use super::planted::{Bug, is_planted};
 use super::sessions::Verdict;
@@ -171,10 +170,10 @@ impl Replica {
                     let placed = placed(group.header(), spec.index, first, spec.term, spec.timestamp_ms);
                     self.sessions.append(group.header(), placed);
                     draft.take(&group);
-                    draft.waiting.push((request, Acks::appended(placed)));
+                    draft.waiting.push((request, Answer::Appended(placed)));
                     continue;
                 }
-                Verdict::Duplicate(placed) => Ok(Acks::appended(placed)),
+                Verdict::Duplicate(placed) => Ok(Answer::Appended(placed)),
                 Verdict::Expired => Err(Rejection::SessionExpired),
                 Verdict::Gap { expected } => Err(Rejection::Gap { expected }),
                 Verdict::Conflict { next_offset } => Err(Rejection::Conflict { next_offset }),

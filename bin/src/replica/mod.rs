@@ -249,8 +249,8 @@ impl Replica {
         self.stash.clear();
     }
 
-    /// Takes in an append from a client. The answer comes as an effect.
-    pub fn append(&mut self, now: Now, request: RequestId, group: Group) {
+    /// Takes in an append from a client; [`Replica::flush`] puts it into the log. The answer comes as an effect.
+    pub fn append(&mut self, request: RequestId, group: Group) {
         if let Some(rejection) = self.refusal() {
             return self.answer(request, Err(rejection));
         }
@@ -259,7 +259,6 @@ impl Replica {
             return self.answer(request, Err(Rejection::Malformed));
         }
         self.intake.push(Wanted::Append(request, group));
-        let _ = now;
     }
 
     /// Takes in a client's wish for a session.
