@@ -262,6 +262,7 @@ impl Core {
     pub(crate) fn set_commit(&mut self, index: Index) {
         debug_assert!(index > self.commit && index <= self.log.last());
         self.commit = index;
+        self.log.forget_memberships(index);
         self.outputs.push_back(Output::Commit { up_to: index });
     }
 
@@ -354,7 +355,7 @@ impl Core {
         self.log.membership()
     }
 
-    /// The memberships in the log with their indexes, ascending; the last one is in force.
+    /// The memberships in the log with their indexes, ascending, from the newest committed one on; the last one is in force.
     #[must_use]
     pub fn memberships(&self) -> &[(Index, Membership)] {
         self.log.memberships()

@@ -104,13 +104,18 @@ impl Core {
         }
         self.set_commit(reached);
         let outside = !self.log.membership().is_voter(id) && self.log.membership_index() <= self.commit;
+        if outside {
+            // C-new without this node is committed: it has led long enough (Raft paper 6). Its followers heard it just now and
+            // would wait for it, so the one that has everything is told to stand (thesis 4.2.2), before it hears of the commit
+            // and stops listening to this node.
+            self.name_heir();
+        }
         for at in 0..self.progress.len() {
             self.maybe_append(at);
             self.maybe_tell_commit(at);
         }
         self.maybe_start_round();
         if outside {
-            // C-new without this node is committed: it has led long enough (Raft paper 6). Its followers heard it just now.
             self.become_follower(self.hard.term, None, None);
         }
     }

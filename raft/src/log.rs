@@ -133,6 +133,12 @@ impl Log {
         self.base = id;
     }
 
+    /// Forgets the memberships that no truncation can bring back in force: those before the newest committed one.
+    pub(crate) fn forget_memberships(&mut self, commit: Index) {
+        let committed = self.memberships.partition_point(|entry| entry.0 <= commit);
+        self.memberships.drain(..committed.saturating_sub(1));
+    }
+
     /// Starts over right after `base`, as an install leaves it (Raft paper 7).
     pub(crate) fn reset(&mut self, base: LogId, memberships: Vec<(Index, Membership)>) {
         self.base = base;

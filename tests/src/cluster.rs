@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use graven::members::{Member, Members};
+use graven::members::{Member, MemberRole, Members};
 use graven::replica::{Alarm, Answer, Effect, Load, Now, Rejection, Replica, RequestId};
 use graven_frame::{Body, Chain, Frame, Group, HeaderSpec, Kind};
 use graven_raft::invariants::check_step;
@@ -690,7 +690,7 @@ fn first_frame(nodes: u64) -> Frame {
         peer_address: format!("n{id}:1"),
         client_address: format!("n{id}:2"),
         incarnation: u128::from(id).to_le_bytes(),
-        voter: true,
+        role: MemberRole::Voter,
     };
     let members = Members { nodes: (1..=nodes).map(member).collect() };
     let body = Body::from_chunks(vec![members.encode().unwrap_or_default().into()]);

@@ -28,6 +28,8 @@ pub enum Bug {
     StaleRead,
     /// Readers see what is synced here, committed or not.
     ReadableBeforeCommit,
+    /// A joint membership is left before it is committed.
+    JointLeftEarly,
 }
 
 thread_local! {
@@ -36,7 +38,7 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 11] = [
         Bug::AckBeforeCommit,
         Bug::PromiseBeforeSync,
         Bug::SyncSkipped,
@@ -47,6 +49,7 @@ impl Bug {
         Bug::FeedSkips,
         Bug::StaleRead,
         Bug::ReadableBeforeCommit,
+        Bug::JointLeftEarly,
     ];
 
     /// Its name on the command line.
@@ -63,6 +66,7 @@ impl Bug {
             Bug::FeedSkips => "feed-skips",
             Bug::StaleRead => "stale-read",
             Bug::ReadableBeforeCommit => "readable-before-commit",
+            Bug::JointLeftEarly => "joint-left-early",
         }
     }
 
@@ -80,6 +84,7 @@ impl Bug {
             Bug::FeedSkips => "a feed leaves an entry out now and then",
             Bug::StaleRead => "a linearizable read asks nobody",
             Bug::ReadableBeforeCommit => "readers see what is synced here, committed or not",
+            Bug::JointLeftEarly => "a joint membership is left before it is committed",
         }
     }
 }
