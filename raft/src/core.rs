@@ -366,6 +366,13 @@ impl Core {
         self.progress.iter().map(Progress::view)
     }
 
+    /// The last heartbeat round that was sent to all in this leadership. A follower that answers a later one was alive after
+    /// this moment.
+    #[must_use]
+    pub fn heartbeat_round(&self) -> u64 {
+        self.round
+    }
+
     /// Whom leadership is being handed to; proposals are refused meanwhile.
     #[must_use]
     pub fn transferring(&self) -> Option<NodeId> {

@@ -161,6 +161,18 @@ async fn add(client: &Client, name: &str, address: &str, global: &Global) -> Cli
         incarnation: incarnation.ok_or_else(unclear)?.to_le_bytes(),
     };
     client.change_members(&MemberChange::Add(new)).await?;
+    let file = context::client_file(global.client.as_deref())?;
+    let listed = context::client_config(global)?.endpoints.iter().any(|(known, _)| known == name);
+    if !listed {
+        let at = node.client_address();
+        note(
+            global,
+            &format!(
+                "clients find it through the others; list {name} = \"{at}\" in the endpoints of {} as well",
+                file.display()
+            ),
+        );
+    }
     Ok(id)
 }
 

@@ -4,7 +4,8 @@
 //! is committed in this leader's term (Raft paper 6; thesis 4.3); so does the next leader, when this one is lost in between.
 //! The wish is answered when the last of its entries is committed. What the new members are is decided by
 //! [`Members::changed`]; here it is decided whether now is the time: a learner gets a vote when it has caught up, and nothing
-//! is begun that would leave no majority of the new voters alive.
+//! is begun before a majority of the new voters has answered a heartbeat that was sent after the wish came. Otherwise the
+//! cluster could be left with voters that cannot decide, not even to take the change back.
 
 use std::collections::VecDeque;
 
@@ -81,8 +82,25 @@ impl Growth {
 /// The change under way, if any.
 #[derive(Debug, Default)]
 pub(super) struct Changing {
+    /// A change of voters that waits for a majority of the new ones to show that it is alive.
+    asking: Option<Asking>,
     /// Who waits for the joint membership to be left.
     waiting: Option<RequestId>,
+}
+
+#[derive(Debug)]
+struct Asking {
+    request: RequestId,
+    change: MemberChange,
+    /// Only answers to later heartbeat rounds count.
+    round: u64,
+    until: Tick,
+}
+
+impl Changing {
+    pub(super) fn deadline(&self) -> Option<Tick> {
+        self.asking.as_ref().map(|asking| asking.until)
+    }
 }
 
 impl Replica {
@@ -91,8 +109,12 @@ impl Replica {
         if self.core.role() != Role::Leader || self.diverged {
             return self.answer(request, Err(Rejection::NotLeader { leader: self.core.leader() }));
         }
+        if self.changing.asking.is_some() {
+            return self.answer(request, Err(Rejection::MembersChanging));
+        }
         match self.judge_change(now, change) {
-            Ok(Some(next)) => self.begin_change(now, request, &next),
+            Ok(Some(next)) if self.keeps_voters(&next) => self.begin_change(now, request, &next),
+            Ok(Some(_)) => self.ask_voters(now, request, change),
             // Done already, or against the rules: both rest on the members that this leader knows, so it must still lead.
             Ok(None) => self.hold(now, self.members_index(), vec![(request, Ok(Answer::MembersChanged))]),
             Err(rejection @ Rejection::MembersChanging) => self.answer(request, Err(rejection)),
@@ -113,8 +135,35 @@ impl Replica {
             return Ok(None);
         }
         self.check_caught_up(now, &next).map_err(refused)?;
-        self.check_alive(now, members, &next).map_err(refused)?;
         Ok(Some(next))
+    }
+
+    fn keeps_voters(&self, next: &Members) -> bool {
+        self.core.membership().voters == next.membership().voters
+    }
+
+    fn ask_voters(&mut self, now: Now, request: RequestId, change: &MemberChange) {
+        let until = now.tick.after(self.config.raft.election_us);
+        let round = self.core.heartbeat_round();
+        self.changing.asking = Some(Asking { request, change: change.clone(), round, until });
+        // A read that nobody waits for: it makes a round at once. Without it the next heartbeat does.
+        let id = self.fresh_round();
+        let _ = self.core.read(now.tick, id);
+    }
+
+    /// Begins the change that waits, when enough of its voters have answered, or refuses it when they did not in time.
+    pub(super) fn maybe_begin_change(&mut self, now: Now) {
+        let Some(asking) = self.changing.asking.take() else { return };
+        match self.judge_change(now, &asking.change) {
+            Ok(Some(next)) => match self.check_alive(asking.round, &next) {
+                Ok(()) => self.begin_change(now, asking.request, &next),
+                Err(_) if now.tick < asking.until => self.changing.asking = Some(asking),
+                Err(why) => self.answer(asking.request, Err(Rejection::Change(Box::new(why)))),
+            },
+            // Something changed meanwhile: asked for again, it is judged anew.
+            Ok(None) => self.answer(asking.request, Err(Rejection::MembersChanging)),
+            Err(rejection) => self.answer(asking.request, Err(rejection)),
+        }
     }
 
     /// A node that is to vote must hold nearly all of the log, or appends would wait for it (thesis 4.2.1).
@@ -140,15 +189,10 @@ impl Replica {
 
     /// The new voters must be able to decide without those who go: a change that takes the last spare node out while
     /// another one is dead would stop the cluster.
-    fn check_alive(&self, now: Now, members: &Members, next: &Members) -> Result<(), ChangeRefused> {
+    fn check_alive(&self, asked_in: u64, next: &Members) -> Result<(), ChangeRefused> {
         let voters = next.membership().voters;
-        if voters == members.membership().voters {
-            return Ok(());
-        }
-        let patience = 2 * self.config.raft.election_us;
         let is_alive = |node: &NodeId| {
-            *node == self.config.raft.id
-                || self.follower(node.0).is_some_and(|follower| now.tick.since(follower.heard) < patience)
+            *node == self.config.raft.id || self.follower(node.0).is_some_and(|follower| follower.round > asked_in)
         };
         let (alive, needed) = (voters.iter().filter(|node| is_alive(node)).count(), voters.len() / 2 + 1);
         if alive < needed {
@@ -218,7 +262,10 @@ impl Replica {
     }
 
     /// The leadership is lost: what was begun may be ended by the next leader, or undone.
-    pub(super) fn give_up_change(&mut self, rejection: &Rejection) {
+    pub(super) fn give_up_change(&mut self, leader: Option<NodeId>, rejection: &Rejection) {
+        if let Some(asking) = self.changing.asking.take() {
+            self.ready.push((asking.request, Err(Rejection::NotLeader { leader })));
+        }
         if let Some(request) = self.changing.waiting.take() {
             self.ready.push((request, Err(rejection.clone())));
         }

@@ -225,7 +225,7 @@ impl Replica {
     /// When [`Replica::tick`] must be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.core.next_deadline()
+        self.core.next_deadline().into_iter().chain(self.changing.deadline()).min()
     }
 
     /// Takes in a control message from a peer.
@@ -403,6 +403,7 @@ impl Replica {
             while let Some(output) = self.core.poll() {
                 self.on_output(now, output);
             }
+            self.maybe_begin_change(now);
             if !self.propose_waiting(now) && !self.maybe_leave_joint(now) {
                 break;
             }
@@ -455,7 +456,7 @@ impl Replica {
     fn on_role(&mut self, role: Role, term: Term, leader: Option<NodeId>) {
         if role != Role::Leader {
             let rejection = Rejection::LostLeadership { leader };
-            self.give_up_change(&rejection);
+            self.give_up_change(leader, &rejection);
             self.acks.deposed(&rejection, &mut self.ready);
             for request in self.intake.drain_requests() {
                 self.ready.push((request, Err(Rejection::NotLeader { leader })));
