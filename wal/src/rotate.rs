@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicU64;
 use crate::disk::{Disk, DiskFile};
 use crate::error::AppendError;
 use crate::format::{
-    Footer, OPENING_BYTES, Opening, PREFIX_BYTES, RecordKind, TRAILER_BYTES, encode_trailer, extent, segment_name,
+    Footer, OPENING_BYTES, Opening, POINT_BYTES, PREFIX_BYTES, RecordKind, TRAILER_BYTES, encode_trailer, extent,
+    segment_name,
 };
 use crate::index::{SegmentIndex, View};
 use crate::log::{Active, PADDING, Wal};
@@ -123,8 +124,9 @@ impl<D: Disk> Wal<D> {
     }
 
     fn seal(&mut self) -> Result<(), AppendError> {
-        let payload = self.footer().encode();
+        let (payload, points) = self.footer();
         let at = self.active.written;
+        let points_at = at + (PREFIX_BYTES + payload.len() - points * POINT_BYTES) as u64;
         let prefix = self.prefix(RecordKind::Footer, at, payload.len(), crc32fast::hash(&payload)).encode();
         let end = at + extent(payload.len());
         let padding = &PADDING[..(end - at) as usize - PREFIX_BYTES - payload.len()];
@@ -134,6 +136,9 @@ impl<D: Disk> Wal<D> {
         let written = self.active.file.write_at(trailer_at, &trailer);
         written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, trailer_at)(cause)))?;
         self.active.sealed = true;
+        if let Some(segment) = self.shared.write().segments.last_mut() {
+            segment.leave_points_in_file(points_at);
+        }
         if is_planted(Bug::SealWithoutSync) { Ok(()) } else { self.sync() }
     }
 
@@ -143,7 +148,8 @@ impl<D: Disk> Wal<D> {
         [prefix.as_slice(), &payload].concat()
     }
 
-    fn footer(&self) -> Footer {
+    /// The payload of the footer, and how many points are at its end.
+    fn footer(&self) -> (Vec<u8>, usize) {
         let index = self.shared.read();
         let mut footer = Footer {
             base: index.base,
@@ -152,12 +158,13 @@ impl<D: Disk> Wal<D> {
             known_commit: self.noted_commit.min(self.durable_index),
             ..Footer::default()
         };
+        let mut points = Vec::new();
         if let Some(segment) = index.segments.last() {
             footer.reset = segment.reset;
             footer.runs.clone_from(&segment.runs);
             footer.memberships.clone_from(&segment.memberships);
-            footer.points.clone_from(&segment.points);
+            points = segment.points.to_vec(&segment.view);
         }
-        footer
+        (footer.encode(&points), points.len())
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Scanner<'a, F> {
     pub(crate) len: u64,
     start: u64,
     window: Vec<u8>,
+    /// Bytes read at once.
+    pub(crate) at_once: usize,
 }
 
 /// What stands at a boundary.
@@ -97,12 +99,12 @@ impl Behind {
     }
 }
 
-/// Bytes read at once.
-const WINDOW_BYTES: usize = 1 << 20;
+/// Bytes read at once, if nothing else is asked for.
+pub(crate) const WINDOW_BYTES: usize = 1 << 20;
 
 impl<'a, F: DiskFile> Scanner<'a, F> {
     pub(crate) fn new(file: &'a F, segment: u64, salt: Option<u64>, len: u64) -> Scanner<'a, F> {
-        Scanner { file, segment, salt, len, start: 0, window: Vec::new() }
+        Scanner { file, segment, salt, len, start: 0, window: Vec::new(), at_once: WINDOW_BYTES }
     }
 
     /// Up to `len` bytes from `at`; fewer at the end of the file.
@@ -110,7 +112,7 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         let len = len.min(self.len.saturating_sub(at) as usize);
         let inside = at >= self.start && at + len as u64 <= self.start + self.window.len() as u64;
         if !inside {
-            let want = len.max(WINDOW_BYTES).min(self.len.saturating_sub(at) as usize);
+            let want = len.max(self.at_once).min(self.len.saturating_sub(at) as usize);
             self.window.resize(want, 0);
             self.start = at;
             let read = self.file.read_at(at, &mut self.window)?;
@@ -218,9 +220,10 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
                 whole(self.small(prefix)?.as_ref().and_then(|payload| decode_trailer(payload)).map(Content::Trailer))
             }
             RecordKind::Footer => {
-                let payload = self.bytes(prefix.position + PREFIX_BYTES as u64, prefix.payload_len as usize)?;
+                let at = prefix.position + PREFIX_BYTES as u64;
+                let payload = self.bytes(at, prefix.payload_len as usize)?;
                 let intact = crc32fast::hash(payload) == prefix.body_crc;
-                whole(intact.then(|| Footer::decode(payload)).flatten().map(Content::Footer))
+                whole(intact.then(|| Footer::decode(payload, at)).flatten().map(Content::Footer))
             }
         })
     }
