@@ -48,7 +48,7 @@ pub(crate) fn save<D: Disk>(
     (from, to): (u64, u64),
     report: &mut RecoveryReport,
 ) -> Result<(), OpenError> {
-    report.torn_bytes = to - from;
+    report.torn_bytes += to - from;
     let read = |cause| io_at("read", id, from)(cause);
     let files = disk.list().map_err(read)?.iter().filter(|name| name.starts_with(CUT_PREFIX)).count();
     let mut name = format!("{CUT_PREFIX}{id:016x}-{from:x}");

@@ -98,7 +98,9 @@ impl<D: Disk> Wal<D> {
             self.rotate(capacity)?;
             done = cut;
         }
-        self.write_frames(&frames[done..])
+        let before = self.active.written;
+        self.write_frames(&frames[done..])?;
+        self.maybe_seal_ahead(self.active.written - before)
     }
 
     /// Writes a hard state behind the entries. Durable after the next [`Wal::sync`].
@@ -195,14 +197,15 @@ impl<D: Disk> Wal<D> {
     pub fn sync_point_due(&self) -> bool {
         let Active { written, synced, vouched, sealed, .. } = self.active;
         self.closed.is_none()
-            && !sealed
             && written == synced
             && synced > vouched
             && self.options.sync != SyncMethod::UnsafeNone
+            // Behind a footer only the next segment can vouch for what is before; the reserve is not for that.
+            && (!sealed || self.pool.len() > 1)
     }
 
     /// Writes a record that vouches for everything synced before, and syncs it: from then on a change in those bytes is
-    /// damage, not a torn tail. Does nothing when none is due.
+    /// damage, not a torn tail. Behind a footer it is the opening of the next segment. Does nothing when none is due.
     ///
     /// # Errors
     /// As [`Wal::sync`].
@@ -210,6 +213,14 @@ impl<D: Disk> Wal<D> {
         self.check_open()?;
         if !self.sync_point_due() {
             return Ok(());
+        }
+        if self.active.sealed {
+            return match self.ensure(&[self.options.segment_bytes], 1) {
+                Ok(()) => self.rotate(self.options.segment_bytes).and_then(|()| self.sync()),
+                // Later, then.
+                Err(AppendError::DiskFull { .. }) => Ok(()),
+                Err(error) => Err(error),
+            };
         }
         let at = self.active.written;
         let prefix = self.prefix(RecordKind::SyncPoint, at, 0, crc32fast::hash(b"")).encode();

@@ -16,10 +16,10 @@ use crate::log::{Active, Wal, settled_options};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
-use crate::recovery::{FoundSegment, OpeningIs, Position, SegmentVerdict, segment_verdict};
+use crate::recovery::{FoundSegment, OpeningIs, Position, RecordsIn, SegmentVerdict, segment_verdict};
 use crate::replay::{Ended, Replay, Why};
 use crate::scan::Scanner;
-use crate::types::{Counters, Identity, Options, Recovered, SyncMethod};
+use crate::types::{Counters, Identity, Options, Recovered, RecoveryReport, SyncMethod};
 
 /// Held while the log is open; its content is the holder's process id.
 pub(crate) const LOCK_NAME: &str = "LOCK";
@@ -33,7 +33,9 @@ pub(crate) struct Surveyed {
     pub(crate) len: u64,
     pub(crate) opening: OpeningFound,
     /// Records of the segment that the file's name says; looked for only where its opening is not.
-    pub(crate) records: bool,
+    pub(crate) records: RecordsIn,
+    /// Byte behind what the first write into it left, where there are such records.
+    pub(crate) used_to: u64,
 }
 
 impl Surveyed {
@@ -64,15 +66,10 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
     let surveyed = survey(&disk, &list_segments(&disk)?)?;
     let identity = identify(&surveyed, &options)?;
     let verdicts = judge(&surveyed, &identity);
-    let begun: Vec<&Surveyed> = surveyed
-        .iter()
-        .zip(&verdicts)
-        .filter(|(_, verdict)| **verdict != SegmentVerdict::Prepared)
-        .map(|(segment, _)| segment)
-        .collect();
+    let begun: Vec<&Surveyed> =
+        surveyed.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_begun()).map(|(segment, _)| segment).collect();
     let mut replay = Replay::new();
-    for (at, (segment, verdict)) in
-        surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict != SegmentVerdict::Prepared).enumerate()
+    for (at, (segment, verdict)) in surveyed.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_begun()).enumerate()
     {
         let opening = match (verdict, segment.good()) {
             (SegmentVerdict::Use, Some(opening)) => opening,
@@ -86,13 +83,13 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
     let Some(ended) = replay.ended.take() else { return Err(OpenError::Empty) };
     check_successor(&ended, &replay, &surveyed)?;
     replay.check_anchored()?;
-    let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == SegmentVerdict::Prepared).map(
-        |(segment, _)| FoundPrepared {
-            id: segment.id,
-            len: segment.len,
-            recycled: segment.good().is_some_and(|opening| opening.capacity == segment.len),
-        },
-    );
+    let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.is_begun());
+    let prepared = prepared.map(|(segment, _)| FoundPrepared {
+        id: segment.id,
+        len: segment.len,
+        recycled: segment.good().is_some_and(|opening| opening.capacity == segment.len),
+        unfinished_to: segment.used_to,
+    });
     let prepared: Vec<_> = prepared.collect();
     settle(disk, options, lock, identity, replay, &ended, &prepared)
 }
@@ -130,9 +127,11 @@ pub(crate) fn survey<D: Disk>(disk: &D, ids: &[u64]) -> Result<Vec<Surveyed>, Op
             OpeningFound::Good(opening) => opening.segment != *id,
             OpeningFound::Newer(_) => false,
         };
-        let records =
-            lost && Scanner::new(&file, *id, None, len).has_records().map_err(io_at("read", *id, OPENING_BYTES))?;
-        surveyed.push(Surveyed { id: *id, len, opening, records });
+        let (records, used_to) = match lost {
+            true => Scanner::new(&file, *id, None, len).records().map_err(io_at("read", *id, OPENING_BYTES))?,
+            false => (RecordsIn::None, 0),
+        };
+        surveyed.push(Surveyed { id: *id, len, opening, records, used_to });
     }
     Ok(surveyed)
 }
@@ -201,11 +200,23 @@ pub(crate) fn judge(surveyed: &[Surveyed], identity: &Identity) -> Vec<SegmentVe
 
 /// Behind a sealed segment there is a file: it was made, with its length, before the seal was begun. Whether a segment was
 /// begun in it cannot be told when it is gone or has lost its start.
+///
+/// And the first record of a segment was written only when the one before it was sealed and durable: an unfinished write into
+/// any other one than the next of a sealed segment says that something is gone which was durable.
 pub(crate) fn check_successor(ended: &Ended, replay: &Replay, surveyed: &[Surveyed]) -> Result<(), OpenError> {
+    let (id, first_index) = (SegmentId(ended.view.id + 1), replay.tail.index + 1);
+    let unfinished = |found: &&Surveyed| found.id > ended.view.id && found.records != RecordsIn::None;
+    if let Some(found) = surveyed.iter().find(unfinished)
+        && !(ended.sealed && found.id == id.0)
+    {
+        let (segment, from, to) =
+            if ended.sealed { (id, 0, OPENING_BYTES) } else { (SegmentId(ended.view.id), ended.at, ended.capacity) };
+        let what = "records of a later segment were written, and this one was not closed";
+        return Err(OpenError::Damaged(Damage { segment, from, to, first_index, last_index: first_index, what }));
+    }
     if !ended.sealed {
         return Ok(());
     }
-    let (id, first_index) = (SegmentId(ended.view.id + 1), replay.tail.index + 1);
     match surveyed.iter().find(|segment| segment.id == id.0) {
         None => Err(OpenError::MissingSegment { segment: id, first_index }),
         Some(found) if found.len < OPENING_BYTES => Err(OpenError::Damaged(Damage {
@@ -287,7 +298,7 @@ fn settle<D: Disk>(
         Counters::add(&counters.syncs, 1);
     }
     let mut pool = Pool::new(disk.clone(), mode, &options, id + 1);
-    adopt(&disk, &mut pool, id, prepared, mode, &counters)?;
+    adopt(&disk, &mut pool, id, prepared, mode, &mut replay.report, &counters)?;
     let Replay { index, tail, hard_state, known_commit, report, .. } = replay;
     Counters::add(&counters.segments, index.segments.len() as u64);
     Counters::add(&counters.bytes_on_disk, index.segments.iter().map(|segment| segment.capacity).sum());
@@ -373,6 +384,7 @@ fn adopt<D: Disk>(
     active: u64,
     prepared: &[FoundPrepared],
     mode: WriteMode,
+    report: &mut RecoveryReport,
     counters: &Counters,
 ) -> Result<(), OpenError> {
     let mut next = active + 1;
@@ -381,6 +393,12 @@ fn adopt<D: Disk>(
         let id = found.id;
         if id == next {
             let file = disk.open(&segment_name(id), Some(mode)).map_err(io_at("open", id, 0))?;
+            if found.unfinished_to > 0 {
+                // The first write into it was never acknowledged. Its bytes go aside like those behind any other end.
+                cut::save(disk, &file, id, (0, found.unfinished_to), report)?;
+                wipe(&file, id, 0, found.unfinished_to)?;
+                file.sync_data().map_err(io_at("sync", id, 0))?;
+            }
             pool.adopt(found, file, counters);
             next += 1;
         } else {

@@ -75,6 +75,8 @@ pub(crate) struct FoundPrepared {
     pub(crate) len: u64,
     /// It has the opening of a segment that was released.
     pub(crate) recycled: bool,
+    /// Byte behind what a crash left of the first write into it; 0 when there was none.
+    pub(crate) unfinished_to: u64,
 }
 
 /// The segments ahead, in the order in which they will be used.
@@ -124,8 +126,9 @@ impl<D: Disk> Pool<D> {
         self.waiting.push_back(if found.recycled {
             Prepared::recycled(found.id, file, found.len)
         } else {
-            // How far its zero-filling came is unknown, and an opening block may have been begun: fill it again.
-            Prepared::fresh(found.id, file, found.len)
+            // How far its zero-filling came is unknown, and an opening block may have been begun, perhaps over the one of an
+            // earlier life: fill it again, and until that is done take what is in it for older records.
+            Prepared { recycled: true, ..Prepared::fresh(found.id, file, found.len) }
         });
     }
 

@@ -12,6 +12,7 @@ use crate::format::{
 };
 use crate::index::{SegmentIndex, View};
 use crate::log::{Active, PADDING, Wal};
+use crate::plan::Fill;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Prepared};
 use crate::types::{Counters, HardState, SyncMethod};
@@ -68,6 +69,10 @@ impl<D: Disk> Wal<D> {
         if !self.active.sealed {
             self.seal()?;
         }
+        // What is in the next segment says that all of this one is durable.
+        if !is_planted(Bug::SealWithoutSync) {
+            self.sync()?;
+        }
         let Some(next) = self.pool.take(&self.counters) else {
             return Err(AppendError::DiskFull { segment_bytes: capacity });
         };
@@ -98,12 +103,10 @@ impl<D: Disk> Wal<D> {
             block.resize(block.len() + PREFIX_BYTES, 0);
         }
         next.file.write_at(0, &block).map_err(Failure::at("write", next.id, 0))?;
-        // Power fails before this sync: the block may be torn, the segment counts as never begun, and the log ends with
-        // the one before, which is right, because no record was let into this one.
-        if self.options.sync != SyncMethod::UnsafeNone && !is_planted(Bug::SyncBeforeWrite) {
-            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
-            Counters::add(&self.counters.syncs, 1);
-        }
+        // No sync: the next one makes the opening durable together with the first records. Until then they say that nothing
+        // of this segment is durable. Power fails before: the block may be torn and records behind it whole; the segment
+        // counts as never begun, which is right, because nothing in it was acknowledged.
+        let durable = self.options.sync == SyncMethod::Dsync || is_planted(Bug::SyncBeforeWrite);
         let map = next.file.map(next.capacity).map_err(Failure::at("map", next.id, 0))?;
         let view = Arc::new(View { id: next.id, salt, map, written: AtomicU64::new(OPENING_BYTES) });
         self.shared.write().segments.push(SegmentIndex::new(Arc::clone(&view), next.capacity, self.tail));
@@ -113,7 +116,7 @@ impl<D: Disk> Wal<D> {
             file: next.file,
             capacity: next.capacity,
             written: OPENING_BYTES,
-            synced: OPENING_BYTES,
+            synced: if durable { OPENING_BYTES } else { 0 },
             vouched: OPENING_BYTES,
             sealed: false,
             filled: next.filled,
@@ -139,7 +142,32 @@ impl<D: Disk> Wal<D> {
         if let Some(segment) = self.shared.write().segments.last_mut() {
             segment.leave_points_in_file(points_at);
         }
-        if is_planted(Bug::SealWithoutSync) { Ok(()) } else { self.sync() }
+        Ok(())
+    }
+
+    /// Seals the active segment when what comes next will hardly fit into it: then the sync that is due for the records just
+    /// written makes the footer durable as well, and the append that goes on in the next segment waits for one sync as any other.
+    ///
+    /// `bytes` is what was just written; the next one is taken to be alike. What is left unused is less than that, and at most
+    /// a sixteenth of the segment. Not when only the reserve of a full disk would be left: then every byte is used.
+    pub(crate) fn maybe_seal_ahead(&mut self, bytes: u64) -> Result<(), AppendError> {
+        if self.active.sealed || self.pool.len() < 2 {
+            return Ok(());
+        }
+        let fits = {
+            let index = self.shared.read();
+            let fill = Fill::of(&index, self.active.written, false, self.active.capacity);
+            fill.takes(bytes.min(self.active.capacity / 16))
+        };
+        if fits {
+            return Ok(());
+        }
+        self.seal()?;
+        if is_planted(Bug::SealAheadBelieved) {
+            self.active.synced = self.active.written;
+        }
+        Counters::add(&self.counters.sealed_ahead, 1);
+        Ok(())
     }
 
     pub(crate) fn trailer(&self, at: u64, footer_at: u64) -> Vec<u8> {

@@ -13,6 +13,7 @@ use crate::format::{
 };
 use crate::log::head_crc;
 use crate::planted::{Bug, is_planted};
+use crate::recovery::RecordsIn;
 use crate::types::{HardState, LogBase};
 
 /// A segment file under examination.
@@ -319,15 +320,24 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         Ok(behind)
     }
 
-    /// Whether a record of this segment stands near its start, although it has no valid opening.
-    pub(crate) fn has_records(&mut self) -> io::Result<bool> {
+    /// Records of this segment in a file without its opening, and the byte behind what a first write into it may have left.
+    pub(crate) fn records(&mut self) -> io::Result<(RecordsIn, u64)> {
         let whole = self.len;
+        let start = OPENING_BYTES.min(whole);
         self.len = whole.min(NEAR_START);
-        let behind = self.behind(OPENING_BYTES.min(self.len));
-        let first = self.bytes(OPENING_BYTES, PREFIX_BYTES)?.first_chunk().map(Prefix::decode);
+        let near = self.behind(start);
         self.len = whole;
-        let first_is_ours = matches!(first, Some(PrefixFound::Good(prefix)) if matches!(self.place(&prefix, OPENING_BYTES), Place::Ours));
-        Ok(first_is_ours || behind?.next.is_some())
+        if near?.ours_to <= start {
+            return Ok((RecordsIn::None, 0));
+        }
+        let behind = self.behind(start)?;
+        // The first one is not among those behind it; what its watermark says, theirs say as well, unless it is alone.
+        let first = match self.bytes(start, PREFIX_BYTES)?.first_chunk().map(Prefix::decode) {
+            Some(PrefixFound::Good(prefix)) if matches!(self.place(&prefix, start), Place::Ours) => prefix.watermark,
+            _ => 0,
+        };
+        let proven = behind.watermark.max(first) > 0 && !is_planted(Bug::LostOpeningCut);
+        Ok((if proven { RecordsIn::Proven } else { RecordsIn::Unproven }, behind.cut_to(start)))
     }
 }
 

@@ -185,6 +185,8 @@ pub struct WalStats {
     pub bytes_prepared: u64,
     /// Times the log went on in the next segment.
     pub rotations: u64,
+    /// Segments whose footer was written together with the last records, so that the rotation behind it took no sync.
+    pub sealed_ahead: u64,
     /// Syncs of preparation.
     pub preparing_syncs: u64,
     /// Rotations into a segment that had its space and was not zero-filled yet.
@@ -226,6 +228,7 @@ pub struct Counters {
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_prepared: AtomicU64,
     pub(crate) rotations: AtomicU64,
+    pub(crate) sealed_ahead: AtomicU64,
     pub(crate) preparing_syncs: AtomicU64,
     pub(crate) unprepared_rotations: AtomicU64,
     pub(crate) late_allocations: AtomicU64,
@@ -247,6 +250,7 @@ impl Counters {
             bytes_written: load(&self.bytes_written),
             bytes_prepared: load(&self.bytes_prepared),
             rotations: load(&self.rotations),
+            sealed_ahead: load(&self.sealed_ahead),
             preparing_syncs: load(&self.preparing_syncs),
             unprepared_rotations: load(&self.unprepared_rotations),
             late_allocations: load(&self.late_allocations),
