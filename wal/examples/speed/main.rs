@@ -433,15 +433,18 @@ enum Way {
     FdatasyncOnWriteZeroes,
     Dsync,
     DirectDsync,
+    DirectFdatasync,
     RwfDsync,
 }
 
 /// Ways to get bytes to stable storage, one write of each after the other.
 fn raw_methods(dir: &Path) -> Fallible<()> {
     use Way::{
-        DirectDsync, Dsync, Fdatasync, FdatasyncOnAllocated, FdatasyncOnWriteZeroes, FdatasyncUnaligned, RwfDsync,
+        DirectDsync, DirectFdatasync, Dsync, Fdatasync, FdatasyncOnAllocated, FdatasyncOnWriteZeroes,
+        FdatasyncUnaligned, RwfDsync,
     };
-    let mut ways = vec![Fdatasync, FdatasyncUnaligned, FdatasyncOnAllocated, Dsync, DirectDsync, RwfDsync];
+    let mut ways =
+        vec![Fdatasync, FdatasyncUnaligned, FdatasyncOnAllocated, Dsync, DirectDsync, DirectFdatasync, RwfDsync];
     match allocated(&dir.join("z"), WRITE_ZEROES) {
         Ok(_) => ways.push(FdatasyncOnWriteZeroes),
         Err(error) => println!("FALLOC_FL_WRITE_ZEROES: {error}"),
@@ -505,6 +508,7 @@ fn file_for(way: Way, dir: &Path) -> Fallible<File> {
         Way::FdatasyncOnWriteZeroes => allocated(&path, WRITE_ZEROES),
         Way::Dsync => zeroed(&path, dsync),
         Way::DirectDsync => zeroed(&path, dsync | direct),
+        Way::DirectFdatasync => zeroed(&path, direct),
         _ => zeroed(&path, 0),
     }
 }
