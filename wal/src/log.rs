@@ -1,15 +1,16 @@
 //! The writer: one owner appends, and says when what was appended is durable.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use graven_frame::{Frame, HEADER_BYTES, Header, Kind};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{DIRECT_BYTES, Disk, DiskFile, WriteMode};
 use crate::error::{AppendError, CreateError, OpenError, SegmentId};
 use crate::format::{PREFIX_BYTES, Prefix, RecordKind, SMALL_RECORD, encode_hard_state, encode_reset, extent, twin_of};
 use crate::index::View;
+use crate::map::Mirror;
 use crate::plan::{Fill, MIN_SEGMENT_BYTES};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Pool, zero_fill};
@@ -57,6 +58,27 @@ pub(crate) struct Active<F> {
     pub(crate) filled: u64,
     /// Behind the written mark there may be records of an earlier life of the file: every write ends with an end mark.
     pub(crate) recycled: bool,
+    /// Its content, if it is written around the page cache.
+    pub(crate) mirror: Option<Mirror>,
+}
+
+impl<F: DiskFile> Active<F> {
+    /// Writes at or behind the written mark.
+    ///
+    /// Around the page cache whole blocks are written, and the first one again with the bytes that stand in it already: each
+    /// of its sectors is then, whatever becomes of the write, as it was or as it will be. The rest of the last block is
+    /// zeroes, at least as many as an end mark has.
+    pub(crate) fn write_at(&mut self, at: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let Some(mirror) = &mut self.mirror else { return self.file.write_vectored_at(at, slices) };
+        let len: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+        let (mut from, end) = (at - at % DIRECT_BYTES, at + len);
+        let to = (end + PREFIX_BYTES as u64).next_multiple_of(DIRECT_BYTES).min(self.capacity);
+        mirror.put(at, slices.iter().map(|slice| &slice[..]));
+        if is_planted(Bug::TailBlockSkipped) {
+            from = at.next_multiple_of(DIRECT_BYTES);
+        }
+        self.file.write_at(from, mirror.block(from, to))
+    }
 }
 
 /// What pads a record up to the next boundary, and a hard state up to its second copy.
@@ -249,7 +271,11 @@ impl<D: Disk> Wal<D> {
     /// Zero-fills what the active segment has not used yet, if it was begun before that was done: it was the first one, or
     /// preparation was behind. Not before the next segments have their space. `true` when it did something.
     fn fill_active(&mut self, budget_bytes: u64) -> Result<bool, Failure> {
-        let from = self.active.filled.max(self.active.written);
+        let mut from = self.active.filled.max(self.active.written);
+        if self.options.sync.mode() == WriteMode::Direct {
+            // Up to there the next records write zeroes themselves.
+            from = from.next_multiple_of(DIRECT_BYTES);
+        }
         if self.active.sealed || from >= self.active.capacity || self.pool.wants_space() {
             return Ok(false);
         }
@@ -479,9 +505,9 @@ impl<D: Disk> Wal<D> {
             // a later write. The next record goes over them.
             let mut marked = slices.to_vec();
             marked.push(IoSlice::new(&PADDING[..PREFIX_BYTES]));
-            self.active.file.write_vectored_at(at, &mut marked)
+            self.active.write_at(at, &mut marked)
         } else {
-            self.active.file.write_vectored_at(at, slices)
+            self.active.write_at(at, slices)
         };
         written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, at)(cause)))?;
         Counters::add(&self.counters.bytes_written, end - at);
@@ -531,9 +557,6 @@ pub(crate) fn head_crc(head: &[u8]) -> u32 {
 
 /// Checks the settings, and rounds what needs rounding.
 pub(crate) fn settled_options(options: &Options) -> Result<Options, (&'static str, &'static str)> {
-    if options.sync == SyncMethod::Direct {
-        return Err(("sync", "direct is not in this version; use fdatasync or dsync"));
-    }
     let segment_bytes = options.segment_bytes.max(MIN_SEGMENT_BYTES).next_multiple_of(4096);
     if segment_bytes > MAX_SEGMENT_BYTES {
         return Err(("segment_bytes", "at most 64 GiB"));

@@ -1,4 +1,5 @@
-//! The read-only memory map of a segment: the only place with `unsafe`.
+//! The read-only memory map of a segment, and the memory that stands in its place while it is written around the page cache:
+//! the only place with `unsafe`.
 //!
 //! Segments are written by positional writes and read here. What makes that sound:
 //!
@@ -22,6 +23,56 @@ pub(crate) struct FileMap {
     raw: Arc<MmapRaw>,
     /// All bytes that were below the written mark when somebody last asked for more: most reads are slices of it.
     known: RwLock<Bytes>,
+}
+
+/// The content of a segment that is written around the page cache ([`crate::WriteMode::Direct`]): readers see it here until
+/// the segment is sealed and its file can be mapped, and writes take their whole blocks from here.
+///
+/// One piece of address space as large as the segment; pages are taken when they are first written. So memory is bounded by what
+/// is written of the active segment, plus that of sealed ones from which somebody still borrows.
+pub(crate) struct Mirror {
+    raw: Arc<MmapRaw>,
+}
+
+impl Mirror {
+    /// Zeroes, as long as a segment of this capacity.
+    pub(crate) fn new(capacity: u64) -> io::Result<Mirror> {
+        let len = usize::try_from(capacity).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        #[cfg(target_os = "linux")]
+        let _ = raw.advise(memmap2::Advice::HugePage);
+        Ok(Mirror { raw: Arc::new(raw) })
+    }
+
+    /// A view for readers of the bytes below the written mark.
+    pub(crate) fn view(&self) -> Arc<dyn DiskMap> {
+        Arc::new(FileMap { raw: Arc::clone(&self.raw), known: RwLock::new(Bytes::new()) })
+    }
+
+    /// Puts the slices one behind the other at `at`, which is not below the written mark: nobody can read these bytes yet.
+    pub(crate) fn put<'a>(&mut self, at: u64, slices: impl Iterator<Item = &'a [u8]>) {
+        let mut next = at as usize;
+        for slice in slices {
+            assert!(slice.len() <= self.raw.len().saturating_sub(next), "{} bytes at {next} of a segment", slice.len());
+            // SAFETY: `next + slice.len()` is inside the live mapping (asserted above), which is private to this process and
+            // writable. Views give out slices below the written mark only, and these bytes are not below it (the caller's
+            // promise, which the log keeps by writing at the mark), so no reference to them exists but through
+            // `Mirror::block`, and `&mut self` excludes that. `slice` cannot overlap: it is not from above the mark either.
+            unsafe {
+                std::ptr::copy_nonoverlapping(slice.as_ptr(), self.raw.as_mut_ptr().add(next), slice.len());
+            }
+            next += slice.len();
+        }
+    }
+
+    /// The bytes `from..to`, for writing them to the file.
+    pub(crate) fn block(&self, from: u64, to: u64) -> &[u8] {
+        let (from, to) = (from as usize, to as usize);
+        assert!(from <= to && to <= self.raw.len(), "bytes {from}..{to} of a segment of {}", self.raw.len());
+        // SAFETY: inside the live mapping (asserted above). Bytes below the written mark never change; those above are changed
+        // by `Mirror::put` only, which needs `&mut self`, while this borrow holds `&self`.
+        unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(from), to - from) }
+    }
 }
 
 /// The first `len` bytes of a map.

@@ -13,6 +13,7 @@ use crate::error::{Damage, OpenError, SegmentId};
 use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILER_BYTES, segment_name, segment_of};
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
+use crate::map::Mirror;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
@@ -63,7 +64,9 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
         LockError::Held { pid } => OpenError::Locked { pid },
         LockError::Io(cause) => io_at("take the lock of", 0, 0)(cause),
     })?;
-    let surveyed = survey(&disk, &list_segments(&disk)?)?;
+    let ids = list_segments(&disk)?;
+    check_direct(&disk, &segment_name(ids[0]), &options)?;
+    let surveyed = survey(&disk, &ids)?;
     let identity = identify(&surveyed, &options)?;
     let verdicts = judge(&surveyed, &identity);
     let begun: Vec<&Surveyed> =
@@ -93,6 +96,29 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
     let prepared: Vec<_> = prepared.collect();
     settle(disk, options, lock, identity, replay, &ended, &prepared)
 }
+
+/// Refuses the setting where the disk cannot do it, before anything is changed.
+fn check_direct<D: Disk>(disk: &D, name: &str, options: &Options) -> Result<(), OpenError> {
+    match options.sync {
+        SyncMethod::Direct if !knows_direct(disk, name).map_err(io_at("open", 0, 0))? => {
+            Err(OpenError::Config { setting: "sync", why: NO_DIRECT })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether this file can be written around the page cache.
+pub(crate) fn knows_direct<D: Disk>(disk: &D, name: &str) -> io::Result<bool> {
+    match disk.open(name, Some(WriteMode::Direct)) {
+        Ok(_) => Ok(true),
+        Err(cause) if cause.kind() == io::ErrorKind::Unsupported => Ok(false),
+        Err(cause) => Err(cause),
+    }
+}
+
+/// Why `direct` is refused.
+pub(crate) const NO_DIRECT: &str =
+    "direct needs a file system that writes around its cache (O_DIRECT), and this one does not; use fdatasync";
 
 /// The numbers of all segment files, ascending.
 pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
@@ -268,7 +294,7 @@ fn settle<D: Disk>(
     ended: &Ended,
     prepared: &[FoundPrepared],
 ) -> Result<(Wal<D>, Recovered), OpenError> {
-    let mode = if options.sync == SyncMethod::Dsync { WriteMode::Durable } else { WriteMode::Buffered };
+    let mode = options.sync.mode_of_others();
     let id = ended.view.id;
     let file = disk.open(&segment_name(id), Some(mode)).map_err(io_at("open", id, 0))?;
     let counters = Arc::new(Counters::default());
@@ -299,6 +325,7 @@ fn settle<D: Disk>(
     }
     let mut pool = Pool::new(disk.clone(), mode, &options, id + 1);
     adopt(&disk, &mut pool, id, prepared, mode, &mut replay.report, &counters)?;
+    let (file, view, mirror) = reopen(&disk, file, ended, &options, &mut replay)?;
     let Replay { index, tail, hard_state, known_commit, report, .. } = replay;
     Counters::add(&counters.segments, index.segments.len() as u64);
     Counters::add(&counters.bytes_on_disk, index.segments.iter().map(|segment| segment.capacity).sum());
@@ -319,7 +346,7 @@ fn settle<D: Disk>(
     };
     debug_assert_eq!(index.check(), Ok(()));
     let active = Active {
-        view: Arc::clone(&ended.view),
+        view,
         file,
         capacity: ended.capacity,
         written: ended.at,
@@ -329,6 +356,7 @@ fn settle<D: Disk>(
         // Whether the rest was ever written is unknown, unless older records say so.
         filled: if ended.recycled { ended.capacity } else { ended.at },
         recycled: ended.recycled,
+        mirror,
     };
     let shared = Arc::new(Shared::new(index, options.held_limit_bytes));
     let wal = Wal {
@@ -348,6 +376,38 @@ fn settle<D: Disk>(
         _lock: lock,
     };
     Ok((wal, recovered))
+}
+
+/// The file that takes the next records, and what readers see of it. What is written around the page cache is read from memory,
+/// so what is there of the segment is brought into memory first.
+#[allow(clippy::type_complexity, reason = "said once")]
+fn reopen<D: Disk>(
+    disk: &D,
+    file: D::File,
+    ended: &Ended,
+    options: &Options,
+    replay: &mut Replay,
+) -> Result<(D::File, Arc<View>, Option<Mirror>), OpenError> {
+    let id = ended.view.id;
+    if options.sync != SyncMethod::Direct || ended.sealed {
+        return Ok((file, Arc::clone(&ended.view), None));
+    }
+    let mut mirror = Mirror::new(ended.capacity).map_err(io_at("take memory for", id, 0))?;
+    let mut buffer = vec![0; STEP_BYTES.min(ended.at as usize)];
+    let mut next = 0;
+    while next < ended.at {
+        let some = buffer.len().min((ended.at - next) as usize);
+        file.read_exact_at(next, &mut buffer[..some]).map_err(io_at("read", id, next))?;
+        mirror.put(next, std::iter::once(&buffer[..some]));
+        next += some as u64;
+    }
+    let written = AtomicU64::new(ended.at);
+    let view = Arc::new(View { id, salt: ended.view.salt, map: mirror.view(), written });
+    if let Some(segment) = replay.index.segments.last_mut() {
+        segment.view = Arc::clone(&view);
+    }
+    let file = disk.open(&segment_name(id), Some(WriteMode::Direct)).map_err(io_at("open", id, 0))?;
+    Ok((file, view, Some(mirror)))
 }
 
 /// Zeroes cut bytes: records of this life among them must not be met again behind new ones.

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, WriteMode};
 use crate::error::AppendError;
 use crate::format::{
     Footer, OPENING_BYTES, Opening, POINT_BYTES, PREFIX_BYTES, RecordKind, TRAILER_BYTES, encode_trailer, extent,
@@ -12,6 +12,7 @@ use crate::format::{
 };
 use crate::index::{SegmentIndex, View};
 use crate::log::{Active, PADDING, Wal};
+use crate::map::Mirror;
 use crate::plan::Fill;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Prepared};
@@ -84,44 +85,54 @@ impl<D: Disk> Wal<D> {
     }
 
     fn begin(&mut self, next: Prepared<D::File>) -> Result<(), Failure> {
-        let salt = self.disk.random().map_err(Failure::at("draw a salt for", next.id, 0))?;
+        let Prepared { id, file, capacity, recycled, filled, .. } = next;
+        let salt = self.disk.random().map_err(Failure::at("draw a salt for", id, 0))?;
         let opening = Opening {
-            segment: next.id,
+            segment: id,
             salt,
             identity: self.identity,
-            capacity: next.capacity,
+            capacity,
             hard_state: if is_planted(Bug::HardStateTrimmed) { HardState::default() } else { self.hard_state },
             base: self.tail,
             known_commit: self.noted_commit.min(self.durable_index),
         };
         if is_planted(Bug::SyncBeforeWrite) {
-            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
+            file.sync_data().map_err(Failure::at("sync", id, 0))?;
         }
         let mut block = opening.encode();
-        if next.recycled {
+        if recycled {
             // The end mark of a segment without records.
             block.resize(block.len() + PREFIX_BYTES, 0);
         }
-        next.file.write_at(0, &block).map_err(Failure::at("write", next.id, 0))?;
-        // No sync: the next one makes the opening durable together with the first records. Until then they say that nothing
-        // of this segment is durable. Power fails before: the block may be torn and records behind it whole; the segment
-        // counts as never begun, which is right, because nothing in it was acknowledged.
         let durable = self.options.sync == SyncMethod::Dsync || is_planted(Bug::SyncBeforeWrite);
-        let map = next.file.map(next.capacity).map_err(Failure::at("map", next.id, 0))?;
-        let view = Arc::new(View { id: next.id, salt, map, written: AtomicU64::new(OPENING_BYTES) });
-        self.shared.write().segments.push(SegmentIndex::new(Arc::clone(&view), next.capacity, self.tail));
-        // The old file's descriptor closes here, after its seal was synced through it.
-        self.active = Active {
-            view,
-            file: next.file,
-            capacity: next.capacity,
+        let (file, map, mirror) = if self.options.sync == SyncMethod::Direct {
+            let mirror = Mirror::new(capacity).map_err(Failure::at("take memory for", id, 0))?;
+            let direct = self.disk.open(&segment_name(id), Some(WriteMode::Direct));
+            (direct.map_err(Failure::at("open", id, 0))?, mirror.view(), Some(mirror))
+        } else {
+            let map = file.map(capacity).map_err(Failure::at("map", id, 0))?;
+            (file, map, None)
+        };
+        let view = Arc::new(View { id, salt, map, written: AtomicU64::new(OPENING_BYTES) });
+        let mut active = Active {
+            view: Arc::clone(&view),
+            file,
+            capacity,
             written: OPENING_BYTES,
             synced: if durable { OPENING_BYTES } else { 0 },
             vouched: OPENING_BYTES,
             sealed: false,
-            filled: next.filled,
-            recycled: next.recycled,
+            filled,
+            recycled,
+            mirror,
         };
+        active.write_at(0, &mut [IoSlice::new(&block)]).map_err(Failure::at("write", id, 0))?;
+        // No sync: the next one makes the opening durable together with the first records. Until then they say that nothing
+        // of this segment is durable. Power fails before: the block may be torn and records behind it whole; the segment
+        // counts as never begun, which is right, because nothing in it was acknowledged.
+        self.shared.write().segments.push(SegmentIndex::new(view, capacity, self.tail));
+        // The old file's descriptor closes here, after its seal was synced through it.
+        self.active = active;
         Counters::add(&self.counters.bytes_written, OPENING_BYTES);
         Ok(())
     }
@@ -136,12 +147,29 @@ impl<D: Disk> Wal<D> {
         self.write(&mut [IoSlice::new(&prefix), IoSlice::new(&payload), IoSlice::new(padding)], end)?;
         let trailer_at = self.active.capacity - TRAILER_BYTES;
         let trailer = self.trailer(trailer_at, at);
-        let written = self.active.file.write_at(trailer_at, &trailer);
+        let written = self.active.write_at(trailer_at, &mut [IoSlice::new(&trailer)]);
         written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, trailer_at)(cause)))?;
         self.active.sealed = true;
         if let Some(segment) = self.shared.write().segments.last_mut() {
             segment.leave_points_in_file(points_at);
         }
+        self.leave_mirror().map_err(|failure| self.close_for(failure))
+    }
+
+    /// Has a sealed segment that was written around the page cache read from its file. Memory that readers still borrow from
+    /// counts as held until they let go.
+    fn leave_mirror(&mut self) -> Result<(), Failure> {
+        if self.active.mirror.take().is_none() {
+            return Ok(());
+        }
+        let Active { view: before, file, capacity, written, .. } = &self.active;
+        let map = file.map(*capacity).map_err(Failure::at("map", before.id, 0))?;
+        let view = Arc::new(View { id: before.id, salt: before.salt, map, written: AtomicU64::new(*written) });
+        if let Some(segment) = self.shared.write().segments.last_mut() {
+            segment.view = Arc::clone(&view);
+        }
+        let before = std::mem::replace(&mut self.active.view, view);
+        self.shared.hold(before.map.lease(), before.written());
         Ok(())
     }
 

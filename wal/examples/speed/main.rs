@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use graven_frame::{Body, Frame, GroupBuilder, GroupHeaderSpec, HeaderSpec, Kind};
-use graven_wal::{Identity, LogBase, Options, PrepareState, RealDisk, Wal, inspect};
+use graven_wal::{Identity, LogBase, Options, PrepareState, RealDisk, SyncMethod, Wal, inspect};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -124,24 +124,38 @@ fn zeroed(path: &Path, flags: i32) -> Fallible<File> {
     Ok(OpenOptions::new().write(true).custom_flags(flags).open(path)?)
 }
 
-/// Synced appends one by one: the log beside `pwrite` and `fdatasync` on a zero-filled file. Each append of the log is
-/// followed by a raw one, so that what else uses the disk falls on both.
+/// Synced appends one by one: the log by each method beside `pwrite` and `fdatasync` on a zero-filled file. They take turns write
+/// by write, so that what else uses the disk falls on all.
 fn appends(dir: &Path) -> Fallible<()> {
+    const METHODS: [SyncMethod; 3] = [SyncMethod::Fdatasync, SyncMethod::Dsync, SyncMethod::Direct];
     for (size, count) in [(512, 4000), (4 << 10, 4000), (64 << 10, 1500), (1 << 20, 300)] {
         let _ = std::fs::remove_dir_all(dir.join("log"));
-        std::fs::create_dir_all(dir.join("log"))?;
         let raw = zeroed(&dir.join("raw"), 0)?;
-        let mut wal = new_log(dir)?;
+        let log = |sync: &SyncMethod| {
+            let mut wal =
+                new_log_in(&dir.join(format!("log/{sync:?}")), &Options { sync: *sync, ..Options::default() })?;
+            prepare(&mut wal)?;
+            Ok(wal)
+        };
+        let mut logs = METHODS.iter().map(log).collect::<Fallible<Vec<_>>>()?;
         let (body, bytes) = (body(size)?, vec![7_u8; size]);
-        let (mut raw_at, mut raws, mut logs) = (0, Vec::new(), Vec::new());
-        prepare(&mut wal)?;
+        let (mut raw_at, mut raws) = (0, Vec::new());
+        let (mut times, mut spent) = ([const { Vec::new() }; METHODS.len()], [0.0; METHODS.len()]);
         let begun = Instant::now();
-        while logs.len() < count && begun.elapsed() < PART_AT_MOST {
-            let frame = frames(wal.tail(), &body, 1);
-            let start = Instant::now();
-            wal.append(&frame)?;
-            wal.sync()?;
-            logs.push(start.elapsed().as_secs_f64());
+        while raws.len() < count && begun.elapsed() < 2 * PART_AT_MOST {
+            for (nth, wal) in logs.iter_mut().enumerate() {
+                let frame = frames(wal.tail(), &body, 1);
+                let (start, start_cpu) = (Instant::now(), cpu());
+                wal.append(&frame)?;
+                wal.sync()?;
+                times[nth].push(start.elapsed().as_secs_f64());
+                spent[nth] += cpu() - start_cpu;
+                if wal.tail().index.is_multiple_of(100) {
+                    wal.note_commit(wal.last_index());
+                    wal.release_before(wal.last_index())?;
+                    prepare(wal)?;
+                }
+            }
             if raw_at + size as u64 > FILE_BYTES {
                 raw_at = 0;
             }
@@ -150,27 +164,28 @@ fn appends(dir: &Path) -> Fallible<()> {
             raw.sync_data()?;
             raws.push(start.elapsed().as_secs_f64());
             raw_at += size as u64;
-            if wal.tail().index.is_multiple_of(100) {
-                wal.note_commit(wal.last_index());
-                wal.release_before(wal.last_index())?;
-                prepare(&mut wal)?;
-            }
         }
         let sum = |times: &[f64]| times.iter().sum::<f64>();
-        let (log_sum, raw_sum, pairs) = (sum(&logs), sum(&raws), logs.len());
-        let stats = wal.stats();
-        let (log, raw) = (median(logs), median(raws));
+        let (raw_sum, rounds, raw) = (sum(&raws), raws.len(), median(raws));
         println!(
-            "synced append {size:>7} B: log {:.0} us ({:.1} MB/s), raw {:.0} us ({:.1} MB/s): raw/log {:.3} by medians, {:.3} by sums of {pairs} pairs; {} rotations, {} recycled",
-            log * 1e6,
-            size as f64 / log / 1e6,
+            "synced append {size} B, {rounds} of each: raw {:.0} us ({:.1} MB/s)",
             raw * 1e6,
-            size as f64 / raw / 1e6,
-            raw / log,
-            raw_sum / log_sum,
-            stats.rotations,
-            stats.recycled,
+            size as f64 / raw / 1e6
         );
+        for (nth, method) in METHODS.iter().enumerate() {
+            let (log_sum, log, stats) = (sum(&times[nth]), median(times[nth].clone()), logs[nth].stats());
+            println!(
+                "  log, {method:?}: {:.0} us ({:.1} MB/s), CPU {:.0} us: raw/log {:.3} by medians, {:.3} by sums; {} rotations, {} recycled",
+                log * 1e6,
+                size as f64 / log / 1e6,
+                spent[nth] / rounds as f64 * 1e6,
+                raw / log,
+                raw_sum / log_sum,
+                stats.rotations,
+                stats.recycled,
+            );
+        }
+        println!("  RssAnon {} kB", rss_anon());
     }
     Ok(())
 }

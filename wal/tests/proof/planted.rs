@@ -65,6 +65,11 @@ fn seal_ahead_that_is_believed_is_found() {
 }
 
 #[test]
+fn block_that_was_begun_and_is_not_written_again_is_found() {
+    is_found(Bug::TailBlockSkipped, crashes_of("append and vote, direct"));
+}
+
+#[test]
 fn length_trusted_before_the_sum_is_found() {
     is_found(Bug::LengthBeforeCrc, crashes_of("append and vote"));
 }

@@ -60,7 +60,11 @@ impl Script {
             _ if random.below(3) == 0 => Step::Reset(random.below(9)),
             _ => Step::Reopen,
         });
-        Script::new(&format!("random seed {seed}"), &steps.collect::<Vec<_>>())
+        let mut script = Script::new(&format!("random seed {seed}"), &steps.collect::<Vec<_>>());
+        if seed % 3 == 2 {
+            script.options.sync = SyncMethod::Direct;
+        }
+        script
     }
 
     /// The workloads that together touch every kind of call.
@@ -207,13 +211,20 @@ impl Script {
                 &[Prepare, Append(3, 3000), Append(1, 900), Sync, Reopen, Append(1, 300), Sync],
             ),
         ];
-        for name in ["rotate", "seal ahead"] {
-            let same = scripts.iter().find(|script| script.name == name).expect("above");
-            let mut durable = same.clone();
-            durable.name = format!("{name}, dsync");
-            durable.options.sync = SyncMethod::Dsync;
-            scripts.push(durable);
-        }
+        let otherwise: Vec<_> = scripts
+            .iter()
+            .flat_map(|script| {
+                let written = |way: &str, sync| Script {
+                    name: format!("{}, {way}", script.name),
+                    options: Options { sync, ..script.options.clone() },
+                    steps: script.steps.clone(),
+                };
+                let dsync = ["rotate", "seal ahead"].contains(&script.name.as_str());
+                let dsync = dsync.then(|| written("dsync", SyncMethod::Dsync));
+                dsync.into_iter().chain([written("direct", SyncMethod::Direct)])
+            })
+            .collect();
+        scripts.extend(otherwise);
         scripts
     }
 
