@@ -382,6 +382,7 @@ fn no_direct() -> io::Error {
 fn knows_direct(dir: &Path) -> io::Result<bool> {
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58f6;
+    #[allow(clippy::useless_conversion, reason = "its type differs by architecture")]
     let kind = i64::from(rustix::fs::statfs(dir)?.f_type) & 0xffff_ffff;
     Ok(kind != TMPFS && kind != RAMFS)
 }

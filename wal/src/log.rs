@@ -39,6 +39,8 @@ pub struct Wal<D: Disk> {
     pub(crate) closed: Option<AppendError>,
     /// Prefixes of the records being written; kept for its capacity.
     pub(crate) staging: Vec<[u8; PREFIX_BYTES]>,
+    /// The memory of the segment before, and what readers see of it, for the next one.
+    pub(crate) retired: Option<(Mirror, Arc<View>)>,
     pub(crate) _lock: D::Lock,
 }
 
@@ -73,7 +75,11 @@ impl<F: DiskFile> Active<F> {
         let len: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
         let (mut from, end) = (at - at % DIRECT_BYTES, at + len);
         let to = (end + PREFIX_BYTES as u64).next_multiple_of(DIRECT_BYTES).min(self.capacity);
+        if at > self.written {
+            mirror.zero(from.max(self.written), at);
+        }
         mirror.put(at, slices.iter().map(|slice| &slice[..]));
+        mirror.zero(end, to);
         if is_planted(Bug::TailBlockSkipped) {
             from = at.next_multiple_of(DIRECT_BYTES);
         }

@@ -28,8 +28,10 @@ pub(crate) struct FileMap {
 /// The content of a segment that is written around the page cache ([`crate::WriteMode::Direct`]): readers see it here until
 /// the segment is sealed and its file can be mapped, and writes take their whole blocks from here.
 ///
-/// One piece of address space as large as the segment; pages are taken when they are first written. So memory is bounded by what
-/// is written of the active segment, plus that of sealed ones from which somebody still borrows.
+/// One piece of address space as large as the segment; pages are taken when they are first written, and stay for the next
+/// segment if nobody borrows from them then. So memory is bounded by a segment, plus what is written of sealed ones from which
+/// somebody still borrows. What is behind the written mark may be left over from the segment before: it is zeroed where it is
+/// written.
 pub(crate) struct Mirror {
     raw: Arc<MmapRaw>,
 }
@@ -39,9 +41,29 @@ impl Mirror {
     pub(crate) fn new(capacity: u64) -> io::Result<Mirror> {
         let len = usize::try_from(capacity).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        // A direct write holds on to each page it writes from: with large ones there are few. It is only a wish.
         #[cfg(target_os = "linux")]
         let _ = raw.advise(memmap2::Advice::HugePage);
         Ok(Mirror { raw: Arc::new(raw) })
+    }
+
+    /// Whether nobody can read from it any more, so that another segment may have it.
+    pub(crate) fn is_unborrowed(&mut self) -> bool {
+        // `get_mut` for the same reason as in `FileMap::is_unborrowed`.
+        Arc::get_mut(&mut self.raw).is_some()
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.raw.len() as u64
+    }
+
+    /// Zeroes the bytes `from..to`, which are not below the written mark.
+    pub(crate) fn zero(&mut self, from: u64, to: u64) {
+        let (from, to) = (from as usize, to as usize);
+        assert!(from <= to && to <= self.raw.len(), "bytes {from}..{to} of a segment of {}", self.raw.len());
+        // SAFETY: as in `Mirror::put`: inside the live, writable mapping (asserted above), above the written mark, and not
+        // borrowed.
+        unsafe { std::ptr::write_bytes(self.raw.as_mut_ptr().add(from), 0, to - from) };
     }
 
     /// A view for readers of the bytes below the written mark.

@@ -373,6 +373,7 @@ fn settle<D: Disk>(
         counters,
         closed: None,
         staging: Vec::new(),
+        retired: None,
         _lock: lock,
     };
     Ok((wal, recovered))

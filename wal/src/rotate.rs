@@ -1,6 +1,6 @@
 //! From one segment to the next, and away with those at the front.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -106,7 +106,7 @@ impl<D: Disk> Wal<D> {
         }
         let durable = self.options.sync == SyncMethod::Dsync || is_planted(Bug::SyncBeforeWrite);
         let (file, map, mirror) = if self.options.sync == SyncMethod::Direct {
-            let mirror = Mirror::new(capacity).map_err(Failure::at("take memory for", id, 0))?;
+            let mirror = self.take_mirror(capacity).map_err(Failure::at("take memory for", id, 0))?;
             let direct = self.disk.open(&segment_name(id), Some(WriteMode::Direct));
             (direct.map_err(Failure::at("open", id, 0))?, mirror.view(), Some(mirror))
         } else {
@@ -156,12 +156,26 @@ impl<D: Disk> Wal<D> {
         self.leave_mirror().map_err(|failure| self.close_for(failure))
     }
 
-    /// Has a sealed segment that was written around the page cache read from its file. Memory that readers still borrow from
-    /// counts as held until they let go.
-    fn leave_mirror(&mut self) -> Result<(), Failure> {
-        if self.active.mirror.take().is_none() {
-            return Ok(());
+    /// Memory for a segment: that of the one before, if nobody borrows from it. What is still borrowed counts as held.
+    fn take_mirror(&mut self, capacity: u64) -> io::Result<Mirror> {
+        if let Some((mut mirror, view)) = self.retired.take() {
+            let (lease, written) = (view.map.lease(), view.written());
+            drop(view);
+            // A lease keeps nothing alive, but while there is one nobody can tell whether something else does.
+            let lease_of_borrowed = (lease.strong_count() > 1).then_some(lease);
+            if lease_of_borrowed.is_none() && mirror.capacity() == capacity && mirror.is_unborrowed() {
+                return Ok(mirror);
+            }
+            if let Some(lease) = lease_of_borrowed {
+                self.shared.hold(lease, written);
+            }
         }
+        Mirror::new(capacity)
+    }
+
+    /// Has a sealed segment that was written around the page cache read from its file.
+    fn leave_mirror(&mut self) -> Result<(), Failure> {
+        let Some(mirror) = self.active.mirror.take() else { return Ok(()) };
         let Active { view: before, file, capacity, written, .. } = &self.active;
         let map = file.map(*capacity).map_err(Failure::at("map", before.id, 0))?;
         let view = Arc::new(View { id: before.id, salt: before.salt, map, written: AtomicU64::new(*written) });
@@ -169,7 +183,7 @@ impl<D: Disk> Wal<D> {
             segment.view = Arc::clone(&view);
         }
         let before = std::mem::replace(&mut self.active.view, view);
-        self.shared.hold(before.map.lease(), before.written());
+        self.retired = Some((mirror, before));
         Ok(())
     }
 
