@@ -6,6 +6,7 @@
 //! DIR must be on the disk in question, and needs 2 GiB, 6 GiB for `open`, and 40 GiB free for `open-large`.
 
 mod group;
+mod tried;
 mod waits;
 
 use std::fs::{File, OpenOptions};
@@ -25,7 +26,7 @@ const FILE_BYTES: u64 = 64 << 20;
 const ROUNDS: usize = 15;
 const PART_AT_MOST: Duration = Duration::from_secs(10);
 
-const PARTS: &str = "append|group|rotate|shared|read|cold|open|open-large|lookup|raw|recycled";
+const PARTS: &str = "append|group|rotate|shared|read|cold|open|open-large|lookup|raw|recycled|received|segments";
 
 fn main() -> Fallible<()> {
     let mut args = std::env::args().skip(1);
@@ -45,6 +46,8 @@ fn main() -> Fallible<()> {
             "rotate" => waits::rotation(&dir)?,
             "shared" => waits::shared_disk(&dir)?,
             "recycled" => waits::recycled(&dir)?,
+            "received" => tried::received(),
+            "segments" => tried::segment_sizes(&dir)?,
             "cold" => cold_reads(&dir)?,
             "open" => opens(&dir, &[64, 1 << 10, 4 << 10])?,
             "open-large" => opens(&dir, &[64, 1 << 10, 4 << 10, 16 << 10])?,
