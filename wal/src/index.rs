@@ -180,7 +180,8 @@ impl Points {
 }
 
 impl PointsInFile {
-    /// May wait for the disk: not under the lock of the index.
+    /// May wait for the disk: not under the lock of the index, but for a superseding entry, which is rare. While a log is opened the
+    /// bytes were just read with `pread`.
     fn point(&self, view: &View, nth: usize) -> Point {
         let mut bytes = [0; POINT_BYTES];
         view.map.copy(self.at + (nth * POINT_BYTES) as u64, &mut bytes, view.written());
