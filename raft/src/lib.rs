@@ -54,7 +54,7 @@ mod message;
 mod output;
 mod persist;
 mod progress;
-mod quorum;
+pub mod quorum;
 mod read_index;
 mod replicate;
 mod transfer;
