@@ -1,5 +1,6 @@
 //! All nodes of a transcript, the messages between them, and what each directive does to them.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use graven_raft::{Change, Index, LogId, Membership, NodeId, ProgressState, Role, Term};
@@ -18,6 +19,12 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     messages: Vec<Wire>,
     quiet: bool,
+    /// Who led each term.
+    leaders: BTreeMap<Term, NodeId>,
+    /// The term of each entry that a node held to be committed.
+    committed: BTreeMap<Index, Term>,
+    /// What no cluster may do, and this one did.
+    pub(crate) broken: Vec<String>,
 }
 
 /// What a directive printed, as far as it is compared.
@@ -87,6 +94,26 @@ impl Cluster {
             other => return Err(format!("unknown command {other:?}")),
         }
         Ok(Printed::Nothing)
+    }
+
+    /// What must hold between nodes (Raft paper, figure 3): one leader a term, one entry at each committed index.
+    pub(crate) fn look(&mut self) {
+        for node in &self.nodes {
+            let (term, id) = (node.core.term(), node.id);
+            if node.core.role() == Role::Leader {
+                let first = *self.leaders.entry(term).or_insert(id);
+                if first != id {
+                    self.broken.push(format!("nodes {first} and {id} lead term {term}"));
+                }
+            }
+            for index in (node.core.base().index.0..=node.core.commit().0).map(Index) {
+                let Some(held) = node.core.term_at(index) else { continue };
+                let first = *self.committed.entry(index).or_insert(held);
+                if first != held {
+                    self.broken.push(format!("entry {index} was committed in term {first}; node {id} has {held}"));
+                }
+            }
+        }
     }
 
     fn print(&self, what: impl FnOnce(&Cluster) -> Result<String, String>) -> Result<Printed, String> {

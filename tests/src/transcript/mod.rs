@@ -25,6 +25,7 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -84,6 +85,13 @@ pub struct FileReport {
     pub skipped: Vec<(usize, &'static str)>,
     /// Steps that differ.
     pub different: Vec<Difference>,
+}
+
+impl FileReport {
+    fn new(name: &str) -> FileReport {
+        let (kind, name) = (Kind::Interaction, name.to_owned());
+        FileReport { name, kind, compared: 0, skipped: Vec::new(), different: Vec::new() }
+    }
 }
 
 impl fmt::Display for FileReport {
@@ -162,16 +170,19 @@ fn collect(folder: &Path, paths: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Runs one transcript.
+/// Runs one transcript. A panic in it, which would be an assertion of the core, is a difference.
 #[must_use]
 pub fn run_text(name: &str, text: &str) -> FileReport {
-    let mut report = FileReport {
-        name: name.to_owned(),
-        kind: Kind::Interaction,
-        compared: 0,
-        skipped: Vec::new(),
-        different: Vec::new(),
-    };
+    catch_unwind(|| run_parsed(name, text)).unwrap_or_else(|panic| {
+        let mut report = FileReport::new(name);
+        let (what, expected, got) = ("a panic".to_owned(), "none".to_owned(), super::words_of(panic.as_ref()));
+        report.different.push(Difference { line: 0, what, expected, got });
+        report
+    })
+}
+
+fn run_parsed(name: &str, text: &str) -> FileReport {
+    let mut report = FileReport::new(name);
     match parse::parse(text) {
         Err(malformed) => {
             let what = "the file does not follow the grammar".to_owned();
@@ -218,25 +229,30 @@ fn run_interaction(directives: &[Directive], report: &mut FileReport) {
             Ok(Printed::Nothing) => {}
             Ok(Printed::Text(got)) => compare(directive, got, &cluster, report),
         }
+        cluster.look();
         let alone = directive.ids().ok().filter(|ids| ids.len() == 1 && directive.command == "process-ready");
         for (node, told) in facts::told(&directive.expected, alone.map(|ids| NodeId(ids[0]))) {
-            let Ok(ours) = cluster.node(node.0) else { continue };
+            let Ok(ours) = cluster.node(node.0) else {
+                report.different.push(difference(directive, format!("there is no node {node}\n")));
+                continue;
+            };
             let ours = Told::of(&ours.printed).like(&told);
-            let entry = last.entry(node).or_default();
+            let mut entry = last.remove(&node).unwrap_or_default();
             entry.line = directive.line;
             entry.expected.update(told);
             entry.got.update(ours);
-            entry.excuse = rules::excuse_told(node, &entry.expected, &entry.got, &cluster);
+            let told_of = |other| last.get(&other).and_then(|told| told.expected.hard).map(|hard| hard[2]);
+            entry.excuse = rules::excuse_told(node, &entry.expected, &entry.got, &cluster, told_of);
+            last.insert(node, entry);
         }
     }
     for (node, told) in last {
         compare_last(node, &told, report);
     }
-    for node in &cluster.nodes {
-        for alarm in &node.alarms {
-            let what = "an invariant of the core, or an alarm".to_owned();
-            report.different.push(Difference { line: 0, what, expected: "none".to_owned(), got: alarm.clone() });
-        }
+    let alarms = cluster.nodes.iter().flat_map(|node| &node.alarms).chain(&cluster.broken);
+    for alarm in alarms {
+        let what = "an invariant, or an alarm of the core".to_owned();
+        report.different.push(Difference { line: 0, what, expected: "none".to_owned(), got: alarm.clone() });
     }
 }
 

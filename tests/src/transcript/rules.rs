@@ -10,7 +10,7 @@
 //! | `removed-node` | a leader says nothing more to a node from the entry on that removes it | until it has applied that entry, so the node learns that it is committed |
 //! | `compared-after-install` | after an install a follower counts for what it was compared with, from the leader's first entry on | it counts for the snapshot it says it has |
 
-use graven_raft::{Index, Membership, NodeId, Role};
+use graven_raft::{Follower, Index, Membership, NodeId, Role, quorum};
 
 use super::cluster::Cluster;
 use super::facts::Told;
@@ -36,25 +36,39 @@ pub(crate) fn excuse_line(command: &str, expected: &str, got: &str, cluster: &Cl
     }
 }
 
-/// Whether what was printed about a node may differ, at the moment it was printed.
-pub(crate) fn excuse_told(node: NodeId, expected: &Told, got: &Told, cluster: &Cluster) -> Option<Excuse> {
+/// Whether what was printed about a node may differ, at the moment it was printed. `told_of` is the commit index last told of another.
+pub(crate) fn excuse_told(
+    node: NodeId,
+    expected: &Told,
+    got: &Told,
+    cluster: &Cluster,
+    told_of: impl Fn(NodeId) -> Option<u64>,
+) -> Option<Excuse> {
     let ([term, vote, commit], [our_term, our_vote, our_commit]) = (expected.hard?, got.hard?);
     if (term, vote) != (our_term, our_vote) || our_commit > commit {
         return None;
     }
     let (behind, same_role) = (our_commit < commit, expected.role == got.role);
-    if behind && same_role && learned_nothing_since_removal(node, Index(our_commit), cluster) {
-        return Some(REMOVED_NODE);
-    }
-    if behind
-        && changes_between(our_commit, commit, cluster)
-        && (same_role || stops_leading(expected, got, node, cluster))
-    {
-        return Some(IN_FORCE_ON_APPEND);
+    if let Some(leader) = leader(cluster).filter(|_| behind) {
+        let removed = learned_nothing_since_removal(node, Index(our_commit), cluster);
+        if removed && same_role && Index(commit) <= leader.core.commit() {
+            return Some(REMOVED_NODE);
+        }
+        let theirs = committed_by_the_applied_membership(leader).0;
+        let follows = if leader.id == node { commit == theirs } else { commit <= theirs };
+        if changes_between(our_commit, commit, leader)
+            && follows
+            && (same_role || stops_leading(expected, got, node, leader))
+        {
+            return Some(IN_FORCE_ON_APPEND);
+        }
     }
     let ended = cluster.nodes.iter().find(|one| led_outside_last(one, cluster))?;
     let went_on = ended.id == node && expected.role.as_deref() == Some("StateLeader");
-    (term == ended.led_outside?.0 && (behind || !same_role) && (same_role || went_on)).then_some(REMOVED_LEADER)
+    let led = told_of(ended.id).filter(|_| ended.id != node).unwrap_or(u64::MAX);
+    let known = commit <= led.min(ended.core.last_id().index.0);
+    let differs = (behind || !same_role) && (same_role || went_on);
+    (term == ended.led_outside?.0 && differs && known).then_some(REMOVED_LEADER)
 }
 
 /// A line of `raft-state`.
@@ -71,7 +85,12 @@ impl State<'_> {
         let (node, rest) = line.split_once(": ")?;
         let [role, voter, term, leader] = rest.split(' ').collect::<Vec<_>>()[..] else { return None };
         let leader = leader.strip_prefix("Lead:")?.parse().ok()?;
-        Some(State { node: node.parse().ok()?, role, voter: voter == "(Voter)", term, leader })
+        let voter = match voter {
+            "(Voter)" => true,
+            "(Non-Voter)" => false,
+            _ => return None,
+        };
+        Some(State { node: node.parse().ok()?, role, voter, term, leader })
     }
 }
 
@@ -91,7 +110,8 @@ fn excuse_state(expected: &State<'_>, got: &State<'_>, cluster: &Cluster) -> Opt
     if same_role && !expected.voter && got.voter && learned_nothing_since_removal(id, node.core.commit(), cluster) {
         return Some(REMOVED_NODE);
     }
-    let went_on = expected.role == "StateLeader" && got.role == "StateFollower" && got.leader == 0;
+    let led = expected.role == "StateLeader" && expected.leader == expected.node;
+    let went_on = led && got.role == "StateFollower" && got.leader == 0;
     (went_on && expected.voter == got.voter && led_outside_last(node, cluster)).then_some(REMOVED_LEADER)
 }
 
@@ -126,17 +146,25 @@ fn learned_nothing_since_removal(node: NodeId, commit: Index, cluster: &Cluster)
 }
 
 /// Whether a membership that is not committed here stands among the entries that are committed there.
-fn changes_between(ours: u64, theirs: u64, cluster: &Cluster) -> bool {
-    leader(cluster).is_some_and(|leader| {
-        let at = membership_index(leader);
-        at > leader.core.commit() && (ours + 1..=theirs).contains(&at.0)
-    })
+fn changes_between(ours: u64, theirs: u64, leader: &Node) -> bool {
+    let at = membership_index(leader);
+    at > leader.core.commit() && (ours + 1..=theirs).contains(&at.0)
+}
+
+/// What a majority of the membership that this leader has applied holds: what theirs has committed.
+fn committed_by_the_applied_membership(leader: &Node) -> Index {
+    let followers: Vec<Follower> = leader.core.progress().collect();
+    let held = |node: NodeId| {
+        let matched = followers.iter().find(|one| one.node == node).map(|one| one.matched);
+        matched.unwrap_or(if node == leader.id { leader.core.durable_index() } else { Index(0) })
+    };
+    quorum::reached(&leader.disk.newest().membership, held).unwrap_or_default()
 }
 
 /// There a leader has applied its own removal and stopped; here that entry is not committed yet.
-fn stops_leading(expected: &Told, got: &Told, node: NodeId, cluster: &Cluster) -> bool {
+fn stops_leading(expected: &Told, got: &Told, node: NodeId, leader: &Node) -> bool {
     let (theirs, ours) = (expected.role.as_deref(), got.role.as_deref());
-    let outside = leader(cluster).is_some_and(|leader| leader.id == node && !leader.core.membership().contains(node));
+    let outside = leader.id == node && !leader.core.membership().contains(node);
     theirs == Some("StateFollower") && ours == Some("StateLeader") && outside
 }
 
