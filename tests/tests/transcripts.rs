@@ -185,3 +185,50 @@ fn a_rule_excuses_one_line_in_one_way_only() {
     let stays = REMOVED_LEADER.replace("\nr1\n", "\nl4\n");
     assert_eq!(run_text("stays.txt", &stays).different.len(), 1);
 }
+
+/// `setup` with voters 1 to `voters`, led by 1; then one of them is removed.
+fn removal(voters: u64, removed: u64, then: &str) -> String {
+    let all: Vec<String> = (1..=voters).map(|id| id.to_string()).collect();
+    format!(
+        "add-nodes {voters} voters=({}) index=2\n----\nok\n\ncampaign 1\n----\nok\n\nstabilize\n----\nok\n\n\
+         propose-conf-change 1 v1=true\nr{removed}\n----\nok\n\n{then}",
+        all.join(",")
+    )
+}
+
+/// Four voters, of whom two hold the entry that removes one of them: two of three are enough for ours, not two of four for theirs.
+#[test]
+fn a_membership_that_decides_sooner_is_excused_as_far_as_it_decides() {
+    let state = |voter| {
+        format!(
+            "stabilize 1 2\n----\n> 1 handling Ready\n  HardState Term:1 Vote:1 Commit:3\n\nraft-state\n----\n\
+             1: StateLeader (Voter) Term:1 Lead:1\n2: StateFollower ({voter}) Term:1 Lead:1\n\
+             3: StateFollower (Voter) Term:1 Lead:1\n4: StateFollower (Voter) Term:1 Lead:1\n"
+        )
+    };
+    let report = run_text("sooner.txt", &removal(4, 4, &state("Voter")));
+    assert_eq!((report.compared, report.skipped.len(), report.different.len()), (1, 1, 0), "{report:?}");
+    for (right, wrong) in
+        [("Commit:3", "Commit:2"), ("4: StateFollower (V", "4: StateFollower (Non-V"), ("Vote:1", "Vote:2")]
+    {
+        let report = run_text("sooner.txt", &removal(4, 4, &state("Voter").replace(right, wrong)));
+        assert_eq!(report.different.len(), 1, "{wrong}: {report:?}");
+    }
+}
+
+/// The node that is removed hears in theirs that it is.
+#[test]
+fn a_removed_node_is_excused_for_what_it_was_not_told() {
+    let state = "stabilize\n----\n> 3 handling Ready\n  HardState Term:1 Vote:1 Commit:4\n\nraft-state\n----\n\
+        1: StateLeader (Voter) Term:1 Lead:1\n2: StateFollower (Voter) Term:1 Lead:1\n\
+        3: StateFollower (Non-Voter) Term:1 Lead:1\n";
+    let report = run_text("told.txt", &removal(3, 3, state));
+    let rules: Vec<_> = report.skipped.iter().map(|skipped| skipped.1).collect();
+    assert_eq!((rules, report.different.len()), (vec!["removed-node"; 2], 0), "{report:?}");
+    for (right, wrong) in
+        [("Commit:4", "Commit:5"), ("2: StateFollower (V", "2: StateFollower (Non-V"), ("Vote:1", "Vote:2")]
+    {
+        let report = run_text("told.txt", &removal(3, 3, &state.replace(right, wrong)));
+        assert_eq!(report.different.len(), 1, "{wrong}: {report:?}");
+    }
+}

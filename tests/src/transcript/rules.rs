@@ -45,23 +45,26 @@ pub(crate) fn excuse_told(
     told_of: impl Fn(NodeId) -> Option<u64>,
 ) -> Option<Excuse> {
     let ([term, vote, commit], [our_term, our_vote, our_commit]) = (expected.hard?, got.hard?);
-    if (term, vote) != (our_term, our_vote) || our_commit > commit {
+    if (term, vote) != (our_term, our_vote) {
         return None;
     }
     let (behind, same_role) = (our_commit < commit, expected.role == got.role);
-    if let Some(leader) = leader(cluster).filter(|_| behind) {
+    if let Some(leader) = leader(cluster).filter(|_| our_commit != commit) {
         let removed = learned_nothing_since_removal(node, Index(our_commit), cluster);
-        if removed && same_role && Index(commit) <= leader.core.commit() {
+        if removed && same_role && behind && Index(commit) <= leader.core.commit() {
             return Some(REMOVED_NODE);
         }
-        let theirs = committed_by_the_applied_membership(leader).0;
-        let follows = if leader.id == node { commit == theirs } else { commit <= theirs };
-        if changes_between(our_commit, commit, leader)
-            && follows
-            && (same_role || stops_leading(expected, got, node, leader))
-        {
+        let theirs = commit_there(leader);
+        let follows = if leader.id == node { commit == theirs.0 } else { commit <= theirs.0 };
+        // One of the two has committed the last change and the other has not.
+        let at = membership_index(leader);
+        let between = at > theirs.min(leader.core.commit()) && at <= theirs.max(leader.core.commit());
+        if between && follows && (same_role || stops_leading(expected, got, node, leader)) {
             return Some(IN_FORCE_ON_APPEND);
         }
+    }
+    if our_commit > commit {
+        return None;
     }
     let ended = cluster.nodes.iter().find(|one| led_outside_last(one, cluster))?;
     let went_on = ended.id == node && expected.role.as_deref() == Some("StateLeader");
@@ -102,10 +105,17 @@ fn excuse_state(expected: &State<'_>, got: &State<'_>, cluster: &Cluster) -> Opt
     let node = cluster.node(got.node).ok()?;
     let same_role = (expected.role, expected.leader) == (got.role, got.leader);
     let in_force = node.core.membership();
-    let pending = membership_index(node) > node.core.applied_index();
-    if pending && expected.voter == in_force.is_voter(id) {
+    let at = membership_index(node);
+    let applied_here = at <= node.core.applied_index();
+    if let Some(applied_there) =
+        leader(cluster).map(|leader| at <= commit_there(leader)).filter(|&there| there != applied_here)
+    {
         let stops = expected.role == "StateFollower" && expected.leader == 0 && got.role == "StateLeader";
-        return (same_role || (stops && !in_force.contains(id))).then_some(IN_FORCE_ON_APPEND);
+        let before = node.core.memberships().iter().rev().nth(1).map(|entry| &entry.1);
+        let there = if applied_there { Some(in_force) } else { before };
+        let voter = there.is_some_and(|there| there.is_voter(id));
+        let stops = applied_there && stops && !in_force.contains(id);
+        return (expected.voter == voter && (same_role || stops)).then_some(IN_FORCE_ON_APPEND);
     }
     if same_role && !expected.voter && got.voter && learned_nothing_since_removal(id, node.core.commit(), cluster) {
         return Some(REMOVED_NODE);
@@ -139,26 +149,30 @@ fn membership_index(node: &Node) -> Index {
     node.core.memberships().last().map_or(Index(0), |entry| entry.0)
 }
 
-/// Whether a leader's log removed `node` by an entry that the node does not know to be committed.
+/// Whether a leader's log removed `node` by an entry that theirs has committed and the node does not know to be committed.
 fn learned_nothing_since_removal(node: NodeId, commit: Index, cluster: &Cluster) -> bool {
-    let removes = |(index, membership): &(Index, Membership)| *index > commit && !membership.contains(node);
-    leader(cluster).is_some_and(|leader| leader.id != node && leader.core.memberships().iter().any(removes))
+    let Some(leader) = leader(cluster).filter(|leader| leader.id != node) else { return false };
+    let theirs = commit_there(leader);
+    let removes = |(at, membership): &(Index, Membership)| *at > commit && *at <= theirs && !membership.contains(node);
+    leader.core.memberships().iter().any(removes)
 }
 
-/// Whether a membership that is not committed here stands among the entries that are committed there.
-fn changes_between(ours: u64, theirs: u64, leader: &Node) -> bool {
-    let at = membership_index(leader);
-    at > leader.core.commit() && (ours + 1..=theirs).contains(&at.0)
-}
-
-/// What a majority of the membership that this leader has applied holds: what theirs has committed.
-fn committed_by_the_applied_membership(leader: &Node) -> Index {
+/// What theirs has committed of this leader's log, as far as the leader knows who holds what: a membership decides once it is
+/// committed by the one before it.
+fn commit_there(leader: &Node) -> Index {
     let followers: Vec<Follower> = leader.core.progress().collect();
     let held = |node: NodeId| {
         let matched = followers.iter().find(|one| one.node == node).map(|one| one.matched);
         matched.unwrap_or(if node == leader.id { leader.core.durable_index() } else { Index(0) })
     };
-    quorum::reached(&leader.disk.newest().membership, held).unwrap_or_default()
+    let mut commit = Index(0);
+    for (at, membership) in leader.core.memberships() {
+        if commit > Index(0) && commit < *at {
+            break;
+        }
+        commit = commit.max(quorum::reached(membership, held).unwrap_or_default());
+    }
+    commit
 }
 
 /// There a leader has applied its own removal and stopped; here that entry is not committed yet.
