@@ -145,7 +145,7 @@ fn parse_expected(lines: &[&str], at: &mut usize) -> Result<String, Malformed> {
         expected.push('\n');
         *at += 1;
     }
-    Err(Malformed { line: start, what: "text with blank lines that does not end with doubled ----".to_owned() })
+    Err(Malformed { line: start + 1, what: "text with blank lines that does not end with doubled ----".to_owned() })
 }
 
 fn parse_head(head: &str) -> Result<(String, Vec<Arg>), String> {
