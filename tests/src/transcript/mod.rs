@@ -3,13 +3,13 @@
 //! A transcript is a file of directives, each with what the other implementation printed ([`parse`] has the grammar). Two kinds are
 //! told apart by their commands:
 //!
-//! - pure files ask functions: [`mod@quorums`] (`committed`, `vote`) and [`mod@changes`] (`simple`, `enter-joint`, `leave-joint`).
+//! - pure files ask functions: `quorums` (`committed`, `vote`) and `changes` (`simple`, `enter-joint`, `leave-joint`).
 //!   Every step counts, and is compared as text.
-//! - interaction files drive a cluster of real [`graven_raft::Core`]s ([`mod@cluster`], [`mod@node`]). Each `raft-log`, `raft-state` and
+//! - interaction files drive a cluster of real [`graven_raft::Core`]s (`cluster`, `node`). Each `raft-log`, `raft-state` and
 //!   `status` counts, and at the end of the file what was last printed about each node: role, term, vote, commit. All other
 //!   directives are run, and show in what is counted.
 //!
-//! Where our protocol differs by intent, a rule of [`mod@rules`] excuses one line and names why; a step with an excused line counts as
+//! Where our protocol differs by intent, a rule of `rules` excuses one line and names why; a step with an excused line counts as
 //! skipped, and its other lines must match all the same. [`Report::failure`] says what does not hold: anything different, nothing
 //! compared, or more than a fifth skipped of either kind.
 
