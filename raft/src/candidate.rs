@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::core::Core;
 use crate::message::Message;
-use crate::quorum::{self, Verdict};
+use crate::quorum;
 use crate::types::{LogId, NodeId, Role, Term};
 
 /// Who answered yes, and who no, in the election under way.
@@ -146,7 +146,7 @@ impl Core {
     }
 
     fn maybe_win_pre_vote(&mut self) {
-        if self.verdict() == Some(Verdict::Won) {
+        if self.verdict() == Some(quorum::Verdict::Won) {
             self.become_candidate(Cause::Timeout);
         }
     }
@@ -162,14 +162,14 @@ impl Core {
         // Its own vote is durable before it leads: the quorum is one of votes that survive any crash.
         let own = self.ballot.granted.contains(&self.config.id);
         match self.verdict() {
-            Some(Verdict::Won) if own => self.become_leader(),
+            Some(quorum::Verdict::Won) if own => self.become_leader(),
             // A refusal in this term is final, so the election is over. Term and vote stay.
-            Some(Verdict::Lost) => self.become_follower(self.hard.term, None, None),
+            Some(quorum::Verdict::Lost) => self.become_follower(self.hard.term, None, None),
             Some(_) | None => {}
         }
     }
 
-    fn verdict(&self) -> Option<Verdict> {
+    fn verdict(&self) -> Option<quorum::Verdict> {
         quorum::verdict(self.log.membership(), |node| self.ballot.answer(node))
     }
 }
