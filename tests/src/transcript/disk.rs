@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use graven_raft::{Index, LogId, Term};
+use graven_raft::{Index, LogId, Membership, Term};
 
 use super::wire::{Body, Item, Snapshot};
 
@@ -24,6 +24,11 @@ impl Disk {
     /// The newest state of the state machine.
     pub(crate) fn newest(&self) -> &Snapshot {
         self.history.last().expect("it begins with one")
+    }
+
+    /// The memberships of all states there were, with their indexes.
+    pub(crate) fn memberships(&self) -> impl Iterator<Item = (Index, &Membership)> {
+        self.history.iter().map(|snapshot| (snapshot.since, &snapshot.membership))
     }
 
     /// Writes entries; whatever stood from the first of them on is gone.

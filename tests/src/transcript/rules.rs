@@ -111,7 +111,7 @@ fn excuse_state(expected: &State<'_>, got: &State<'_>, cluster: &Cluster) -> Opt
         leader(cluster).map(|leader| at <= commit_there(leader)).filter(|&there| there != applied_here)
     {
         let stops = expected.role == "StateFollower" && expected.leader == 0 && got.role == "StateLeader";
-        let before = node.core.memberships().iter().rev().nth(1).map(|entry| &entry.1);
+        let before = node.memberships().into_values().rev().nth(1);
         let there = if applied_there { Some(in_force) } else { before };
         let voter = there.is_some_and(|there| there.is_voter(id));
         let stops = applied_there && stops && !in_force.contains(id);
@@ -153,8 +153,8 @@ fn membership_index(node: &Node) -> Index {
 fn learned_nothing_since_removal(node: NodeId, commit: Index, cluster: &Cluster) -> bool {
     let Some(leader) = leader(cluster).filter(|leader| leader.id != node) else { return false };
     let theirs = commit_there(leader);
-    let removes = |(at, membership): &(Index, Membership)| *at > commit && *at <= theirs && !membership.contains(node);
-    leader.core.memberships().iter().any(removes)
+    let removes = |(&at, membership): (&Index, &&Membership)| at > commit && at <= theirs && !membership.contains(node);
+    leader.memberships().iter().any(removes)
 }
 
 /// What theirs has committed of this leader's log, as far as the leader knows who holds what: a membership decides once it is
@@ -166,8 +166,8 @@ fn commit_there(leader: &Node) -> Index {
         matched.unwrap_or(if node == leader.id { leader.core.durable_index() } else { Index(0) })
     };
     let mut commit = Index(0);
-    for (at, membership) in leader.core.memberships() {
-        if commit > Index(0) && commit < *at {
+    for (at, membership) in leader.memberships() {
+        if commit > Index(0) && commit < at {
             break;
         }
         commit = commit.max(quorum::reached(membership, held).unwrap_or_default());

@@ -9,6 +9,7 @@
 //! - without check-quorum, an election timeout passes at a voter before it is asked;
 //! - a message of a passed term is answered only where they answer it; the answer may always be lost;
 //! - a leader's first heartbeat is lost, because theirs sends none;
+//! - a leader that is removed names an heir, and nobody hears it, because theirs names none;
 //! - an answer to a heartbeat shows that the lane stands, so what was on its way is given up for lost;
 //! - to forget its leader, a node is started again.
 
@@ -173,6 +174,13 @@ impl Node {
         facts
     }
 
+    /// Every membership this node knows of, by where it stands: of its log, and of the snapshots it applied or was sent.
+    pub(crate) fn memberships(&self) -> BTreeMap<Index, &Membership> {
+        let snapshots = self.disk.memberships();
+        let bodies = self.bodies.iter().filter_map(|(&at, body)| Some((at, body.membership()?)));
+        snapshots.chain(bodies).collect()
+    }
+
     /// One input at the next moment; its outputs are staged.
     fn input<T>(&mut self, input: impl FnOnce(&mut Core, Tick) -> T) -> T {
         self.clock = self.clock.after(1);
@@ -210,6 +218,7 @@ impl Node {
             while let Some(output) = self.core.poll() {
                 match output {
                     Output::Send { message: Message::Heartbeat { .. }, .. } if !self.ticking => {}
+                    Output::Send { message: Message::TimeoutNow { .. }, .. } if self.core.transferring().is_none() => {}
                     Output::Send { to, message } => {
                         let wire = self.wire(to, kind_of(&message), Payload::Message(message));
                         self.messages.push(wire);
