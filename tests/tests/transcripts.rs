@@ -232,3 +232,40 @@ fn a_removed_node_is_excused_for_what_it_was_not_told() {
         assert_eq!(report.different.len(), 1, "{wrong}: {report:?}");
     }
 }
+
+/// A follower has a snapshot that ends at 9; the leader's log begins after 8, so ours compares 8 and theirs believes 9.
+#[test]
+fn what_an_install_counts_for_is_excused_between_the_first_entry_and_the_snapshot() {
+    let steps = [
+        "add-nodes 2 voters=(1,2,3) index=8",
+        "add-nodes 1 voters=(1,2,3) index=4",
+        "campaign 1",
+        "process-ready 1",
+        "stabilize 3",
+        "stabilize 1 2",
+        "send-snapshot 1 3",
+        "propose 1 more",
+        "stabilize 1 2",
+        "deliver-msgs 3 type=MsgApp",
+        "process-ready 3",
+        "deliver-msgs 3",
+        "stabilize 1",
+        "deliver-msgs drop=(3)",
+        "stabilize 3",
+        "stabilize 1",
+    ];
+    let setup: String = steps.iter().map(|step| format!("{step}\n----\nok\n\n")).collect();
+    let run = |line: &str| {
+        let others = "1: StateReplicate match=10 next=11\n2: StateReplicate match=10 next=11\n";
+        run_text("installed.txt", &format!("{setup}status 1\n----\n{others}{line}\n"))
+    };
+    let report = run("3: StateReplicate match=9 next=11 inflight=1");
+    assert_eq!((report.skipped.len(), report.different.len()), (1, 0), "{report:?}");
+    assert_eq!(report.skipped[0].1, "compared-after-install");
+    for wrong in
+        ["match=10 next=11 inflight=1", "match=7 next=11 inflight=1", "match=9 next=10 inflight=1", "match=9 next=11"]
+    {
+        let report = run(&format!("3: StateReplicate {wrong}"));
+        assert_eq!((report.skipped.len(), report.different.len()), (0, 1), "{wrong}");
+    }
+}
