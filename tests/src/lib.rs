@@ -15,6 +15,7 @@ pub mod profile;
 pub mod report;
 pub mod rng;
 pub mod trace;
+pub mod transcript;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

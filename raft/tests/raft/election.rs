@@ -257,6 +257,42 @@ fn no_candidacy_before_what_was_committed_is_applied() {
     assert_eq!(core.role(), Role::Candidate);
 }
 
+/// Raft paper 5.2: a voter answers once in a term, so a candidate that a majority refused waits like everybody else.
+#[test]
+fn a_candidate_that_cannot_win_any_more_is_a_follower_again() {
+    let mut core = core_of(5, &[1], hard(1));
+    core.tick(Tick(400 * MS));
+    let granted = |node| (n(node), Message::PreVoteReply { term: Term(1), campaign: Term(2), granted: true });
+    for (from, reply) in [granted(2), granted(3)] {
+        core.receive(Tick(400 * MS), from, reply);
+    }
+    let outputs = drain(&mut core);
+    sync(&mut core, Tick(401 * MS), &outputs);
+    let reply = |granted| Message::VoteReply { term: Term(2), granted };
+    for (from, granted) in [(2, false), (2, false), (3, true), (3, false), (4, false)] {
+        core.receive(Tick(402 * MS), n(from), reply(granted));
+        assert_eq!(core.role(), Role::Candidate, "repeated refusals count once, and a yes stands");
+    }
+    core.receive(Tick(402 * MS), n(5), reply(false));
+    assert_eq!((core.role(), core.leader()), (Role::Follower, None));
+    assert_eq!(core.hard_state(), HardState { term: Term(2), vote: Some(n(1)) });
+    core.receive(Tick(403 * MS), n(4), reply(true));
+    assert_eq!(core.role(), Role::Follower, "it is over");
+}
+
+/// An answer to an earlier question about the same term may come late: it must not drown the answers to this one.
+#[test]
+fn late_refusals_do_not_end_a_pre_vote() {
+    let mut core = core_of(3, &[1], hard(1));
+    core.tick(Tick(400 * MS));
+    let reply = |granted| Message::PreVoteReply { term: Term(1), campaign: Term(2), granted };
+    for (from, granted) in [(2, false), (3, false), (2, true)] {
+        assert_eq!(core.role(), Role::PreCandidate);
+        core.receive(Tick(401 * MS), n(from), reply(granted));
+    }
+    assert_eq!(core.role(), Role::Candidate);
+}
+
 /// A damaged node says neither yes nor "me".
 #[test]
 fn a_node_that_may_not_vote_does_not() {
