@@ -72,7 +72,6 @@ pub(crate) enum Event {
     Follower { at: usize },
     Read,
     Fault(Fault),
-    /// Nothing happens: time reaches a moment at which somebody outside wants to look.
     Wake,
 }
 
@@ -320,6 +319,7 @@ impl Cluster {
             Event::Follower { at } => self.on_follower(at),
             Event::Read => self.on_read(),
             Event::Fault(fault) => self.on_fault(fault),
+            // Time reaches a moment at which somebody outside wants to look.
             Event::Wake => Ok(()),
         }
     }

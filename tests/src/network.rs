@@ -63,14 +63,7 @@ impl Network {
     }
 
     /// When an append arrives, sent now, if it does.
-    pub fn send_append(
-        &mut self,
-        now_us: u64,
-        from: u64,
-        to: u64,
-        head: &AppendHead,
-        frames: &[Frame],
-    ) -> Arrivals {
+    pub fn send_append(&mut self, now_us: u64, from: u64, to: u64, head: &AppendHead, frames: &[Frame]) -> Arrivals {
         match &mut self.traffic {
             Some(traffic) => Arrivals { first: traffic.append(now_us, from, to, head, frames), second: None },
             None => self.send(now_us, from, to),

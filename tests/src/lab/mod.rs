@@ -54,6 +54,25 @@ pub struct Lab {
     next_command: u64,
 }
 
+/// How long the servers' patience is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// The defaults: heartbeats every 50 ms, elections after 150 to 300 ms.
+    Default,
+    /// What the labs ask of their students: ten heartbeats a second, and elections after less than two seconds. For the network
+    /// whose replies take up to 2.2 s: who waits for less gives up most of his elections and leaderships.
+    OfTheLabs,
+}
+
+impl Pace {
+    fn configure(self) -> fn(&mut graven_raft::Config) {
+        match self {
+            Pace::Default => |_| {},
+            Pace::OfTheLabs => |raft| (raft.heartbeat_us, raft.election_us) = (100 * MS, 800 * MS),
+        }
+    }
+}
+
 /// A command that a leader took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Started {
@@ -63,16 +82,18 @@ pub struct Started {
 }
 
 impl Lab {
-    /// `servers` servers, up and connected. `reliable` is the network's.
+    /// `servers` servers at `pace`, up and connected. `reliable` is the network's.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn new(seed: u64, servers: u64, reliable: bool, trace: TraceTo) -> Result<Lab, Violation> {
+    pub fn new(seed: u64, servers: u64, reliable: bool, pace: Pace, trace: TraceTo) -> Result<Lab, Violation> {
         let mut rng = Rng::new(seed);
         let mut cluster = Cluster::idle(rng.draw(), servers, Profile::CALM, Trace::new(trace));
         let mut traffic = Traffic::new(rng.fork());
         traffic.set_reliable(reliable);
         cluster.network.traffic = Some(traffic);
+        // Limits are about what users run: no tiny windows. Segments and ring stay small.
+        cluster.nodes.iter_mut().for_each(|node| node.configure = Some(pace.configure()));
         let applied = (0..=servers).map(|_| Applied::default()).collect();
         let mut lab = Lab { cluster, servers, rng, applied, tasks: Vec::new(), next_command: 0 };
         lab.sleep(MS)?;
@@ -479,12 +500,26 @@ pub struct Spent {
     pub records: u64,
 }
 
-/// Runs one lab test with many seeds: `smoke` of them, twenty times as many under `GRAVEN_LONG=1`, or the one in
+/// What a test runs on, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Servers.
+    pub servers: u64,
+    /// Whether the network is reliable at first.
+    pub reliable: bool,
+    /// How long the servers' patience is.
+    pub pace: Pace,
+    /// Seeds at smoke size.
+    pub seeds: u64,
+}
+
+/// Runs one lab test with many seeds: those of `setting`, twenty times as many under `GRAVEN_LONG=1`, or the one in
 /// `GRAVEN_LAB_SEED`. Prints the most that any seed spent.
 ///
 /// # Panics
 /// When a property does not hold, naming the seed and how to run it alone.
-pub fn run(name: &str, servers: u64, reliable: bool, smoke: u64, test: fn(&mut Lab) -> Checked) {
+pub fn run(name: &str, setting: Setting, test: fn(&mut Lab) -> Checked) {
+    let smoke = setting.seeds;
     let alone = std::env::var("GRAVEN_LAB_SEED").ok().and_then(|seed| seed.parse().ok());
     let times = if std::env::var("GRAVEN_LONG").is_ok_and(|value| value == "1") { 20 } else { 1 };
     let seeds = alone.map_or(0..smoke * times, |seed: u64| seed..seed + 1);
@@ -492,10 +527,9 @@ pub fn run(name: &str, servers: u64, reliable: bool, smoke: u64, test: fn(&mut L
     let trace = if told { TraceTo::Output } else { TraceTo::Hash };
     let (mut most, count) = (Spent::default(), seeds.end - seeds.start);
     for seed in seeds {
-        let ended = catch_unwind(AssertUnwindSafe(|| run_seed(seed, servers, reliable, trace, test)));
-        let ended = ended.unwrap_or_else(|panic| {
-            Err(Violation { property: "invariant", detail: crate::words_of(panic.as_ref()) })
-        });
+        let ended = catch_unwind(AssertUnwindSafe(|| run_seed(seed, setting, trace, test)));
+        let ended = ended
+            .unwrap_or_else(|panic| Err(Violation { property: "invariant", detail: crate::words_of(panic.as_ref()) }));
         match ended {
             Ok(spent) => {
                 most.ms = most.ms.max(spent.ms);
@@ -512,14 +546,9 @@ pub fn run(name: &str, servers: u64, reliable: bool, smoke: u64, test: fn(&mut L
     println!("{name}: {count} seeds, at most {most:?}");
 }
 
-fn run_seed(
-    seed: u64,
-    servers: u64,
-    reliable: bool,
-    trace: TraceTo,
-    test: fn(&mut Lab) -> Checked,
-) -> Result<Spent, Violation> {
-    let mut lab = Lab::new(seed, servers, reliable, trace)?;
+fn run_seed(seed: u64, setting: Setting, trace: TraceTo, test: fn(&mut Lab) -> Checked) -> Result<Spent, Violation> {
+    let Setting { servers, reliable, pace, .. } = setting;
+    let mut lab = Lab::new(seed, servers, reliable, pace, trace)?;
     test(&mut lab)?;
     let spent = Spent {
         ms: lab.now_us() / MS,

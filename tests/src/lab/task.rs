@@ -165,9 +165,9 @@ impl Client {
             taken |= lab.start(server, &command)?.is_some();
         }
         if taken {
-            self.waits = Some((command, 0));
-            // At the same moment nothing can have happened yet.
-            self.wakes_at = now + MS;
+            self.waits = Some((command, 1));
+            // The look at this very moment shows nothing: the first pause has begun.
+            self.wakes_at = now + PATIENCE_US[0];
         } else {
             self.wakes_at = now + (79 + 17 * self.number) * MS;
         }
