@@ -413,7 +413,8 @@ fn figure_8_pause(lab: &mut Lab) -> u64 {
 /// 3C, figure 8: leaders that crash soon after they took a command, mostly before it is committed.
 #[test]
 fn figure_8() {
-    run("figure_8", reliable(5, LONG), |lab| {
+    let setting = Setting { pace: Pace::TinyWindows, ..reliable(5, 2 * LONG) };
+    run("figure_8", setting, |lab| {
         lab.agree(1, true)?;
         for _ in 0..1_000 {
             let mut leader = None;
@@ -559,7 +560,7 @@ fn churn(lab: &mut Lab) -> Checked {
 /// 3C, churn.
 #[test]
 fn reliable_churn() {
-    run("reliable_churn", reliable(5, LONG), churn);
+    run("reliable_churn", Setting { pace: Pace::TinyWindows, ..reliable(5, LONG) }, churn);
 }
 
 /// 3C, unreliable churn.

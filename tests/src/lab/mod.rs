@@ -59,16 +59,20 @@ pub struct Lab {
 pub enum Pace {
     /// The defaults: heartbeats every 50 ms, elections after 150 to 300 ms.
     Default,
+    /// The defaults, but appends and windows are drawn anew for each life, mostly tiny: entries travel one by one, so that a leader
+    /// can be lost with any part of its log on a majority.
+    TinyWindows,
     /// What the labs ask of their students: ten heartbeats a second, and elections after less than two seconds. For the network
     /// whose replies take up to 2.2 s: who waits for less gives up most of his elections and leaderships.
     OfTheLabs,
 }
 
 impl Pace {
-    fn configure(self) -> fn(&mut graven_raft::Config) {
+    fn configure(self) -> Option<fn(&mut graven_raft::Config)> {
         match self {
-            Pace::Default => |_| {},
-            Pace::OfTheLabs => |raft| (raft.heartbeat_us, raft.election_us) = (100 * MS, 800 * MS),
+            Pace::Default => Some(|_| {}),
+            Pace::TinyWindows => None,
+            Pace::OfTheLabs => Some(|raft| (raft.heartbeat_us, raft.election_us) = (100 * MS, 800 * MS)),
         }
     }
 }
@@ -92,8 +96,8 @@ impl Lab {
         let mut traffic = Traffic::new(rng.fork());
         traffic.set_reliable(reliable);
         cluster.network.traffic = Some(traffic);
-        // Limits are about what users run: no tiny windows. Segments and ring stay small.
-        cluster.nodes.iter_mut().for_each(|node| node.configure = Some(pace.configure()));
+        // Whatever the pace, segments and ring are small.
+        cluster.nodes.iter_mut().for_each(|node| node.configure = pace.configure());
         let applied = (0..=servers).map(|_| Applied::default()).collect();
         let mut lab = Lab { cluster, servers, rng, applied, tasks: Vec::new(), next_command: 0 };
         lab.sleep(MS)?;
