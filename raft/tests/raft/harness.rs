@@ -161,7 +161,9 @@ pub(crate) struct Node {
     pub(crate) sync_us: u64,
     pub(crate) told: Vec<Output>,
     pub(crate) alarms: Vec<Alarm>,
-    lives: u64,
+    pub(crate) lives: u64,
+    /// Roles in the order they were taken in this life, with their terms.
+    pub(crate) roles: Vec<(Role, Term)>,
 }
 
 impl Node {
@@ -252,6 +254,7 @@ impl Cluster {
             told: Vec::new(),
             alarms: Vec::new(),
             lives: 0,
+            roles: Vec::new(),
         };
         self.nodes.insert(node, entry);
         self.start(node, Index(0));
@@ -261,6 +264,7 @@ impl Cluster {
         let (seed, configure, now) = (self.seed, self.configure, self.now);
         let state = self.nodes.get_mut(&node).unwrap();
         state.lives += 1;
+        state.roles = vec![(Role::Follower, state.disk.hard.term)];
         let mut config = Config::new(node, seed ^ (node.0 << 32) ^ (state.lives << 48));
         configure(&mut config);
         state.view = state.disk.entries.clone();
@@ -305,6 +309,9 @@ impl Cluster {
         let sync = if self.random_sync { self.rng.random_range(100..20_000) } else { self.nodes[&node].sync_us };
         let now = self.now;
         let state = self.nodes.get_mut(&node).unwrap();
+        if let Output::Role { role, term, .. } = output {
+            state.roles.push((role, term));
+        }
         match output {
             Output::Send { to, message } => self.post(node, to, Body::Message(message)),
             Output::SendAfterPersist { to, message } => match state.unsynced.back_mut() {
