@@ -5,10 +5,11 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use graven::replica::planted::{Bug, plant};
 use graven::replica::{Answer, Rejection};
 use graven_tests::check::{Checked, Violation};
 use graven_tests::lab::task::{Agreement, Client, Seen, Task};
-use graven_tests::lab::{ELECTION_US, Lab, MS, Pace, Setting, run};
+use graven_tests::lab::{ELECTION_US, Lab, MS, Pace, Setting, first_violation, run};
 
 /// Seeds of a test that takes a few simulated seconds.
 const SHORT: u64 = 20;
@@ -567,6 +568,21 @@ fn reliable_churn() {
 #[test]
 fn unreliable_churn() {
     run("unreliable_churn", unreliable(5, LONG), churn);
+}
+
+/// The labs see: bugs that are switched on are found by churn within twenty seeds.
+#[test]
+fn churn_finds_planted_bugs() {
+    let setting = Setting { pace: Pace::TinyWindows, ..unreliable(5, 20) };
+    for bug in
+        [Bug::AckBeforeCommit, Bug::PromiseBeforeSync, Bug::SyncSkipped, Bug::ReadableBeforeCommit, Bug::FeedSkips]
+    {
+        plant(Some(bug));
+        let found = first_violation(setting, churn);
+        plant(None);
+        let Some((seed, violation)) = found else { panic!("{} is not found in {} seeds", bug.name(), setting.seeds) };
+        println!("{} found by seed {seed}: {violation:?}", bug.name());
+    }
 }
 
 /// The lab's own tool: an answer tells what became of a command that was given to a leader, and who does not lead takes none.

@@ -74,8 +74,10 @@ fn a_write_of_hard_state_alone_is_reported_and_counts() {
     let write = Write { hard_state: vote, entries: None, term: Term(2), last: Index(2) };
     assert!(drain(&mut core).contains(&Output::Persist(write)));
     assert_eq!(core.oldest_unsynced(), Some(Tick(400 * MS)));
-    core.receive(Tick(401 * MS), n(2), Message::VoteReply { term: Term(2), granted: true });
-    assert_eq!(core.role(), Role::Candidate, "its own vote is not durable");
+    for voter in [2, 3] {
+        core.receive(Tick(401 * MS), n(voter), Message::VoteReply { term: Term(2), granted: true });
+    }
+    assert_eq!(core.role(), Role::Candidate, "two of three voted for it, and its own vote is not durable");
     core.durable(Tick(402 * MS), Term(2), Index(2));
     assert_eq!((core.role(), core.oldest_unsynced()), (Role::Leader, Some(Tick(402 * MS))), "the no-op is next");
 }

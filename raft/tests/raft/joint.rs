@@ -52,6 +52,22 @@ fn new_servers_catch_up_without_a_say_and_delay_nobody() {
     assert_eq!((cluster.core(4).role(), cluster.core(4).term()), (Role::Follower, cluster.core(leader).term()));
 }
 
+/// Thesis 4.2.1: what learners hold commits nothing, however many there are.
+#[test]
+fn learners_count_for_no_commit() {
+    let (mut cluster, leader, others) = with_learners(9);
+    for &node in &others {
+        cluster.set_sync(node, 100 * MS);
+    }
+    let last = cluster.propose(leader).unwrap();
+    cluster.run_for(50 * MS);
+    let stored = cluster.core(leader).progress().filter(|follower| follower.matched >= last.index).count();
+    assert_eq!(stored, 2, "both learners have it");
+    assert!(cluster.core(leader).commit() < last.index);
+    cluster.run_for(60 * MS);
+    assert_eq!(cluster.core(leader).commit(), last.index);
+}
+
 /// Thesis 4.3: in the joint membership a majority of the outgoing voters is needed as well.
 #[test]
 fn a_joint_membership_commits_nothing_without_the_old_majority() {

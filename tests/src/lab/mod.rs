@@ -531,10 +531,7 @@ pub fn run(name: &str, setting: Setting, test: fn(&mut Lab) -> Checked) {
     let trace = if told { TraceTo::Output } else { TraceTo::Hash };
     let (mut most, count) = (Spent::default(), seeds.end - seeds.start);
     for seed in seeds {
-        let ended = catch_unwind(AssertUnwindSafe(|| run_seed(seed, setting, trace, test)));
-        let ended = ended
-            .unwrap_or_else(|panic| Err(Violation { property: "invariant", detail: crate::words_of(panic.as_ref()) }));
-        match ended {
+        match run_seed(seed, setting, trace, test) {
             Ok(spent) => {
                 most.ms = most.ms.max(spent.ms);
                 most.requests = most.requests.max(spent.requests);
@@ -550,7 +547,18 @@ pub fn run(name: &str, setting: Setting, test: fn(&mut Lab) -> Checked) {
     println!("{name}: {count} seeds, at most {most:?}");
 }
 
+/// The first of the seeds of `setting` with which `test` does not hold, and what it is.
+pub fn first_violation(setting: Setting, test: fn(&mut Lab) -> Checked) -> Option<(u64, Violation)> {
+    (0..setting.seeds).find_map(|seed| Some((seed, run_seed(seed, setting, TraceTo::Hash, test).err()?)))
+}
+
+/// One seed; what panics in it is a property that does not hold.
 fn run_seed(seed: u64, setting: Setting, trace: TraceTo, test: fn(&mut Lab) -> Checked) -> Result<Spent, Violation> {
+    let ended = catch_unwind(AssertUnwindSafe(|| run_lab(seed, setting, trace, test)));
+    ended.unwrap_or_else(|panic| Err(Violation { property: "invariant", detail: crate::words_of(panic.as_ref()) }))
+}
+
+fn run_lab(seed: u64, setting: Setting, trace: TraceTo, test: fn(&mut Lab) -> Checked) -> Result<Spent, Violation> {
     let Setting { servers, reliable, pace, .. } = setting;
     let mut lab = Lab::new(seed, servers, reliable, pace, trace)?;
     test(&mut lab)?;
