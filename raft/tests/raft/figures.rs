@@ -11,8 +11,14 @@ use graven_raft::*;
 use crate::harness::*;
 use crate::random;
 
-/// Runs of each observer.
-const SEEDS: std::ops::Range<u64> = 1_000..1_060;
+/// The first seed of each observer, and how many. `GRAVEN_RAFT_SEED=<seed> cargo test -p graven-raft figure_3` runs one alone.
+const FIRST: u64 = 1_000;
+const SEEDS: u64 = 60;
+
+/// Enough happened for the observer to mean something. One seed alone need not.
+fn at_stake(count: usize, least: usize, what: &str) {
+    assert!(alone().is_some() || count >= least, "only {count} {what}");
+}
 
 fn running(cluster: &Cluster) -> impl Iterator<Item = (NodeId, &Node, &Core)> {
     cluster.nodes.iter().filter_map(|(id, node)| Some((*id, node, node.core.as_ref()?)))
@@ -26,7 +32,7 @@ fn ids(node: &Node) -> Vec<LogId> {
 #[test]
 fn figure_3_election_safety() {
     let mut terms = 0;
-    for seed in SEEDS {
+    for seed in seeds(FIRST, SEEDS) {
         let mut led = BTreeMap::<Term, BTreeSet<NodeId>>::new();
         random::run(seed, &mut |cluster| {
             for (id, node, _) in running(cluster) {
@@ -40,14 +46,14 @@ fn figure_3_election_safety() {
         }
         terms += led.len();
     }
-    assert!(terms > 200, "{terms} terms had a leader");
+    at_stake(terms, 200, "terms had a leader");
 }
 
 /// Figure 3, Leader Append-Only: a leader never overwrites or deletes entries in its log; it only appends new entries.
 #[test]
 fn figure_3_leader_append_only() {
     let mut compared = 0;
-    for seed in SEEDS {
+    for seed in seeds(FIRST, SEEDS) {
         let mut before = BTreeMap::<(NodeId, u64, Term), Vec<LogId>>::new();
         random::run(seed, &mut |cluster| {
             let mut now = BTreeMap::new();
@@ -66,7 +72,7 @@ fn figure_3_leader_append_only() {
             before = now;
         });
     }
-    assert!(compared > 500, "{compared} leaders were seen twice in one leadership");
+    at_stake(compared, 500, "leaders were seen twice in one leadership");
 }
 
 /// Figure 3, Log Matching: if two logs contain an entry with the same index and term, then the logs are identical in all
@@ -74,7 +80,7 @@ fn figure_3_leader_append_only() {
 #[test]
 fn figure_3_log_matching() {
     let mut differed = 0;
-    for seed in SEEDS {
+    for seed in seeds(FIRST, SEEDS) {
         random::run(seed, &mut |cluster| {
             let logs: Vec<(NodeId, Vec<LogId>)> = running(cluster).map(|(id, node, _)| (id, ids(node))).collect();
             for (one, ours) in &logs {
@@ -86,7 +92,7 @@ fn figure_3_log_matching() {
             }
         });
     }
-    assert!(differed > 20, "only {differed} pairs of logs contradicted each other: nothing was at stake");
+    at_stake(differed, 20, "pairs of logs contradicted each other");
 }
 
 /// Figure 3, Leader Completeness: if a log entry is committed in a given term, then that entry will be present in the logs of
@@ -94,7 +100,7 @@ fn figure_3_log_matching() {
 #[test]
 fn figure_3_leader_completeness() {
     let mut looked = 0;
-    for seed in SEEDS {
+    for seed in seeds(FIRST, SEEDS) {
         // When an index was first seen committed, and the highest term anybody was in then.
         let mut committed = Vec::<(LogId, Term)>::new();
         random::run(seed, &mut |cluster| {
@@ -113,7 +119,7 @@ fn figure_3_leader_completeness() {
             }
         });
     }
-    assert!(looked > 10_000, "{looked} entries were looked for in logs of later leaders");
+    at_stake(looked, 10_000, "entries were looked for in logs of later leaders");
 }
 
 /// Figure 3, State Machine Safety: if a server has applied a log entry at a given index to its state machine, no other server
@@ -121,7 +127,7 @@ fn figure_3_leader_completeness() {
 #[test]
 fn figure_3_state_machine_safety() {
     let mut applied_in_all = 0;
-    for seed in SEEDS {
+    for seed in seeds(FIRST, SEEDS) {
         let mut applied = Vec::<LogId>::new();
         random::run(seed, &mut |cluster| {
             for (id, node, core) in running(cluster) {
@@ -136,7 +142,7 @@ fn figure_3_state_machine_safety() {
         });
         applied_in_all += applied.len();
     }
-    assert!(applied_in_all > 2_000, "{applied_in_all} entries were applied");
+    at_stake(applied_in_all, 2_000, "entries were applied");
 }
 
 /// Figure 4: which role follows which, with the pre-candidate of thesis 9.6 between follower and candidate.
@@ -152,7 +158,7 @@ fn figure_3_state_machine_safety() {
 #[test]
 fn figure_4_roles_follow_each_other_as_drawn() {
     let mut seen = BTreeSet::new();
-    for seed in SEEDS {
+    for seed in seeds(FIRST, SEEDS) {
         let mut looked = BTreeMap::<(NodeId, u64), usize>::new();
         random::run(seed, &mut |cluster| {
             for (id, node, _) in running(cluster) {
@@ -184,7 +190,8 @@ fn figure_4_roles_follow_each_other_as_drawn() {
         ("Follower", "Candidate"),
         ("Leader", "Follower"),
     ] {
-        assert!(seen.contains(&(from.to_owned(), to.to_owned())), "no run went from {from} to {to}: {seen:?}");
+        let found = seen.contains(&(from.to_owned(), to.to_owned()));
+        assert!(alone().is_some() || found, "no run went from {from} to {to}: {seen:?}");
     }
 }
 

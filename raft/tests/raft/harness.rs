@@ -13,6 +13,17 @@ use rand::{RngExt, SeedableRng};
 
 pub(crate) const MS: u64 = 1_000;
 
+/// The seed to run alone, from `GRAVEN_RAFT_SEED`.
+pub(crate) fn alone() -> Option<u64> {
+    std::env::var("GRAVEN_RAFT_SEED").ok().and_then(|seed| seed.parse().ok())
+}
+
+/// The seeds of a random test: `count` from `first` on, twenty times as many under `GRAVEN_LONG=1`, or the one that runs alone.
+pub(crate) fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
+    let times = if std::env::var("GRAVEN_LONG").is_ok_and(|value| value == "1") { 20 } else { 1 };
+    alone().map_or(first..first + count * times, |seed| seed..seed + 1)
+}
+
 pub(crate) fn n(id: u64) -> NodeId {
     NodeId(id)
 }

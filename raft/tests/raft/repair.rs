@@ -93,7 +93,7 @@ fn repair(seed: u64, logs: &Logs) -> u64 {
 #[test]
 fn a_divergent_tail_of_t_terms_is_repaired_in_t_plus_one_round_trips() {
     let (mut deepest, mut most) = (0, 0);
-    for seed in 0..5_000 {
+    for seed in seeds(0, 5_000) {
         let logs = Logs::random(seed);
         // A follower that is merely behind diverges in nothing; where its log ends has to be learnt all the same.
         let theirs = Logs::tail_terms(&logs.follower, logs.common).max(1);
@@ -108,7 +108,10 @@ fn a_divergent_tail_of_t_terms_is_repaired_in_t_plus_one_round_trips() {
         deepest = deepest.max(theirs.min(ours));
         most = most.max(trips);
     }
-    assert!(deepest >= 6 && most >= 4, "the logs were too easy: {deepest} terms, {most} round trips");
+    assert!(
+        alone().is_some() || (deepest >= 6 && most >= 4),
+        "the logs were too easy: {deepest} terms, {most} round trips"
+    );
 }
 
 /// The follower's log may be much longer, with many more terms: the leader's few terms bound the round trips.
@@ -162,7 +165,7 @@ fn reply(request: u64, matched: u64) -> Message {
 /// it never falls, and in the end nothing is in flight.
 #[test]
 fn acknowledgements_may_come_doubled_lost_and_in_any_order() {
-    for seed in 0..500 {
+    for seed in seeds(0, 500) {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let (mut core, sent) = pipelined();
         let mut answers = sent.clone();
