@@ -580,8 +580,8 @@ fn churn_finds_planted_bugs() {
         plant(Some(bug));
         let found = first_violation(setting, churn);
         plant(None);
-        let Some((seed, violation)) = found else { panic!("{} is not found in {} seeds", bug.name(), setting.seeds) };
-        println!("{} found by seed {seed}: {violation:?}", bug.name());
+        let Some((seed, violation)) = found else { panic!("{bug:?} is not found in {} seeds", setting.seeds) };
+        println!("{bug:?} found by seed {seed}: {violation:?}");
     }
 }
 
