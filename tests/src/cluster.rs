@@ -5,7 +5,7 @@
 //! every checker looks.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
 use graven::members::{Member, MemberRole, Members};
 use graven::replica::{Alarm, Answer, Effect, Load, Now, Rejection, Replica, RequestId};
@@ -38,6 +38,8 @@ pub struct Cluster {
     writers: Vec<Writer>,
     followers: Vec<Follower>,
     requests: Vec<Request>,
+    /// Answers to requests from outside, by request, until they are fetched.
+    pub(crate) answered: BTreeMap<u64, Result<Answer, Rejection>>,
     pub(crate) next_request: u64,
     /// When the last message between a writer and a node arrives.
     client_lanes: Vec<[u64; 16]>,
@@ -70,6 +72,7 @@ pub(crate) enum Event {
     Follower { at: usize },
     Read,
     Fault(Fault),
+    Wake,
 }
 
 struct Scheduled {
@@ -116,15 +119,30 @@ enum Request {
     Transfer {
         to: u64,
     },
+    /// Of somebody who is none of the simulated clients and looks for the answer himself.
+    Outside {
+        group: Group,
+    },
 }
 
 /// Readers of the stream in every run.
 const FOLLOWERS: usize = 2;
 
 impl Cluster {
-    /// A cluster of `nodes` nodes, none of them started.
+    /// A cluster of `nodes` nodes, none of them started, and its clients.
     #[must_use]
     pub fn new(seed: u64, nodes: u64, profile: Profile, trace: Trace) -> Cluster {
+        let mut cluster = Cluster::idle(seed, nodes, profile, trace);
+        for at in 0..cluster.writers.len() {
+            cluster.schedule(1_000, Event::Writer { at });
+        }
+        cluster.schedule(3_000, Event::Read);
+        cluster
+    }
+
+    /// The same without anybody who asks it for anything; only the readers of the stream are there.
+    #[must_use]
+    pub(crate) fn idle(seed: u64, nodes: u64, profile: Profile, trace: Trace) -> Cluster {
         let mut rng = Rng::new(seed);
         let network = Network::new(rng.fork(), &profile);
         let first = first_frame(nodes);
@@ -140,6 +158,7 @@ impl Cluster {
             writers,
             followers: (0..FOLLOWERS).map(|_| Follower::new()).collect(),
             requests: vec![Request::None],
+            answered: BTreeMap::new(),
             next_request: 0,
             healed_at: None,
             steps_checked: rng.chance(150),
@@ -153,13 +172,9 @@ impl Cluster {
             cluster.checkers.durability.synced(id, &first);
             cluster.schedule(cluster.now_us + id, Event::Start { node: id });
         }
-        for at in 0..cluster.writers.len() {
-            cluster.schedule(1_000, Event::Writer { at });
-        }
         for at in 0..FOLLOWERS {
             cluster.schedule(2_000, Event::Follower { at });
         }
-        cluster.schedule(3_000, Event::Read);
         cluster
     }
 
@@ -304,6 +319,8 @@ impl Cluster {
             Event::Follower { at } => self.on_follower(at),
             Event::Read => self.on_read(),
             Event::Fault(fault) => self.on_fault(fault),
+            // Time reaches a moment at which somebody outside wants to look.
+            Event::Wake => Ok(()),
         }
     }
 
@@ -340,13 +357,13 @@ impl Cluster {
                         Message::Vote { term, .. } => self.checkers.voted(node, term.0, node)?,
                         _ => {}
                     }
-                    let arrivals = self.network.send(self.now_us, node, to.0);
+                    let arrivals = self.network.send_message(self.now_us, node, to.0, &message);
                     for at in arrivals.second.into_iter().chain(arrivals.first) {
                         self.schedule(at, Event::Message { from: node, to: to.0, message: message.clone() });
                     }
                 }
                 Effect::SendAppend { to, head, frames } => {
-                    let arrivals = self.network.send(self.now_us, node, to.0);
+                    let arrivals = self.network.send_append(self.now_us, node, to.0, &head, &frames);
                     for at in arrivals.second.into_iter().chain(arrivals.first) {
                         self.schedule(at, Event::Append { from: node, to: to.0, head, frames: frames.clone() });
                     }
@@ -495,7 +512,19 @@ impl Cluster {
                 self.input(node, |replica, now| replica.read_index(now, id))
             }
             Request::Transfer { to } => self.input(node, |replica, now| replica.transfer(now, id, NodeId(to))),
+            Request::Outside { group } => self.input(node, |replica, now| {
+                replica.append(id, group);
+                replica.flush(now);
+            }),
         }
+    }
+
+    /// Gives `group` to `node` at once. The answer comes into `answered` under the number returned.
+    pub(crate) fn append_from_outside(&mut self, node: u64, group: Group) -> Result<u64, Violation> {
+        self.next_request += 1;
+        self.requests.push(Request::Outside { group });
+        self.on_request(node, self.next_request)?;
+        Ok(self.next_request)
     }
 
     /// `node` answers a request: the moment at which its promises must hold.
@@ -515,6 +544,14 @@ impl Cluster {
                 };
             }
             Request::Transfer { .. } => return Ok(()),
+            Request::Outside { group } => {
+                if let Ok(Answer::Appended(placed)) = answer {
+                    self.checkers.acknowledged(placed.index, placed.first, group)?;
+                    self.stats.acked += 1;
+                }
+                self.answered.insert(request.0, answer);
+                return Ok(());
+            }
             Request::None => return unexpected(answer),
         };
         match (group, answer) {
@@ -663,7 +700,7 @@ impl Cluster {
         }
     }
 
-    fn read_back(&self) -> Checked {
+    pub(crate) fn read_back(&self) -> Checked {
         for node in &self.nodes {
             let Some(process) = &node.process else { continue };
             let mut frames = Vec::new();

@@ -139,14 +139,22 @@ impl Cluster {
         }
     }
 
-    /// Ends the process of `node`; with `power`, what its disk had not synced is gone in part.
+    /// Ends the process of `node` and starts it again after a while; with `power`, what its disk had not synced is gone in part.
     pub fn crash(&mut self, node: u64, power: bool) {
+        if self.stop(node, power) {
+            let pause = if self.healed_at.is_some() { 1_000 } else { self.rng.between(1_000, self.profile.down_us) };
+            self.schedule(self.now_us + pause, Event::Start { node });
+        }
+    }
+
+    /// Ends the process of `node` for good, as a crash does. Whether there was one.
+    pub(crate) fn stop(&mut self, node: u64, power: bool) -> bool {
         let half_written = self.rng.chance(600);
         let fails_in_write = self.rng.chance(300);
         let after = self.rng.below(4);
         let seed = self.rng.draw();
         let place = self.node_mut(node);
-        let Some(mut process) = place.process.take() else { return };
+        let Some(mut process) = place.process.take() else { return false };
         let mut torn = false;
         if half_written && !process.running.is_empty() {
             // The log thread was in the middle of it: some writes are out, no sync has returned.
@@ -171,8 +179,7 @@ impl Cluster {
         self.stats.torn_writes += u64::from(torn);
         self.trace.line(self.now_us, format_args!("n{node} crashes, power {power}, in a write {torn}"));
         self.tell_of_crash(node);
-        let pause = if self.healed_at.is_some() { 1_000 } else { self.rng.between(1_000, self.profile.down_us) };
-        self.schedule(self.now_us + pause, Event::Start { node });
+        true
     }
 
     fn tell_of_crash(&mut self, peer: u64) {

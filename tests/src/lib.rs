@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 mod faults;
+pub mod lab;
 pub mod network;
 pub mod node;
 pub mod profile;

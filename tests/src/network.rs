@@ -1,5 +1,9 @@
 //! The network between nodes: latency, loss, doubling, reordering, and cuts that need not be symmetric.
 
+use graven_frame::Frame;
+use graven_raft::{AppendHead, Message};
+
+use crate::lab::traffic::Traffic;
 use crate::profile::Profile;
 use crate::rng::Rng;
 
@@ -20,6 +24,8 @@ pub struct Network {
     reordering: u64,
     /// Messages lost to chance or cuts.
     pub lost: u64,
+    /// Takes the place of all of the above, and counts.
+    pub(crate) traffic: Option<Traffic>,
 }
 
 /// The simulated times at which the copies of one message arrive.
@@ -44,6 +50,23 @@ impl Network {
             doubling: profile.doubling,
             reordering: profile.reordering,
             lost: 0,
+            traffic: None,
+        }
+    }
+
+    /// When `message` arrives, sent now, if it does.
+    pub fn send_message(&mut self, now_us: u64, from: u64, to: u64, message: &Message) -> Arrivals {
+        match &mut self.traffic {
+            Some(traffic) => Arrivals { first: traffic.message(now_us, from, to, message), second: None },
+            None => self.send(now_us, from, to),
+        }
+    }
+
+    /// When an append arrives, sent now, if it does.
+    pub fn send_append(&mut self, now_us: u64, from: u64, to: u64, head: &AppendHead, frames: &[Frame]) -> Arrivals {
+        match &mut self.traffic {
+            Some(traffic) => Arrivals { first: traffic.append(now_us, from, to, head, frames), second: None },
+            None => self.send(now_us, from, to),
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Node {
     pub life: u64,
     /// The process, while it is up.
     pub process: Option<Process>,
+    /// Changes the daemon's settings for each life. Without it, appends and windows are drawn anew each time, mostly tiny.
+    pub(crate) configure: Option<fn(&mut graven_raft::Config)>,
 }
 
 /// One life of a node.
@@ -86,7 +88,7 @@ impl Node {
         let identity = Identity { cluster: 7, node: id, incarnation: u128::from(id) };
         let created = Wal::create(disk.clone(), identity, options(), std::slice::from_ref(first));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
-        Node { id, disk, life: 0, process: None }
+        Node { id, disk, life: 0, process: None, configure: None }
     }
 
     /// Opens the disk and starts a process on what is found there. Returns what was found.
@@ -107,9 +109,13 @@ impl Node {
         self.life += 1;
         let clock = Clock::start(rng, now_us, drift);
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
-        raft.window_bytes = WINDOW_BYTES;
-        raft.max_append_bytes = *rng.pick(&APPEND_BYTES);
-        raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
+        if let Some(configure) = self.configure {
+            configure(&mut raft);
+        } else {
+            raft.window_bytes = WINDOW_BYTES;
+            raft.max_append_bytes = *rng.pick(&APPEND_BYTES);
+            raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
+        }
         let state_machine = rng.chance(250);
         let config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
         let vote = recovered.hard_state.vote.map(NodeId);
