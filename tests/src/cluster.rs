@@ -554,7 +554,7 @@ impl Cluster {
             }
             Request::None => return unexpected(answer),
         };
-        match (group, answer) {
+        match (group, answer.clone()) {
             (Some(group), Ok(Answer::Appended(placed))) => {
                 let header = group.header();
                 if placed.count != header.count || Some(placed.sequence) != header.sequence {

@@ -286,7 +286,7 @@ impl Lab {
     /// The answer to `started`, once there is one.
     #[must_use]
     pub fn answer(&self, started: Started) -> Option<Result<Answer, Rejection>> {
-        self.cluster.answered.get(&started.request).copied()
+        self.cluster.answered.get(&started.request).cloned()
     }
 
     /// Looks for a leader among those who are live, ten times in about five seconds.
