@@ -51,6 +51,8 @@ mod membership;
 mod message;
 mod output;
 mod persist;
+#[doc(hidden)]
+pub mod planted;
 mod progress;
 mod quorum;
 mod read_index;
