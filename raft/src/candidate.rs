@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::core::Core;
 use crate::message::Message;
+use crate::planted::{Bug, is_planted};
 use crate::quorum;
 use crate::types::{LogId, NodeId, Role, Term};
 
@@ -59,6 +60,9 @@ impl Core {
 
     /// Asks whether it could win, in the term after its own (thesis 9.6).
     pub(crate) fn become_pre_candidate(&mut self) {
+        if is_planted(Bug::PreVoteSkipped) {
+            return self.become_candidate(Cause::Timeout);
+        }
         self.role = Role::PreCandidate;
         self.leader = None;
         self.restart_election_timer();
@@ -83,6 +87,10 @@ impl Core {
         let (term, last) = (self.hard.term, self.log.last_id());
         let transfer = cause == Cause::Transfer;
         for to in self.other_voters() {
+            if is_planted(Bug::VoteRequestBeforePersist) {
+                self.send(to, Message::Vote { term, last, transfer });
+                continue;
+            }
             self.send_after_persist(to, Message::Vote { term, last, transfer });
         }
     }
@@ -102,8 +110,7 @@ impl Core {
     }
 
     pub(crate) fn on_pre_vote(&mut self, from: NodeId, campaign: Term, last: LogId) {
-        let granted =
-            self.config.may_vote && !self.is_loyal() && campaign > self.hard.term && last >= self.log.last_id();
+        let granted = self.config.may_vote && !self.is_loyal() && campaign > self.hard.term && self.is_complete(last);
         self.send(from, Message::PreVoteReply { term: self.hard.term, campaign, granted });
     }
 
@@ -112,15 +119,18 @@ impl Core {
         if term < self.hard.term || (self.is_loyal() && !transfer) {
             return self.send(from, Message::VoteReply { term: self.hard.term, granted: false });
         }
-        let worthy = self.config.may_vote && last >= self.log.last_id();
+        let worthy = self.config.may_vote && self.is_complete(last);
         if term > self.hard.term {
             self.become_follower(term, worthy.then_some(from), None);
-        } else if worthy && self.hard.vote.is_none() && self.leader.is_none() {
+        } else if worthy && (self.hard.vote.is_none() || is_planted(Bug::VoteTwice)) && self.leader.is_none() {
             self.hard.vote = Some(from);
             self.persist_hard_state();
         }
         if worthy && self.hard.vote == Some(from) {
             self.restart_election_timer();
+            if is_planted(Bug::VoteBeforePersist) {
+                return self.send(from, Message::VoteReply { term, granted: true });
+            }
             // Power fails between this and the sync: the vote is forgotten, and was never heard of.
             self.send_after_persist(from, Message::VoteReply { term, granted: true });
         } else {
@@ -128,11 +138,17 @@ impl Core {
         }
     }
 
+    /// Whether a log that ends with `last` holds all that this one does, as far as it may be committed (Raft paper 5.4.1).
+    fn is_complete(&self, last: LogId) -> bool {
+        last >= self.log.last_id() || is_planted(Bug::VoteForShorterLog)
+    }
+
     /// Whether this node stands by its leader: it heard it within the minimum election timeout, or it is the leader and
     /// heard a quorum (thesis 4.2.3, 6.2).
     fn is_loyal(&self) -> bool {
         match self.role {
             Role::Leader => !self.quorum_lost(),
+            _ if is_planted(Bug::LoyaltyOff) => false,
             _ => self.heard_leader.is_some_and(|heard| self.now.since(heard) < self.config.election_us),
         }
     }

@@ -11,6 +11,7 @@ use crate::log::Log;
 use crate::message::Message;
 use crate::output::{Alarm, Output};
 use crate::persist::{DiskWatch, Pending};
+use crate::planted::{Bug, is_planted};
 use crate::progress::{Follower, Progress};
 use crate::read_index::Reads;
 use crate::transfer::Transfer;
@@ -172,10 +173,11 @@ impl Core {
     fn on_passed_term(&mut self, from: NodeId, message: &Message) {
         let term = self.hard.term;
         let reply = match *message {
-            Message::Heartbeat { round, .. } => {
+            Message::Heartbeat { round, .. } if is_planted(Bug::PassedRoundAnswered) => {
                 Message::HeartbeatReply { term, round, last: self.log.last(), verified: self.verified }
             }
-            Message::Commit { .. } | Message::TimeoutNow { .. } => {
+            // Its round is of another leadership: the sender may lead again by now, and has another round of that number.
+            Message::Heartbeat { .. } | Message::Commit { .. } | Message::TimeoutNow { .. } => {
                 Message::HeartbeatReply { term, round: 0, last: self.log.last(), verified: self.verified }
             }
             Message::ReadIndex { token, .. } => Message::ReadIndexReply { term, token, index: None },
@@ -235,7 +237,9 @@ impl Core {
         self.hard = HardState { term, vote };
         self.verified = Index(0);
         self.heard_leader = None;
-        self.persist_hard_state();
+        if vote.is_some() || !is_planted(Bug::TermNotPersisted) {
+            self.persist_hard_state();
+        }
     }
 
     /// Puts out role, term and leader when one of them changed. Reads that were forwarded to another leader fail here.

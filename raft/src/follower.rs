@@ -7,6 +7,7 @@
 use crate::core::Core;
 use crate::message::{AppendHead, Message};
 use crate::output::{Alarm, Output};
+use crate::planted::{Bug, is_planted};
 use crate::types::{Entry, EntryKind, Index, LogId, Membership, NodeId, Role, Tick};
 
 /// What the entries of an append mean for this log.
@@ -26,7 +27,7 @@ impl Core {
     /// drains the outputs before the next input.
     pub fn receive_append(&mut self, now: Tick, from: NodeId, head: AppendHead, entries: Vec<Entry>) {
         self.observe(now);
-        if head.term < self.hard.term {
+        if head.term < self.hard.term && !is_planted(Bug::PassedTermTaken) {
             // Of a passed term. The reply's term makes the old leader step down.
             return self.refuse_append(from, &head);
         }
@@ -40,7 +41,9 @@ impl Core {
             return self.malformed(from, "an append whose entries do not follow each other");
         }
         let end = head.prev.index.0 + entries.len() as u64;
-        if head.prev.index >= self.log.base().index && self.log.term_at(head.prev.index) != Some(head.prev.term) {
+        let prev = self.log.term_at(head.prev.index);
+        let follows = prev == Some(head.prev.term) || (prev.is_some() && is_planted(Bug::PrevUnchecked));
+        if head.prev.index >= self.log.base().index && !follows {
             return self.refuse_append(from, &head);
         }
         match self.find_new(&entries) {
@@ -78,8 +81,8 @@ impl Core {
                 continue;
             }
             match self.log.term_at(index) {
-                Some(held) if held == term => {}
-                Some(_) if index <= self.commit => return Finding::Diverged { index },
+                Some(held) if held == term && !is_planted(Bug::TruncatesWhatAgrees) => {}
+                Some(held) if held != term && index <= self.commit => return Finding::Diverged { index },
                 _ => return Finding::New { at },
             }
         }
@@ -145,7 +148,8 @@ impl Core {
     }
 
     fn learn_commit(&mut self, leader_commit: Index) {
-        let commit = leader_commit.min(self.verified);
+        let bound = if is_planted(Bug::CommitBeyondVerified) { self.log.last() } else { self.verified };
+        let commit = leader_commit.min(bound);
         if commit > self.commit {
             self.set_commit(commit);
         }

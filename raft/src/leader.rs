@@ -8,6 +8,7 @@ use crate::errors::ProposeError;
 use crate::membership;
 use crate::message::Message;
 use crate::output::{Alarm, Output};
+use crate::planted::{Bug, is_planted};
 use crate::progress::Progress;
 use crate::quorum;
 use crate::types::{EntryKind, EntryMeta, Index, LogId, NodeId, Role, Tick};
@@ -66,6 +67,10 @@ impl Core {
         self.progress.clear();
         self.sync_progress();
         self.tell_role();
+        if is_planted(Bug::NoopSkipped) {
+            self.term_start = self.log.base().index;
+            return self.broadcast_heartbeat();
+        }
         let id = self.append_own(EntryMeta::plain(EntryKind::Noop, 0));
         self.term_start = id.index;
         self.outputs.push_back(Output::Noop { id });
@@ -88,7 +93,8 @@ impl Core {
 
     /// A commit by counting: only an entry of this leader's own term (Raft paper 5.4.2, figure 8).
     pub(crate) fn maybe_commit(&mut self) {
-        let (id, durable) = (self.config.id, self.durable);
+        let id = self.config.id;
+        let durable = if is_planted(Bug::LeaderCountsUnsynced) { self.log.last() } else { self.durable };
         let counted = |node: NodeId| {
             if node == id {
                 return durable;
@@ -99,7 +105,8 @@ impl Core {
         let Some(reached) = quorum::reached(self.log.membership(), counted) else {
             return;
         };
-        if reached <= self.commit || self.log.term_at(reached) != Some(self.hard.term) {
+        let own = self.log.term_at(reached) == Some(self.hard.term) || is_planted(Bug::OldTermCommit);
+        if reached <= self.commit || !own {
             return;
         }
         self.set_commit(reached);
@@ -122,7 +129,7 @@ impl Core {
 
     /// The latest moment at which a quorum was heard of, lies an election timeout back (thesis 6.2).
     pub(crate) fn quorum_lost(&self) -> bool {
-        self.now >= self.quorum_deadline()
+        self.now >= self.quorum_deadline() && !is_planted(Bug::CheckQuorumOff)
     }
 
     fn quorum_deadline(&self) -> Tick {

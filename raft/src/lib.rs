@@ -53,6 +53,8 @@ mod membership;
 mod message;
 mod output;
 mod persist;
+#[doc(hidden)]
+pub mod planted;
 mod progress;
 pub mod quorum;
 mod read_index;

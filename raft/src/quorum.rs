@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::planted::{Bug, is_planted};
 use crate::types::{Membership, NodeId};
 
 /// What the votes given so far make of an election.
@@ -51,7 +52,7 @@ pub fn agreed(membership: &Membership, agrees: impl Fn(NodeId) -> bool) -> bool 
 }
 
 fn majority_reached<T: Ord + Copy>(voters: &BTreeSet<NodeId>, value: &impl Fn(NodeId) -> T) -> Option<T> {
-    let majority = voters.len() / 2 + 1;
+    let majority = voters.len() / 2 + usize::from(!is_planted(Bug::HalfIsEnough));
     let at_least = |floor: T| voters.iter().filter(|&&voter| value(voter) >= floor).count();
     voters.iter().map(|&voter| value(voter)).filter(|&candidate| at_least(candidate) >= majority).max()
 }

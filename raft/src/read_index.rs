@@ -10,6 +10,7 @@ use crate::core::Core;
 use crate::errors::ReadError;
 use crate::message::Message;
 use crate::output::Output;
+use crate::planted::{Bug, is_planted};
 use crate::quorum;
 use crate::types::{Index, NodeId, Role, Tick};
 
@@ -133,7 +134,8 @@ impl Core {
     /// Starts a round for those who wait, unless one is under way or this leader does not know yet what is committed: that
     /// is sure only with an entry of its own term (thesis 6.4, step 1).
     pub(crate) fn maybe_start_round(&mut self) {
-        if self.reads.round.is_some() || self.reads.waiting.is_empty() || !self.is_established() {
+        let knows = self.is_established() || is_planted(Bug::ReadBeforeOwnEntry);
+        if self.reads.round.is_some() || self.reads.waiting.is_empty() || !knows {
             return;
         }
         self.broadcast_heartbeat();
@@ -147,7 +149,8 @@ impl Core {
         let Some(number) = self.reads.round.as_ref().map(|round| round.number) else {
             return;
         };
-        if !quorum::agreed(self.log.membership(), |node| self.read_round_reached(node) >= number) {
+        let heard = |node| self.read_round_reached(node) >= number || is_planted(Bug::ReadRoundUnconfirmed);
+        if !quorum::agreed(self.log.membership(), heard) {
             return;
         }
         if let Some(round) = self.reads.round.take() {

@@ -8,6 +8,7 @@
 use crate::core::Core;
 use crate::message::{ConflictHint, Message};
 use crate::output::Output;
+use crate::planted::{Bug, is_planted};
 use crate::progress::{Asked, Inflight, ProgressState};
 use crate::types::{Index, LogId, NodeId, Tick};
 
@@ -207,7 +208,8 @@ impl Core {
         if last < sent.matched {
             self.lost_entries(at, last);
         }
-        let meet = self.log.meet(hint);
+        let back = self.progress[at].next.previous().previous();
+        let meet = if is_planted(Bug::HintIgnored) { back } else { self.log.meet(hint) };
         let follower = &mut self.progress[at];
         follower.become_probe(meet.next());
         follower.hopeful = true;
@@ -242,7 +244,7 @@ impl Core {
         let follower = &mut self.progress[at];
         let stuck = follower.matched < last && now.since(follower.moved) >= patience;
         let forgot = verified < follower.matched && follower.inflight.is_empty() && follower.asked.is_none();
-        if follower.state == ProgressState::Replicate && (stuck || forgot) {
+        if follower.state == ProgressState::Replicate && (stuck || forgot) && !is_planted(Bug::WatchdogOff) {
             follower.become_probe(follower.matched.next());
             follower.moved = now;
             follower.hopeful = false;

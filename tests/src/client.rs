@@ -35,6 +35,9 @@ pub struct Writer {
     /// Appends it may still make; without a bound while faults go on.
     budget: Option<u64>,
     fences: bool,
+    tiny: bool,
+    /// Appends sent again.
+    pub retries: u64,
 }
 
 #[derive(Debug)]
@@ -55,9 +58,9 @@ pub enum Wish {
 }
 
 impl Writer {
-    /// A writer in a cluster of `nodes` nodes.
+    /// A writer in a cluster of `nodes` nodes, whose appends are `tiny` or of all sizes.
     #[must_use]
-    pub fn new(id: u64, nodes: u64, mut rng: Rng) -> Writer {
+    pub fn new(id: u64, nodes: u64, tiny: bool, mut rng: Rng) -> Writer {
         Writer {
             id,
             target: rng.between(1, nodes + 1),
@@ -70,7 +73,9 @@ impl Writer {
             next_sequence: 1,
             pending: VecDeque::new(),
             budget: None,
-            fences: rng.chance(120),
+            fences: rng.chance(300),
+            tiny,
+            retries: 0,
             rng,
         }
     }
@@ -112,6 +117,12 @@ impl Writer {
         if self.pending.iter().any(|pending| pending.sent.is_some_and(|(_, at)| now_us - at > self.patience_us)) {
             self.move_on(None);
             self.send_again();
+        }
+        // Its process dies now and then: what it sent may land or not, and nobody will ever ask.
+        if self.budget.is_none() && self.rng.chance(4) {
+            self.session = None;
+            self.pending.clear();
+            return;
         }
         let mut fresh = 1 + self.rng.below(3);
         while fresh > 0 && self.pending.len() < self.window && self.budget != Some(0) {
@@ -175,6 +186,7 @@ impl Writer {
 
     fn send_again(&mut self) {
         for pending in &mut self.pending {
+            self.retries += u64::from(pending.sent.is_some());
             pending.sent = None;
         }
     }
@@ -193,9 +205,11 @@ impl Writer {
 
     fn make_group(&mut self, committed: u64) -> Group {
         let mut builder = GroupBuilder::new();
-        for at in 0..1 + self.rng.below(4) {
+        let records = if self.tiny { 1 } else { 1 + self.rng.below(4) };
+        for at in 0..records {
             let mut payload = format!("w{}.{:?}.{}.{at}.", self.id, self.session, self.next_sequence).into_bytes();
             let padding = match self.rng.below(1000) {
+                _ if self.tiny => 0,
                 // Larger than the replication window, sometimes than a segment.
                 0..2 => self.rng.below(90_000),
                 2..30 => self.rng.below(3_000),
@@ -208,8 +222,9 @@ impl Writer {
             }
         }
         // Never above what is committed: offsets only grow, so that a conflict is final.
-        let expected_offset = self.rng.chance(20).then_some(committed);
-        let fence = (self.fences && self.rng.chance(100)).then(|| 1 + self.rng.below(1 + committed / 64));
+        let expected_offset = self.rng.chance(30).then_some(committed);
+        // They grow, but not strictly: about half of them meet a higher one.
+        let fence = (self.fences && self.rng.chance(100)).then(|| 1 + committed / 16 + self.rng.below(16));
         builder.finish(GroupHeaderSpec {
             session: self.session,
             sequence: Some(self.next_sequence),

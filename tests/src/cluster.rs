@@ -8,21 +8,22 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use graven::members::{Member, MemberRole, Members};
-use graven::replica::{Alarm, Answer, Effect, Load, Now, Rejection, Replica, RequestId};
-use graven_frame::{Body, Chain, Frame, Group, HeaderSpec, Kind};
+use graven::replica::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, Replica};
+use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
 use graven_raft::invariants::check_step;
 use graven_raft::{AppendHead, Message, NodeId, Role};
 
-use crate::check::liveness::{self, Left};
-use crate::check::{Checked, Checkers, Violation};
-use crate::client::{Follower, Wish, Writer};
+use crate::check::membership::Maker;
+use crate::check::{Checked, Checkers, Violation, bounds};
+use crate::client::{Follower, Writer};
 use crate::faults::Fault;
 use crate::network::Network;
-use crate::node::Node;
+use crate::node::{Node, RING_BYTES, WINDOW_BYTES};
 use crate::profile::Profile;
 use crate::report::Stats;
 use crate::rng::Rng;
 use crate::trace::Trace;
+use crate::workload::Request;
 
 /// See the module's documentation.
 pub struct Cluster {
@@ -35,15 +36,17 @@ pub struct Cluster {
     /// Node 1 stands at 0.
     pub(crate) nodes: Vec<Node>,
     pub(crate) checkers: Checkers,
-    writers: Vec<Writer>,
-    followers: Vec<Follower>,
-    requests: Vec<Request>,
+    pub(crate) writers: Vec<Writer>,
+    pub(crate) followers: Vec<Follower>,
+    pub(crate) requests: Vec<Request>,
+    pub(crate) next_request: u64,
     /// Answers to requests from outside, by request, until they are fetched.
     pub(crate) answered: BTreeMap<u64, Result<Answer, Rejection>>,
-    pub(crate) next_request: u64,
     /// When the last message between a writer and a node arrives.
-    client_lanes: Vec<[u64; 16]>,
+    pub(crate) client_lanes: Vec<[u64; 16]>,
     pub(crate) healed_at: Option<u64>,
+    /// The append that is being taken in, when the input is one.
+    appending: Option<(u64, AppendHead)>,
     /// Whether each step of the core is compared with the one before: costs a copy of the core, so some runs only.
     steps_checked: bool,
     /// What happened, in numbers.
@@ -71,8 +74,33 @@ pub(crate) enum Event {
     Writer { at: usize },
     Follower { at: usize },
     Read,
-    Fault(Fault),
     Wake,
+    Fault(Fault),
+}
+
+impl Event {
+    /// The node whose process it is for.
+    fn node(&self) -> Option<u64> {
+        match self {
+            Event::Message { to, .. } | Event::Append { to, .. } => Some(*to),
+            Event::Lane { node, .. }
+            | Event::Tick { node, .. }
+            | Event::Flush { node, .. }
+            | Event::Applied { node, .. }
+            | Event::DiskStart { node, .. }
+            | Event::DiskDone { node, .. }
+            | Event::DiskIdle { node, .. }
+            | Event::Loaded { node, .. }
+            | Event::Request { node, .. } => Some(*node),
+            Event::Start { .. }
+            | Event::Answer { .. }
+            | Event::Writer { .. }
+            | Event::Follower { .. }
+            | Event::Read
+            | Event::Wake
+            | Event::Fault(_) => None,
+        }
+    }
 }
 
 struct Scheduled {
@@ -101,30 +129,6 @@ impl Ord for Scheduled {
     }
 }
 
-/// Somebody who waits for an answer.
-#[derive(Debug, Clone)]
-enum Request {
-    /// Number 0 is nobody's.
-    None,
-    Open {
-        writer: usize,
-    },
-    Append {
-        writer: usize,
-        group: Group,
-    },
-    Read {
-        floor: u64,
-    },
-    Transfer {
-        to: u64,
-    },
-    /// Of somebody who is none of the simulated clients and looks for the answer himself.
-    Outside {
-        group: Group,
-    },
-}
-
 /// Readers of the stream in every run.
 const FOLLOWERS: usize = 2;
 
@@ -146,7 +150,8 @@ impl Cluster {
         let mut rng = Rng::new(seed);
         let network = Network::new(rng.fork(), &profile);
         let first = first_frame(nodes);
-        let writers: Vec<_> = (0..rng.between(1, 4)).map(|id| Writer::new(id, nodes, rng.fork())).collect();
+        let writers: Vec<_> =
+            (0..rng.between(1, 4)).map(|id| Writer::new(id, nodes, profile.tiny, rng.fork())).collect();
         let mut cluster = Cluster {
             now_us: 0,
             sequence: 0,
@@ -158,9 +163,10 @@ impl Cluster {
             writers,
             followers: (0..FOLLOWERS).map(|_| Follower::new()).collect(),
             requests: vec![Request::None],
-            answered: BTreeMap::new(),
             next_request: 0,
+            answered: BTreeMap::new(),
             healed_at: None,
+            appending: None,
             steps_checked: rng.chance(150),
             stats: Stats::default(),
             trace,
@@ -176,62 +182,6 @@ impl Cluster {
             cluster.schedule(2_000, Event::Follower { at });
         }
         cluster
-    }
-
-    /// Lets everything run for `steps` events, faults included, then heals all and demands that all work gets done.
-    ///
-    /// # Errors
-    /// The property that does not hold.
-    pub fn run(&mut self, steps: u64) -> Checked {
-        self.schedule_faults();
-        while self.stats.steps < steps {
-            self.step()?;
-        }
-        self.heal();
-        self.run_until_done()?;
-        // Nobody appends any more: whoever starts again must find its way without new entries to carry it.
-        let node = self.rng.between(1, self.nodes.len() as u64 + 1);
-        let power = self.rng.chance(500);
-        self.crash(node, power);
-        self.healed_at = Some(self.now_us);
-        self.run_until_done()
-    }
-
-    /// Runs until nothing is left to do, and compares what all nodes read back.
-    ///
-    /// # Errors
-    /// The property that does not hold; liveness among them.
-    pub fn run_until_done(&mut self) -> Checked {
-        let healed = *self.healed_at.get_or_insert(self.now_us);
-        let mut looked = 0;
-        loop {
-            self.step()?;
-            if self.now_us < looked + 5_000 {
-                continue;
-            }
-            looked = self.now_us;
-            let left = self.left();
-            if left.is_nothing() {
-                break;
-            }
-            liveness::progress(self.now_us - healed, &left)?;
-        }
-        self.trace.line(self.now_us, format_args!("done"));
-        self.read_back()
-    }
-
-    /// Lets everything run until `until` says so.
-    ///
-    /// # Errors
-    /// The property that does not hold; liveness when that takes longer than a healed cluster gets.
-    pub fn run_while(&mut self, mut going: impl FnMut(&Cluster) -> bool) -> Checked {
-        let began = self.now_us;
-        while going(self) {
-            self.step()?;
-            let left = Left { leaderless: true, ..Left::default() };
-            liveness::progress(self.now_us - began, &left)?;
-        }
-        Ok(())
     }
 
     /// The node that leads the newest term, if any node leads.
@@ -259,6 +209,12 @@ impl Cluster {
         self.checkers.committed_records()
     }
 
+    /// Appends that writers sent again.
+    #[must_use]
+    pub fn retries(&self) -> u64 {
+        self.writers.iter().map(|writer| writer.retries).sum()
+    }
+
     pub(crate) fn node(&self, id: u64) -> &Node {
         &self.nodes[id as usize - 1]
     }
@@ -272,7 +228,7 @@ impl Cluster {
         self.events.push(Reverse(Scheduled { at: at.max(self.now_us), sequence: self.sequence, event }));
     }
 
-    fn after(&mut self, low_us: u64, high_us: u64, event: Event) {
+    pub(crate) fn after(&mut self, low_us: u64, high_us: u64, event: Event) {
         let at = self.now_us + self.rng.between(low_us, high_us);
         self.schedule(at, event);
     }
@@ -286,7 +242,13 @@ impl Cluster {
             return Err(Violation { property: "liveness", detail: "nothing will ever happen".into() });
         };
         self.now_us = next.at;
+        // A process that is paused gets everything at once when it goes on, in order.
+        if let Some(until) = next.event.node().and_then(|node| self.node(node).paused_until(next.at)) {
+            self.schedule(until, next.event);
+            return Ok(());
+        }
         self.stats.steps += 1;
+        self.checkers.step = self.stats.steps;
         match next.event {
             Event::Message { from, to, message } => {
                 self.trace.line(next.at, format_args!("n{from}->n{to} {message:?}"));
@@ -294,7 +256,10 @@ impl Cluster {
             }
             Event::Append { from, to, head, frames } => {
                 self.trace.line(next.at, format_args!("n{from}->n{to} {head:?} +{}", frames.len()));
-                self.input(to, |replica, now| replica.receive_append(now, NodeId(from), head, frames))
+                self.appending = Some((from, head));
+                let checked = self.input(to, |replica, now| replica.receive_append(now, NodeId(from), head, frames));
+                self.appending = None;
+                checked
             }
             Event::Lane { node, life, peer, stands } => self.input_of(node, life, |replica, now| match stands {
                 true => replica.reachable(now, NodeId(peer)),
@@ -318,13 +283,13 @@ impl Cluster {
             Event::Writer { at } => self.on_writer(at),
             Event::Follower { at } => self.on_follower(at),
             Event::Read => self.on_read(),
-            Event::Fault(fault) => self.on_fault(fault),
             // Time reaches a moment at which somebody outside wants to look.
             Event::Wake => Ok(()),
+            Event::Fault(fault) => self.on_fault(fault),
         }
     }
 
-    fn input(&mut self, node: u64, with: impl FnOnce(&mut Replica, Now)) -> Checked {
+    pub(crate) fn input(&mut self, node: u64, with: impl FnOnce(&mut Replica, Now)) -> Checked {
         let life = self.node(node).life;
         self.input_of(node, life, with)
     }
@@ -355,23 +320,24 @@ impl Cluster {
                     match message {
                         Message::VoteReply { term, granted: true } => self.checkers.voted(node, term.0, to.0)?,
                         Message::Vote { term, .. } => self.checkers.voted(node, term.0, node)?,
+                        Message::AppendReply { success: false, request, .. } => self.on_refusal(node, to.0, request)?,
                         _ => {}
                     }
-                    let arrivals = self.network.send_message(self.now_us, node, to.0, &message);
+                    let lag = self.node(to.0).lag_us();
+                    let arrivals = self.network.send_message(self.now_us + lag, node, to.0, &message);
                     for at in arrivals.second.into_iter().chain(arrivals.first) {
                         self.schedule(at, Event::Message { from: node, to: to.0, message: message.clone() });
                     }
                 }
                 Effect::SendAppend { to, head, frames } => {
-                    let arrivals = self.network.send_append(self.now_us, node, to.0, &head, &frames);
+                    let lag = self.node(to.0).lag_us();
+                    let arrivals = self.network.send_append(self.now_us + lag, node, to.0, &head, &frames);
                     for at in arrivals.second.into_iter().chain(arrivals.first) {
                         self.schedule(at, Event::Append { from: node, to: to.0, head, frames: frames.clone() });
                     }
                 }
                 Effect::Disk(job) => {
-                    for frame in &job.frames {
-                        self.checkers.writing(node, frame)?;
-                    }
+                    self.check_job(node, &job)?;
                     let Some(process) = self.node_mut(node).process.as_mut() else { continue };
                     process.queue.push_back(job);
                     if !std::mem::replace(&mut process.disk_busy, true) {
@@ -385,9 +351,9 @@ impl Cluster {
                     if role == Role::Leader {
                         self.stats.elections += 1;
                         self.checkers.elected(node, term.0)?;
-                        if self.rng.chance(self.profile.depose) {
-                            self.after(0, 30_000, Event::Fault(Fault::Depose(node)));
-                        }
+                        self.maybe_depose(node);
+                    } else {
+                        self.checkers.deposed(node);
                     }
                 }
                 Effect::Alarm(Alarm::DiskStalled) => dead = true,
@@ -404,14 +370,51 @@ impl Cluster {
         Ok(())
     }
 
+    /// `node` refuses the append that it was just given.
+    fn on_refusal(&mut self, node: u64, to: u64, request: u64) -> Checked {
+        let Some((from, head)) = self.appending.filter(|(_, head)| head.request == request) else { return Ok(()) };
+        let leads = |replica: &Replica| replica.leads() && replica.view().term == head.term;
+        // An append of a passed term is refused for that alone.
+        let follows = |replica: &Replica| replica.view().term == head.term;
+        if from != to || !self.replica(to).is_some_and(leads) || !self.replica(node).is_some_and(follows) {
+            return Ok(());
+        }
+        let life = self.node(node).life;
+        self.checkers.append_refused((node, life), to, head.term.0, head.prev.index.0)
+    }
+
+    /// Lets the checkers look at what `node` is about to write.
+    fn check_job(&mut self, node: u64, job: &DiskJob) -> Checked {
+        let Some(replica) = self.nodes[node as usize - 1].process.as_ref().map(|process| &process.replica) else {
+            return Ok(());
+        };
+        let view = replica.view();
+        let maker = Maker { commit: view.commit_index, established: replica.core().is_established() };
+        for frame in &job.frames {
+            let made = replica.leads() && frame.header().term == view.term.0;
+            self.checkers.writing(node, frame, made.then_some(maker))?;
+        }
+        Ok(())
+    }
+
     /// Lets the checkers look at `node`, and sees to its next tick.
     fn look(&mut self, node: u64) -> Checked {
         let now_us = self.now_us;
+        let peers = self.nodes.len() - 1;
         let place = &mut self.nodes[node as usize - 1];
         let life = place.life;
         let Some(process) = place.process.as_mut() else { return Ok(()) };
         process.replica.check();
         let view = process.replica.view();
+        let standing = bounds::Standing {
+            ring_bytes: RING_BYTES,
+            window_bytes: WINDOW_BYTES,
+            peers,
+            last: view.last_index,
+            commit: view.commit_index,
+            readable: view.readable_index,
+        };
+        bounds::check(node, &process.replica.footprint(), &standing, process.replica.core().progress())?;
         let mut tick_at = None;
         if let Some(deadline) = process.replica.next_deadline() {
             // A deadline that has passed is not asked for again at once, or time would stand still.
@@ -445,7 +448,8 @@ impl Cluster {
     fn on_tick(&mut self, node: u64, life: u64) -> Checked {
         let now_us = self.now_us;
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
-        if process.tick_at != Some(now_us) {
+        // One that was superseded by an earlier one; the one in force may be late, after a pause.
+        if process.tick_at.is_none_or(|at| at > now_us) {
             return Ok(());
         }
         process.tick_at = None;
@@ -473,13 +477,13 @@ impl Cluster {
     }
 
     fn on_start(&mut self, node: u64) -> Checked {
-        let (now_us, drift) = (self.now_us, self.profile.drift);
+        let (now_us, profile) = (self.now_us, self.profile);
         let mut rng = self.rng.fork();
         let place = self.node_mut(node);
         if place.process.is_some() {
             return Ok(());
         }
-        let (recovered, frames) = match place.start(&mut rng, now_us, drift) {
+        let (recovered, frames) = match place.start(&mut rng, now_us, &profile) {
             Ok(found) => found,
             Err(error) => return self.on_failed_start(node, &error),
         };
@@ -487,235 +491,18 @@ impl Cluster {
             self.now_us,
             format_args!("n{node} starts: {} entries, {:?}", recovered.last_index, recovered.hard_state),
         );
+        if self.rng.chance(self.profile.slow_lives) {
+            let lag = self.rng.between(1_000, 30_000);
+            self.stats.slow_lives += 1;
+            self.trace.line(self.now_us, format_args!("n{node} is slow, by {lag}"));
+            if let Some(process) = &mut self.node_mut(node).process {
+                process.lag_us = Some(lag);
+            }
+        }
         let hard_state = recovered.hard_state;
         self.checkers.durability.recovered_hard_state(node, hard_state.term, hard_state.vote)?;
         self.checkers.started(node, &frames, recovered.known_commit)?;
         self.carry_out(node)
-    }
-
-    fn on_request(&mut self, node: u64, request: u64) -> Checked {
-        let life = self.node(node).life;
-        let id = RequestId(request);
-        match self.requests[request as usize].clone() {
-            Request::None => Ok(()),
-            Request::Open { .. } => self.input(node, |replica, now| replica.open_session(now, id)),
-            Request::Append { group, .. } => {
-                let Some(process) = self.node_mut(node).process.as_mut() else { return Ok(()) };
-                if !std::mem::replace(&mut process.flushing, true) {
-                    self.after(0, 60, Event::Flush { node, life });
-                }
-                self.input(node, |replica, _| replica.append(id, group))
-            }
-            Request::Read { .. } => {
-                let floor = self.checkers.read_began();
-                self.requests[request as usize] = Request::Read { floor };
-                self.input(node, |replica, now| replica.read_index(now, id))
-            }
-            Request::Transfer { to } => self.input(node, |replica, now| replica.transfer(now, id, NodeId(to))),
-            Request::Outside { group } => self.input(node, |replica, now| {
-                replica.append(id, group);
-                replica.flush(now);
-            }),
-        }
-    }
-
-    /// Gives `group` to `node` at once. The answer comes into `answered` under the number returned.
-    pub(crate) fn append_from_outside(&mut self, node: u64, group: Group) -> Result<u64, Violation> {
-        self.next_request += 1;
-        self.requests.push(Request::Outside { group });
-        self.on_request(node, self.next_request)?;
-        Ok(self.next_request)
-    }
-
-    /// `node` answers a request: the moment at which its promises must hold.
-    fn on_answer(&mut self, node: u64, request: RequestId, answer: Result<Answer, Rejection>) -> Checked {
-        self.trace.line(self.now_us, format_args!("n{node} answers {}: {answer:?}", request.0));
-        let unexpected = |answer| {
-            Err(Violation { property: "answers", detail: format!("node {node} answers {request:?} with {answer:?}") })
-        };
-        let (writer, group) = match &self.requests[request.0 as usize] {
-            Request::Open { writer } => (*writer, None),
-            Request::Append { writer, group } => (*writer, Some(group)),
-            Request::Read { floor } => {
-                return match answer {
-                    Ok(Answer::ReadIndex { next_offset }) => self.checkers.read_answered(*floor, next_offset),
-                    Ok(other) => unexpected(Ok(other)),
-                    Err(_) => Ok(()),
-                };
-            }
-            Request::Transfer { .. } => return Ok(()),
-            Request::Outside { group } => {
-                if let Ok(Answer::Appended(placed)) = answer {
-                    self.checkers.acknowledged(placed.index, placed.first, group)?;
-                    self.stats.acked += 1;
-                }
-                self.answered.insert(request.0, answer);
-                return Ok(());
-            }
-            Request::None => return unexpected(answer),
-        };
-        match (group, answer.clone()) {
-            (Some(group), Ok(Answer::Appended(placed))) => {
-                let header = group.header();
-                if placed.count != header.count || Some(placed.sequence) != header.sequence {
-                    return unexpected(answer);
-                }
-                self.checkers.acknowledged(placed.index, placed.first, group)?;
-                self.stats.acked += 1;
-            }
-            (None, Ok(Answer::SessionOpened { session })) => self.checkers.session_opened(session)?,
-            (Some(group), Err(Rejection::Conflict { .. } | Rejection::Fenced { .. })) => {
-                self.checkers.refused(group)?
-            }
-            // No session of these clients is old enough to be forgotten.
-            (_, Ok(_) | Err(Rejection::SessionExpired | Rejection::Malformed)) => return unexpected(answer),
-            (_, Err(_)) => {}
-        }
-        if self.rng.chance(self.profile.client_loss) {
-            return Ok(());
-        }
-        let at = self.lane(writer, node as usize + 8);
-        self.schedule(at, Event::Answer { request: request.0, answer });
-        Ok(())
-    }
-
-    /// When the next message on a lane of a client arrives: its stream keeps order.
-    fn lane(&mut self, writer: usize, lane: usize) -> u64 {
-        let at = (self.now_us + self.rng.between(30, 300)).max(self.client_lanes[writer][lane]);
-        self.client_lanes[writer][lane] = at;
-        at
-    }
-
-    fn on_writer(&mut self, at: usize) -> Checked {
-        let committed = self.checkers.committed_records();
-        let mut wishes = Vec::new();
-        let writer = &mut self.writers[at];
-        writer.act(self.now_us, committed, &mut self.next_request, &mut wishes);
-        let (target, pause) = (writer.target, writer.pause_us());
-        for (request, wish) in wishes {
-            self.requests.push(match wish {
-                Wish::Open => Request::Open { writer: at },
-                Wish::Append(group) => Request::Append { writer: at, group },
-            });
-            if !self.rng.chance(self.profile.client_loss) {
-                let arrives = self.lane(at, target as usize);
-                self.schedule(arrives, Event::Request { node: target, request });
-            }
-        }
-        self.schedule(self.now_us + pause, Event::Writer { at });
-        Ok(())
-    }
-
-    fn ask(&mut self, node: u64, request: Request) {
-        self.next_request += 1;
-        self.requests.push(request);
-        self.after(30, 300, Event::Request { node, request: self.next_request });
-    }
-
-    /// Asks `node` to hand leadership to `to`.
-    pub(crate) fn ask_transfer(&mut self, node: u64, to: u64) {
-        self.ask(node, Request::Transfer { to });
-    }
-
-    fn on_read(&mut self) -> Checked {
-        let any = self.rng.between(1, self.nodes.len() as u64 + 1);
-        // Who was deposed and does not know it is the one to ask.
-        let leads = |node: &&Node| node.process.as_ref().is_some_and(|process| process.replica.leads());
-        let oldest = self.nodes.iter().filter(leads).min_by_key(|node| {
-            let replica = node.process.as_ref().map(|process| &process.replica);
-            replica.map(|replica| replica.view().term)
-        });
-        let oldest = oldest.map_or(any, |node| node.id);
-        let node = if self.rng.chance(400) { oldest } else { any };
-        self.ask(node, Request::Read { floor: 0 });
-        self.after(1_000, 30_000, Event::Read);
-        Ok(())
-    }
-
-    fn on_follower(&mut self, at: usize) -> Checked {
-        self.after(2_000, 30_000, Event::Follower { at });
-        let count = self.nodes.len() as u64;
-        let next = self.checkers.reader_next(at);
-        let moves = self.rng.chance(30);
-        let stale = self.rng.chance(300);
-        let other = self.rng.between(1, count + 1);
-        let follower = &mut self.followers[at];
-        if moves || follower.feed.is_none() || self.nodes[follower.node as usize - 1].alive(follower.life).is_none() {
-            follower.node = other;
-            follower.life = self.nodes[other as usize - 1].life;
-            follower.feed = Some(graven::replica::feed::Feed::new(next));
-            follower.view = None;
-        }
-        let Some(process) = self.nodes[follower.node as usize - 1].process.as_ref() else {
-            follower.feed = None;
-            return Ok(());
-        };
-        let Some(feed) = &mut follower.feed else { return Ok(()) };
-        // The view that a reader's task has may be an old one.
-        let news = process.replica.view();
-        let view = follower.view.filter(|_| stale).unwrap_or(news);
-        follower.view = Some(news);
-        for _ in 0..4 {
-            match feed.step(&view) {
-                graven::replica::feed::Step::Read => {
-                    let frames = feed.read(&process.reader, &view, 4096).map_err(|error| Violation {
-                        property: "P4",
-                        detail: format!("node {} cannot read for its reader at {next}: {error}", follower.node),
-                    })?;
-                    for frame in &frames {
-                        self.checkers.delivered(at, frame)?;
-                    }
-                }
-                graven::replica::feed::Step::CaughtUp { next_offset } => {
-                    self.checkers.caught_up(at, next_offset, view.next_offset)?;
-                }
-                graven::replica::feed::Step::Wait => break,
-                graven::replica::feed::Step::Trimmed { from, to } => {
-                    let detail = format!("reader {at} is told that {from} to {to} were trimmed; nothing was");
-                    return Err(Violation { property: "P4", detail });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets writers finish: each makes a few more appends, to show that the healed cluster takes them.
-    pub(crate) fn finish_writers(&mut self) {
-        for writer in &mut self.writers {
-            writer.finish_after(3);
-        }
-    }
-
-    fn left(&self) -> Left {
-        let entries = self.checkers.log().len() as u64;
-        let records = self.checkers.committed_records();
-        let shows = |node: &Node| node.process.as_ref().map_or(0, |process| process.replica.view().readable_index);
-        let behind = self.nodes.iter().map(|node| (node.id, shows(node))).filter(|(_, shown)| *shown != entries);
-        let readers = (0..self.followers.len()).filter(|at| self.checkers.reader_next(*at) != records);
-        Left {
-            clients: self.writers.iter().filter(|writer| !writer.is_finished()).map(|writer| writer.id).collect(),
-            readers: readers.map(|at| at as u64).collect(),
-            nodes: behind.collect(),
-            leaderless: self.leader().is_none(),
-        }
-    }
-
-    pub(crate) fn read_back(&self) -> Checked {
-        for node in &self.nodes {
-            let Some(process) = &node.process else { continue };
-            let mut frames = Vec::new();
-            for index in 1..=process.replica.view().readable_index {
-                match process.reader.frame(index) {
-                    Ok(frame) => frames.push(frame),
-                    Err(error) => {
-                        let detail = format!("node {} cannot read entry {index}: {error}", node.id);
-                        return Err(Violation { property: "P2", detail });
-                    }
-                }
-            }
-            self.checkers.read_back(node.id, &frames)?;
-        }
-        Ok(())
     }
 }
 

@@ -1,11 +1,12 @@
 //! What goes wrong: crashes, partitions, disks that fail or dawdle, leadership pushed around. And the end of it.
 
-use graven_wal::sim::{Fault as Fail, Op};
+use graven_wal::sim::{Fault as Fail, Op, SECTOR_BYTES, SimDisk, Unsynced};
 
 use crate::check::{Checked, Violation};
 use crate::cluster::{Cluster, Event};
 use crate::node::StartError;
 use crate::profile::Profile;
+use crate::rng::Rng;
 
 /// A fault that comes again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,7 @@ pub(crate) enum Fault {
     Full,
     Room,
     Transfer,
+    Pause,
     /// The node was just elected.
     Depose(u64),
     CutOff(u64),
@@ -30,12 +32,13 @@ impl Cluster {
             Fault::Disk => self.profile.disk_fault_us,
             Fault::Transfer => self.profile.transfer_us,
             Fault::Full => self.profile.full_us,
+            Fault::Pause => self.profile.pause_us,
             Fault::Mend | Fault::Room | Fault::Depose(_) | Fault::CutOff(_) => 0,
         }
     }
 
     pub(crate) fn schedule_faults(&mut self) {
-        for fault in [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Full, Fault::Transfer] {
+        for fault in [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Full, Fault::Transfer, Fault::Pause] {
             self.schedule_fault(fault);
         }
     }
@@ -52,32 +55,10 @@ impl Cluster {
         if self.healed_at.is_some() {
             return Ok(());
         }
-        let nodes = self.nodes.len() as u64;
-        let node = self.rng.between(1, nodes + 1);
+        let node = self.rng.between(1, self.nodes.len() as u64 + 1);
         match fault {
-            Fault::Crash => {
-                // The leader is the most interesting one to lose.
-                let node = if self.rng.chance(300) { self.leader().unwrap_or(node) } else { node };
-                let power = self.rng.chance(self.profile.power);
-                let in_write = self.rng.chance(400);
-                match &mut self.node_mut(node).process {
-                    Some(process) if in_write => process.doomed = Some(power),
-                    _ => self.crash(node, power),
-                }
-                // The whole site loses power.
-                if power && self.rng.chance(60) {
-                    (1..=nodes).for_each(|node| self.crash(node, true));
-                }
-            }
-            Fault::Partition => {
-                self.network.heal();
-                let shape = self.network.partition(nodes);
-                self.stats.partitions += 1;
-                self.trace.line(self.now_us, format_args!("partition: {shape}"));
-                self.tell_lanes(false);
-                let at = self.now_us + self.rng.between(20_000, 900_000);
-                self.schedule(at, Event::Fault(Fault::Mend));
-            }
+            Fault::Crash => self.crash_somebody(node),
+            Fault::Partition => self.partition(),
             Fault::Mend => {
                 self.trace.line(self.now_us, format_args!("partition ends"));
                 self.tell_lanes(true);
@@ -94,35 +75,104 @@ impl Cluster {
                 self.trace.line(self.now_us, format_args!("disk of n{node} is full"));
                 let disk = &self.node(node).disk;
                 disk.full(Some(disk.used_bytes() + room));
-                let at = self.now_us + self.rng.between(50_000, 700_000);
-                self.schedule(at, Event::Fault(Fault::Room));
+                self.stats.full_disks += 1;
+                self.after(50_000, 700_000, Event::Fault(Fault::Room));
             }
-            Fault::Depose(node) if self.rng.chance(500) => {
+            Fault::Room => self.nodes.iter().for_each(|node| node.disk.full(None)),
+            Fault::Transfer => self.push_leadership(node),
+            Fault::Pause => self.pause(node),
+            Fault::Depose(node) => {
                 let power = self.rng.chance(self.profile.power);
                 self.crash(node, power);
             }
-            Fault::Depose(node) | Fault::CutOff(node) => {
-                self.trace.line(self.now_us, format_args!("n{node} is cut off"));
-                self.network.isolate(node);
-                self.stats.partitions += 1;
-                let at = self.now_us + self.rng.between(20_000, 600_000);
-                self.schedule(at, Event::Fault(Fault::Mend));
-            }
-            Fault::Room => self.nodes.iter().for_each(|node| node.disk.full(None)),
-            Fault::Transfer => {
-                let asked = self.leader().unwrap_or(node);
-                let to = self.rng.between(1, nodes + 1);
-                self.trace.line(self.now_us, format_args!("n{asked} is asked to hand over to n{to}"));
-                self.ask_transfer(asked, to);
-                // It leads on in its own eyes, while the one it called upon wins without asking for its patience.
-                if self.rng.chance(400) {
-                    let at = self.now_us + self.rng.between(300, 4_000);
-                    self.schedule(at, Event::Fault(Fault::CutOff(asked)));
-                }
-            }
+            Fault::CutOff(node) => self.cut_off(node),
         }
         self.schedule_fault(fault);
         Ok(())
+    }
+
+    fn crash_somebody(&mut self, node: u64) {
+        // The leader is the most interesting one to lose.
+        let node = if self.rng.chance(300) { self.leader().unwrap_or(node) } else { node };
+        let power = self.rng.chance(self.profile.power);
+        let in_write = self.rng.chance(self.profile.in_write);
+        match &mut self.node_mut(node).process {
+            Some(process) if in_write => process.doomed = Some(power),
+            _ => self.crash(node, power),
+        }
+        // The whole site loses power.
+        if power && self.rng.chance(60) {
+            (1..=self.nodes.len() as u64).for_each(|node| self.crash(node, true));
+        }
+    }
+
+    fn partition(&mut self) {
+        self.network.heal();
+        let shape = self.network.partition(self.nodes.len() as u64);
+        self.stats.partitions += 1;
+        self.trace.line(self.now_us, format_args!("partition: {shape}"));
+        self.tell_lanes(false);
+        self.after(20_000, 900_000, Event::Fault(Fault::Mend));
+    }
+
+    fn push_leadership(&mut self, node: u64) {
+        let asked = self.leader().unwrap_or(node);
+        let to = self.rng.between(1, self.nodes.len() as u64 + 1);
+        self.trace.line(self.now_us, format_args!("n{asked} is asked to hand over to n{to}"));
+        self.stats.transfers += 1;
+        self.ask_transfer(asked, to);
+        // It leads on in its own eyes, while the one it called upon wins without asking for its patience.
+        if self.rng.chance(400) {
+            self.after(300, 4_000, Event::Fault(Fault::CutOff(asked)));
+        }
+    }
+
+    /// The process of `node` stands still, mostly for as long as an election takes: it goes on as what it was.
+    fn pause(&mut self, node: u64) {
+        let node = if self.rng.chance(500) { self.leader().unwrap_or(node) } else { node };
+        let most = *self.rng.pick(&[30_000, 500_000, 500_000, 3_000_000]);
+        let until = self.now_us + self.rng.between(1_000, most);
+        let place = self.node_mut(node);
+        if place.process.is_some() {
+            place.paused_until = until;
+            self.stats.pauses += 1;
+            self.trace.line(self.now_us, format_args!("n{node} stands still until {until}"));
+        }
+    }
+
+    fn cut_off(&mut self, node: u64) {
+        self.trace.line(self.now_us, format_args!("n{node} is cut off"));
+        self.network.isolate(node);
+        self.stats.partitions += 1;
+        self.after(20_000, 600_000, Event::Fault(Fault::Mend));
+    }
+
+    /// What `node` writes now reaches few or none, and then it dies: tails of its term stay in a minority of the logs.
+    fn mute(&mut self, node: u64) {
+        let nodes = self.nodes.len() as u64;
+        let reached = self.rng.below(nodes / 2 + 1);
+        self.trace.line(self.now_us, format_args!("n{node} is heard by {reached} at most"));
+        self.network.mute(node, nodes, reached);
+        self.stats.partitions += 1;
+        self.after(2_000, 40_000, Event::Fault(Fault::Depose(node)));
+        self.after(2_000, 40_000, Event::Fault(Fault::Mend));
+    }
+
+    /// `node` was just elected: some profiles do not leave it in peace. What it holds is in doubt the most while its first entries
+    /// are on their way.
+    pub(crate) fn maybe_depose(&mut self, node: u64) {
+        if self.healed_at.is_some() || !self.rng.chance(self.profile.depose) {
+            return;
+        }
+        self.stats.deposed += 1;
+        let soon = 6 * self.profile.latency_us;
+        match self.rng.below(5) {
+            // At once: what it says as a leader is still to leave.
+            0 | 1 => self.mute(node),
+            2 => self.after(0, soon, Event::Fault(Fault::CutOff(node))),
+            3 => self.after(0, soon, Event::Fault(Fault::Depose(node))),
+            _ => self.after(0, 30_000, Event::Fault(Fault::Depose(node))),
+        }
     }
 
     /// Some lanes notice soon that they are cut, some later, some never; the same when they stand again.
@@ -155,6 +205,7 @@ impl Cluster {
         let seed = self.rng.draw();
         let place = self.node_mut(node);
         let Some(mut process) = place.process.take() else { return false };
+        place.paused_until = 0;
         let mut torn = false;
         if half_written && !process.running.is_empty() {
             // The log thread was in the middle of it: some writes are out, no sync has returned.
@@ -172,8 +223,14 @@ impl Cluster {
         }
         drop(process);
         if power {
+            let flips = self.rng.chance(self.profile.flips);
+            let mut rng = self.rng.fork();
             let place = self.node_mut(node);
-            place.disk = place.disk.crash(seed);
+            let after = place.disk.crash(seed);
+            let before = std::mem::replace(&mut place.disk, after);
+            if flips {
+                self.stats.flips += flip_bits(&before, &self.node(node).disk, &mut rng);
+            }
         }
         self.stats.crashes += 1;
         self.stats.torn_writes += u64::from(torn);
@@ -192,107 +249,6 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn on_disk_start(&mut self, node: u64, life: u64) -> Checked {
-        let slow = self.profile.slow_sync;
-        let takes = if self.healed_at.is_none() && self.rng.chance(slow) {
-            let most = if self.rng.chance(50) { 2_500_000 } else { 50_000 };
-            self.rng.below(most)
-        } else {
-            self.rng.between(60, 400)
-        };
-        let now_us = self.now_us;
-        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
-        let queued = std::mem::take(&mut process.queue);
-        process.running.extend(queued);
-        self.schedule(now_us + takes, Event::DiskDone { node, life });
-        Ok(())
-    }
-
-    pub(crate) fn on_disk_done(&mut self, node: u64, life: u64) -> Checked {
-        let now_us = self.now_us;
-        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
-        if let Some(power) = process.doomed {
-            self.crash(node, power);
-            return Ok(());
-        }
-        let jobs: Vec<_> = process.running.iter().cloned().collect();
-        let ran = match process.run_disk() {
-            Ok(ran) => ran,
-            Err(error) => {
-                let first = jobs.iter().flat_map(|job| &job.frames).map(|frame| frame.header().index).min();
-                self.checkers.durability.doubted(node, first.unwrap_or(u64::MAX));
-                return self.on_disk_error(node, &error);
-            }
-        };
-        let more = !process.queue.is_empty();
-        process.disk_busy = more || !process.running.is_empty();
-        let again = process.disk_busy;
-        let (done, full) = process.reported;
-        // A job that waits for room may have its term and vote on the disk already.
-        let waiting = process.running.front().map(|job| (job.sequence, job.hard_state));
-        for job in &jobs {
-            let done = ran.done.is_some_and(|done| job.sequence <= done);
-            if let Some(hard_state) = job.hard_state
-                && (done || waiting == Some((job.sequence, None)))
-            {
-                let vote = hard_state.vote.map(|node| node.0);
-                self.checkers.durability.hard_state(node, hard_state.term.0, vote);
-            }
-            for frame in job.frames.iter().filter(|_| done) {
-                self.checkers.durability.synced(node, frame);
-            }
-        }
-        self.trace.line(now_us, format_args!("n{node} synced {:?}", ran.done));
-        if again {
-            let pause = if ran.disk_full { 2_000 } else { 20 };
-            // Room is found by preparing a segment; the daemon does so between its attempts.
-            if ran.disk_full
-                && let Some(process) = self.node_mut(node).alive(life)
-                && let Err(error) = process.use_idle()
-            {
-                return self.on_disk_error(node, &error);
-            }
-            self.schedule(now_us + pause, Event::DiskStart { node, life });
-        } else {
-            let at = now_us + self.rng.between(500, 10_000);
-            self.schedule(at, Event::DiskIdle { node, life });
-        }
-        self.input_of(node, life, |replica, now| replica.disk_done(now, done, full))
-    }
-
-    /// The log thread has nothing to do: sync points and the preparation of segments have their turn.
-    pub(crate) fn on_disk_idle(&mut self, node: u64, life: u64) -> Checked {
-        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
-        if process.disk_busy {
-            return Ok(());
-        }
-        if let Err(error) = process.use_idle() {
-            return self.on_disk_error(node, &error);
-        }
-        let (done, was_full) = process.reported;
-        let full = was_full && process.wal.disk_full();
-        process.reported.1 = full;
-        if full || process.wal.sync_point_due() {
-            self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });
-        }
-        if was_full && !full {
-            return self.input_of(node, life, |replica, now| replica.disk_done(now, done, false));
-        }
-        Ok(())
-    }
-
-    /// The log is closed for good: the process ends, as the daemon's does, with or without a loss of power.
-    fn on_disk_error(&mut self, node: u64, error: &graven_wal::AppendError) -> Checked {
-        self.trace.line(self.now_us, format_args!("n{node} {error}"));
-        if !matches!(error, graven_wal::AppendError::Closed { .. }) {
-            return Err(Violation { property: "disk", detail: format!("node {node}: the log refuses a job: {error}") });
-        }
-        self.stats.failed_syncs += 1;
-        let power = self.rng.chance(500);
-        self.crash(node, power);
-        Ok(())
-    }
-
     pub(crate) fn on_failed_start(&mut self, node: u64, error: &StartError) -> Checked {
         self.trace.line(self.now_us, format_args!("n{node} does not start: {error:?}"));
         // Every I/O error comes from a fault that was ordered; met while the log is opened, it is used up now.
@@ -308,13 +264,60 @@ impl Cluster {
         self.trace.line(self.now_us, format_args!("all heals"));
         self.healed_at = Some(self.now_us);
         self.network.calm();
-        self.profile = Profile { client_loss: 0, slow_sync: 0, ..self.profile };
+        self.profile = Profile { client_loss: 0, slow_sync: 0, slow_lives: 0, pace: 1, ..self.profile };
         for node in 1..=self.nodes.len() as u64 {
             self.node(node).disk.full(None);
-            if self.node(node).process.is_none() {
-                self.schedule(self.now_us + 1_000, Event::Start { node });
+            match &mut self.node_mut(node).process {
+                Some(process) => process.lag_us = None,
+                None => self.schedule(self.now_us + 1_000, Event::Start { node }),
             }
         }
         self.finish_writers();
+    }
+}
+
+/// Flips one bit of `after`, which is what `before` became when power was lost, in a byte that was written and not synced, and
+/// survived: what a medium may make of a sector that it was writing. Returns how many bits it flipped.
+fn flip_bits(before: &SimDisk, after: &SimDisk, rng: &mut Rng) -> u64 {
+    let sectors: Vec<_> = before.unsynced();
+    let synced = before.crash_keeping(|_| false);
+    for _ in 0..4_u64.min(sectors.len() as u64) {
+        let Unsynced::Sector(name, sector) = rng.pick(&sectors) else { continue };
+        let bytes = [before, &synced, after].map(|disk| disk.bytes_of(name).unwrap_or_default());
+        let byte = |of: usize, at: usize| bytes[of].get(at).copied().unwrap_or(0);
+        let from = *sector as usize * SECTOR_BYTES;
+        let differ = |at: &usize| byte(0, *at) != byte(1, *at) && byte(2, *at) == byte(0, *at);
+        let candidates: Vec<_> = (from..from + SECTOR_BYTES).filter(differ).collect();
+        if !candidates.is_empty() {
+            let bit = 1 << rng.below(8);
+            after.rot(name, *rng.pick(&candidates) as u64, |byte| *byte ^= bit);
+            return 1;
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use graven_wal::{Disk, DiskFile, WriteMode};
+
+    use super::*;
+
+    #[test]
+    fn only_what_was_written_and_not_synced_is_flipped() {
+        let mut flipped = 0;
+        for seed in 0..200 {
+            let disk = SimDisk::new(seed);
+            let file = disk.create("a", WriteMode::Buffered).expect("room");
+            file.write_at(0, &[7; 700]).expect("room");
+            file.sync_data().expect("no fault");
+            disk.sync_dir().expect("no fault");
+            file.write_at(700, &[9; 900]).expect("room");
+            let after = disk.crash(seed);
+            flipped += flip_bits(&disk, &after, &mut Rng::new(seed));
+            let bytes = after.bytes_of("a").expect("its name is durable");
+            assert!(bytes[..700].iter().all(|byte| *byte == 7), "seed {seed}: what was synced is not touched");
+        }
+        assert!(flipped > 50, "{flipped} flips prove little");
     }
 }

@@ -10,13 +10,17 @@ pub mod clock;
 pub mod cluster;
 mod faults;
 pub mod lab;
+mod log_thread;
 pub mod network;
 pub mod node;
+mod phases;
+pub mod planted;
 pub mod profile;
 pub mod report;
 pub mod rng;
 pub mod trace;
 pub mod transcript;
+mod workload;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -82,7 +86,7 @@ impl Outcome {
 #[must_use]
 pub fn run(seed: u64, settings: &Settings) -> Outcome {
     let profile = settings.profile.unwrap_or_else(|| Profile::of_seed(seed));
-    let nodes = settings.nodes.unwrap_or(match seed / 9 % 10 {
+    let nodes = settings.nodes.unwrap_or(match seed / 12 % 10 {
         0..6 => 3,
         6..9 => 5,
         _ => 7,
@@ -96,6 +100,10 @@ pub fn run(seed: u64, settings: &Settings) -> Outcome {
     let mut stats = cluster.stats;
     stats.seeds = 1;
     stats.reads_checked = cluster.checkers.reads_checked();
+    stats.membership_changes = cluster.checkers.membership_changes;
+    stats.retries = cluster.retries();
+    (stats.lost, stats.doubled, stats.reordered) =
+        (cluster.network.lost, cluster.network.doubled, cluster.network.reordered);
     stats.violations = u64::from(violation.is_some());
     let trace_hash = cluster.trace.hash();
     Outcome { seed, profile, nodes, stats, violation, trace_hash, trace: cluster.trace.into_text() }

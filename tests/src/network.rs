@@ -26,6 +26,10 @@ pub struct Network {
     pub lost: u64,
     /// Takes the place of all of the above, and counts.
     pub(crate) traffic: Option<Traffic>,
+    /// Messages that arrive twice.
+    pub doubled: u64,
+    /// Messages that keep no order.
+    pub reordered: u64,
 }
 
 /// The simulated times at which the copies of one message arrive.
@@ -50,6 +54,8 @@ impl Network {
             doubling: profile.doubling,
             reordering: profile.reordering,
             lost: 0,
+            doubled: 0,
+            reordered: 0,
             traffic: None,
         }
     }
@@ -80,11 +86,13 @@ impl Network {
         let mut at = now_us + self.rng.between(40, self.latency_us);
         if self.rng.chance(self.reordering) {
             at += self.rng.below(20_000);
+            self.reordered += 1;
         } else {
             at = at.max(self.arrives[source][target]);
             self.arrives[source][target] = at;
         }
         let second = self.rng.chance(self.doubling);
+        self.doubled += u64::from(second);
         let second = second.then(|| at + self.rng.below(50_000));
         Arrivals { first: Some(at), second }
     }
@@ -120,6 +128,45 @@ impl Network {
         self.heal();
         (self.loss, self.doubling, self.reordering) = (0, 0, 0);
         self.latency_us = Profile::CALM.latency_us;
+    }
+
+    /// Cuts in a way that can stay: somebody can still gather a quorum of `nodes` nodes whose logs are equal. The one it is about
+    /// is `leader`, who then hears nobody, or reaches one node that others reach as well. Returns the shape's name.
+    pub fn lasting_cut(&mut self, nodes: u64, leader: u64) -> &'static str {
+        let hub = leader % nodes + 1;
+        let others = |of: u64| (1..=nodes).filter(move |node| *node != of);
+        match self.rng.below(4) {
+            0 => {
+                self.isolate(leader);
+                "the leader is alone"
+            }
+            1 => {
+                others(leader).for_each(|peer| self.cut(peer, leader));
+                "the leader hears nobody"
+            }
+            2 => {
+                for from in others(hub) {
+                    others(hub).filter(|to| *to != from).for_each(|to| self.cut(from, to));
+                }
+                "all reach a hub only"
+            }
+            _ => {
+                for peer in others(leader).filter(|peer| *peer != hub) {
+                    self.cut(peer, leader);
+                    self.cut(leader, peer);
+                }
+                "the leader reaches a bridge only"
+            }
+        }
+    }
+
+    /// Cuts the way out of `node` to all but `reached` others of `nodes` nodes.
+    pub fn mute(&mut self, node: u64, nodes: u64, reached: u64) {
+        let first = self.rng.below(nodes);
+        let others = (0..nodes).map(|at| (first + at) % nodes + 1).filter(|peer| *peer != node);
+        for peer in others.skip(reached as usize).collect::<Vec<_>>() {
+            self.cut(node, peer);
+        }
     }
 
     /// Makes one of the shapes of partition among `nodes` nodes; returns its name.

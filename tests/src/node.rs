@@ -14,16 +14,17 @@ use graven_wal::sim::SimDisk;
 use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, SyncMethod, Wal};
 
 use crate::clock::Clock;
+use crate::profile::Profile;
 use crate::rng::Rng;
 
 /// Small, so that a short run goes through many segments.
-const SEGMENT_BYTES: u64 = 64 << 10;
+const SEGMENT_BYTES: [u64; 2] = [32 << 10, 64 << 10];
 /// Small, so that followers that were away are fed from the files.
-const RING_BYTES: usize = 16 << 10;
-/// Half a segment: now and then the next one is not ready.
-const PREPARE_BYTES: u64 = 32 << 10;
+pub(crate) const RING_BYTES: usize = 16 << 10;
+/// Half a small segment: now and then the next one is not ready.
+const PREPARE_BYTES: u64 = 16 << 10;
 /// Small, so that windows fill up.
-const WINDOW_BYTES: u64 = 32 << 10;
+pub(crate) const WINDOW_BYTES: u64 = 32 << 10;
 /// Small, so that catching up takes several appends; so small that each frame goes alone.
 const APPEND_BYTES: [u32; 3] = [200, 1 << 10, 8 << 10];
 /// From one at a time to more than there ever are.
@@ -41,6 +42,9 @@ pub struct Node {
     pub process: Option<Process>,
     /// Changes the daemon's settings for each life. Without it, appends and windows are drawn anew each time, mostly tiny.
     pub(crate) configure: Option<fn(&mut graven_raft::Config)>,
+    segment_bytes: u64,
+    /// Until when the process stands still; it goes on by itself.
+    pub paused_until: u64,
 }
 
 /// One life of a node.
@@ -63,6 +67,8 @@ pub struct Process {
     pub doomed: Option<bool>,
     /// The last job that was reported as done, and whether the disk was reported as full.
     pub reported: (u64, bool),
+    /// Whether this life is slow: each sync takes long, each message reaches it late, by this much.
+    pub lag_us: Option<u64>,
     /// When the next tick comes.
     pub tick_at: Option<u64>,
     /// Whether a flush of gathered appends is on its way.
@@ -73,8 +79,8 @@ pub struct Process {
     pub applying: bool,
 }
 
-fn options() -> Options {
-    Options { segment_bytes: SEGMENT_BYTES, ..Options::default() }
+fn options(segment_bytes: u64) -> Options {
+    Options { segment_bytes, ..Options::default() }
 }
 
 impl Node {
@@ -85,19 +91,25 @@ impl Node {
     #[must_use]
     pub fn new(id: u64, seed: u64, first: &Frame) -> Node {
         let disk = SimDisk::new(seed);
+        let segment_bytes = *Rng::new(seed).pick(&SEGMENT_BYTES);
         let identity = Identity { cluster: 7, node: id, incarnation: u128::from(id) };
-        let created = Wal::create(disk.clone(), identity, options(), std::slice::from_ref(first));
+        let created = Wal::create(disk.clone(), identity, options(segment_bytes), std::slice::from_ref(first));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
-        Node { id, disk, life: 0, process: None, configure: None }
+        Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0 }
     }
 
     /// Opens the disk and starts a process on what is found there. Returns what was found.
     ///
     /// # Errors
     /// Why the log does not open or does not read back.
-    pub fn start(&mut self, rng: &mut Rng, now_us: u64, drift: u64) -> Result<(Recovered, Vec<Frame>), StartError> {
+    pub fn start(
+        &mut self,
+        rng: &mut Rng,
+        now_us: u64,
+        profile: &Profile,
+    ) -> Result<(Recovered, Vec<Frame>), StartError> {
         let sync = if rng.chance(150) { SyncMethod::Dsync } else { SyncMethod::Fdatasync };
-        let options = Options { sync, ..options() };
+        let options = Options { sync, ..options(self.segment_bytes) };
         let (wal, recovered) = Wal::open(self.disk.clone(), options).map_err(StartError::Open)?;
         let reader = wal.reader();
         let mut frames = Vec::new();
@@ -107,13 +119,13 @@ impl Node {
             frames.push(frame);
         }
         self.life += 1;
-        let clock = Clock::start(rng, now_us, drift);
+        let clock = Clock::start(rng, now_us, profile.drift);
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
         if let Some(configure) = self.configure {
             configure(&mut raft);
         } else {
             raft.window_bytes = WINDOW_BYTES;
-            raft.max_append_bytes = *rng.pick(&APPEND_BYTES);
+            raft.max_append_bytes = if profile.tiny { APPEND_BYTES[0] } else { *rng.pick(&APPEND_BYTES) };
             raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
         }
         let state_machine = rng.chance(250);
@@ -145,12 +157,25 @@ impl Node {
             disk_busy: false,
             doomed: None,
             reported: (0, false),
+            lag_us: None,
             tick_at: None,
             flushing: false,
             state_machine,
             applying: false,
         });
         Ok((recovered, frames))
+    }
+
+    /// Until when its process stands still, if it does at `now_us`.
+    #[must_use]
+    pub fn paused_until(&self, now_us: u64) -> Option<u64> {
+        (self.process.is_some() && now_us < self.paused_until).then_some(self.paused_until)
+    }
+
+    /// How late messages reach it.
+    #[must_use]
+    pub fn lag_us(&self) -> u64 {
+        self.process.as_ref().and_then(|process| process.lag_us).unwrap_or(0)
     }
 
     /// The process of life `life`, if it is still up.

@@ -1,4 +1,25 @@
 //! Mixes of faults. Probabilities are in thousandths, rates are mean pauses in simulated microseconds (0: never).
+//!
+//! A profile promises that certain counters move: one that stays at zero over [`PROMISE_STEPS`] means that the profile does not do
+//! what its name says, and is a failure like any other.
+
+use crate::report::{Counter, Stats};
+
+/// Steps with faults after which every promised counter of a profile must have moved: fifty runs of the default length. The
+/// rarest of them, a power cut in the middle of a write, comes about once in two such runs.
+pub const PROMISE_STEPS: u64 = 50 * 6_000;
+
+/// What every run does.
+const ALWAYS: &[Counter] = &[
+    Counter::ELECTIONS,
+    Counter::CRASHES,
+    Counter::PARTITIONS,
+    Counter::ACKED,
+    Counter::READS_CHECKED,
+    Counter::READS,
+    Counter::JUDGED,
+    Counter::RETRIES,
+];
 
 /// What a run does to its cluster until it heals it.
 #[derive(Debug, Clone, Copy)]
@@ -21,6 +42,14 @@ pub struct Profile {
     pub down_us: u64,
     /// Crashes that lose power (and with it unsynced sectors), not just the process.
     pub power: u64,
+    /// Crashes that wait for the node's next write and come in the middle of it.
+    pub in_write: u64,
+    /// Losses of power after which a bit of what was not synced is wrong.
+    pub flips: u64,
+    /// Pause between processes that stand still, for up to 3 s.
+    pub pause_us: u64,
+    /// Lives of a node in which its disk and its network are slow.
+    pub slow_lives: u64,
     /// Pause between failing disk operations.
     pub disk_fault_us: u64,
     /// Pause between disks that fill up.
@@ -35,6 +64,12 @@ pub struct Profile {
     pub drift: u64,
     /// Answers and requests of clients that get lost.
     pub client_loss: u64,
+    /// How many times slower than usual clients are: fewer of their events leave room for more elections in a run.
+    pub pace: u64,
+    /// Appends are single records of nearly one size: what is written in the place of something else often ends where that did.
+    pub tiny: bool,
+    /// Counters that move, beside those that always do.
+    pub promises: &'static [Counter],
 }
 
 impl Profile {
@@ -49,6 +84,10 @@ impl Profile {
         crash_us: 0,
         down_us: 600_000,
         power: 0,
+        in_write: 400,
+        flips: 200,
+        pause_us: 0,
+        slow_lives: 0,
         disk_fault_us: 0,
         full_us: 0,
         slow_sync: 0,
@@ -56,16 +95,67 @@ impl Profile {
         depose: 0,
         drift: 10,
         client_loss: 0,
+        pace: 1,
+        tiny: false,
+        promises: &[],
     };
     /// Nodes die and come back, half of them without what was not synced.
-    pub const CRASHES: Profile =
-        Profile { name: "crashes", crash_us: 400_000, power: 600, slow_sync: 20, client_loss: 5, ..Profile::CALM };
+    pub const CRASHES: Profile = Profile {
+        name: "crashes",
+        crash_us: 400_000,
+        power: 600,
+        slow_sync: 20,
+        client_loss: 5,
+        promises: &[Counter::TORN_WRITES, Counter::FLIPS, Counter::STALLS],
+        ..Profile::CALM
+    };
+    /// Power is lost in the middle of one write after the other, and comes back at once: tails are torn, cut, and torn again.
+    pub const TORN: Profile = Profile {
+        name: "torn",
+        tiny: true,
+        crash_us: 150_000,
+        power: 950,
+        in_write: 950,
+        flips: 300,
+        down_us: 8_000,
+        client_loss: 5,
+        promises: &[Counter::TORN_WRITES, Counter::FLIPS],
+        ..Profile::CALM
+    };
     /// The network falls apart in all shapes.
-    pub const PARTITIONS: Profile =
-        Profile { name: "partitions", partition_us: 600_000, loss: 5, client_loss: 5, ..Profile::CALM };
+    pub const PARTITIONS: Profile = Profile {
+        name: "partitions",
+        partition_us: 600_000,
+        loss: 5,
+        client_loss: 5,
+        promises: &[Counter::LOST],
+        ..Profile::CALM
+    };
     /// The network stays whole but loses, doubles and reorders.
-    pub const FLAKY: Profile =
-        Profile { name: "flaky", loss: 60, doubling: 60, reordering: 150, client_loss: 60, drift: 50, ..Profile::CALM };
+    pub const FLAKY: Profile = Profile {
+        name: "flaky",
+        loss: 60,
+        doubling: 60,
+        reordering: 150,
+        client_loss: 60,
+        drift: 50,
+        promises: &[Counter::LOST, Counter::DOUBLED, Counter::REORDERED],
+        ..Profile::CALM
+    };
+    /// Processes stand still for up to 3 s and go on as if nothing had happened, some lives are slow from end to end, and
+    /// clocks disagree about how fast time passes.
+    pub const PAUSES: Profile = Profile {
+        name: "pauses",
+        pause_us: 300_000,
+        slow_lives: 250,
+        crash_us: 1_500_000,
+        power: 500,
+        slow_sync: 20,
+        client_loss: 10,
+        drift: 50,
+        promises: &[Counter::PAUSES, Counter::SLOW_LIVES, Counter::STALLS],
+        ..Profile::CALM
+    };
     /// Disks stall, fill up, fail syncs, and lose power in the middle of a write.
     pub const DISKS: Profile = Profile {
         name: "disks",
@@ -74,7 +164,9 @@ impl Profile {
         disk_fault_us: 500_000,
         full_us: 800_000,
         slow_sync: 60,
+        slow_lives: 60,
         client_loss: 5,
+        promises: &[Counter::FAILED_SYNCS, Counter::FULL_DISKS, Counter::STALLS, Counter::TORN_WRITES, Counter::FLIPS],
         ..Profile::CALM
     };
     /// Leadership is pushed around while messages get lost.
@@ -85,6 +177,7 @@ impl Profile {
         reordering: 50,
         partition_us: 2_000_000,
         client_loss: 10,
+        promises: &[Counter::TRANSFERS, Counter::LOST, Counter::REORDERED],
         ..Profile::CALM
     };
     /// Messages take as long as patience lasts and nodes come back at once: candidates overlap, votes are split, and who
@@ -102,20 +195,25 @@ impl Profile {
         doubling: 20,
         client_loss: 10,
         drift: 50,
+        pace: 8,
+        promises: &[Counter::DEPOSED, Counter::LOST, Counter::DOUBLED, Counter::REORDERED, Counter::STALLS],
         ..Profile::CALM
     };
     /// No leader is left in peace: tails of many terms stand in the logs (Raft paper, figures 7 and 8).
     pub const DEPOSED: Profile = Profile {
         name: "deposed",
         latency_us: 4_000,
-        depose: 800,
+        depose: 950,
         power: 400,
-        down_us: 250_000,
+        down_us: 400_000,
         slow_sync: 100,
         loss: 50,
         reordering: 20,
         client_loss: 10,
         drift: 50,
+        pace: 40,
+        tiny: true,
+        promises: &[Counter::DEPOSED, Counter::LOST, Counter::STALLS],
         ..Profile::CALM
     };
     /// Everything at once.
@@ -136,13 +234,35 @@ impl Profile {
         depose: 150,
         drift: 50,
         client_loss: 20,
+        in_write: 400,
+        flips: 200,
+        pause_us: 2_000_000,
+        slow_lives: 60,
+        pace: 1,
+        tiny: false,
+        promises: &[
+            Counter::TORN_WRITES,
+            Counter::FAILED_SYNCS,
+            Counter::LOST,
+            Counter::DOUBLED,
+            Counter::REORDERED,
+            Counter::PAUSES,
+            Counter::SLOW_LIVES,
+            Counter::STALLS,
+            Counter::FULL_DISKS,
+            Counter::FLIPS,
+            Counter::TRANSFERS,
+            Counter::DEPOSED,
+        ],
     };
     /// All of them.
-    pub const ALL: [Profile; 9] = [
+    pub const ALL: [Profile; 11] = [
         Profile::CHAOS,
         Profile::CRASHES,
+        Profile::TORN,
         Profile::PARTITIONS,
         Profile::FLAKY,
+        Profile::PAUSES,
         Profile::DISKS,
         Profile::TRANSFERS,
         Profile::ELECTIONS,
@@ -154,6 +274,16 @@ impl Profile {
     #[must_use]
     pub fn named(name: &str) -> Option<Profile> {
         Profile::ALL.into_iter().find(|profile| profile.name == name)
+    }
+
+    /// What `sum`, over runs of this profile, owes to its promises: the first counter that did not move. Nothing is owed below
+    /// [`PROMISE_STEPS`].
+    #[must_use]
+    pub fn broken_promise(&self, sum: &Stats) -> Option<Counter> {
+        if sum.steps < PROMISE_STEPS {
+            return None;
+        }
+        sum.unmoved(ALWAYS).or_else(|| sum.unmoved(self.promises))
     }
 
     /// The profile a seed runs under when none is asked for: they take turns, chaos twice as often.

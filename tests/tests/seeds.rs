@@ -11,7 +11,7 @@ fn seeds(quarter: u64) {
     let mut sum = Stats::default();
     for seed in (quarter..4 * SEEDS * times).step_by(4) {
         let outcome = run(seed, &Settings { steps: 9_000, ..Settings::default() });
-        sum.add(&outcome.stats);
+        sum.add(outcome.stats);
         if let Some(words) = outcome.describe() {
             panic!("{words} --steps 9000");
         }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::effect::{Answer, Rejection, RequestId};
+use super::planted::{Bug, is_planted};
 
 /// An answer that is ready, for the driver.
 pub(super) type Ready = (RequestId, Result<Answer, Rejection>);
@@ -87,7 +88,7 @@ impl Acks {
     /// Everything up to `index` is readable here: confirmed reads at or below it are answered.
     pub(super) fn readable(&mut self, index: u64, next_offset: u64, out: &mut Vec<Ready>) {
         self.reads_at.retain(|(at, request)| {
-            let ready = *at <= index;
+            let ready = *at <= index || is_planted(Bug::ReadNotAwaited);
             if ready {
                 out.push((*request, Ok(Answer::ReadIndex { next_offset })));
             }

@@ -188,7 +188,8 @@ impl Replica {
         if judged.is_empty() {
             return;
         }
-        if is_planted(Bug::JudgedTooEarly) {
+        let certain = if index > self.core.commit().0 { Bug::JudgedTooEarly } else { Bug::DeposedJudges };
+        if is_planted(certain) {
             return self.ready.extend(judged);
         }
         if index > self.core.commit().0 {

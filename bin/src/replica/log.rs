@@ -11,6 +11,8 @@ use std::collections::VecDeque;
 
 use graven_frame::{Chain, Frame};
 
+use super::planted::{Bug, is_planted};
+
 /// What is known of the log's state just after one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
@@ -149,6 +151,7 @@ impl LogView {
     /// Shrinks the ring to its size; frames above `durable` stay, the files may not have them.
     pub fn shrink(&mut self, durable: u64) {
         while self.ring_bytes > self.ring_bytes_max
+            && !is_planted(Bug::RingGrows)
             && let Some(front) = self.ring.front()
             && front.header().index <= durable.min(self.readable.index)
         {
@@ -189,6 +192,11 @@ impl LogView {
     #[must_use]
     pub fn ring_first(&self) -> u64 {
         self.ring.front().map_or(self.last().index + 1, |frame| frame.header().index)
+    }
+
+    /// Bytes in the ring, those of them above the readable index, and marks.
+    pub(super) fn footprint(&self) -> (usize, usize, usize) {
+        (self.ring_bytes, self.tail_bytes, self.tail.len())
     }
 
     /// Asserts the invariants of the module's documentation.

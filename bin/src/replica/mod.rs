@@ -40,6 +40,8 @@ use log::{LogView, Mark};
 use membership::{Changing, Growth};
 use planted::{Bug, is_planted};
 use sessions::{Placed, Sessions};
+#[doc(hidden)]
+pub use status::Footprint;
 
 /// Recent frames kept in memory for followers: four windows of 1 MiB, so that a follower that pauses for a moment is fed
 /// without touching the disk. More would cost several times as much memory: see [`log::LogView::release`].
@@ -325,6 +327,7 @@ impl Replica {
         }
         // A later job may supersede what an earlier one wrote: its entries are not the log's any more.
         let superseded = self.jobs.iter().filter_map(|job| job.first).min().unwrap_or(u64::MAX);
+        let superseded = if is_planted(Bug::StaleDurableReport) { u64::MAX } else { superseded };
         self.durable = self.durable.min(superseded - 1).min(self.log.last().index);
         while let Some((after, _, _)) = self.held.front()
             && *after <= sequence
@@ -457,7 +460,9 @@ impl Replica {
         if role != Role::Leader {
             let rejection = Rejection::LostLeadership { leader };
             self.give_up_change(leader, &rejection);
-            self.acks.deposed(&rejection, &mut self.ready);
+            if !is_planted(Bug::AcksSurviveDeposition) {
+                self.acks.deposed(&rejection, &mut self.ready);
+            }
             for request in self.intake.drain_requests() {
                 self.ready.push((request, Err(Rejection::NotLeader { leader })));
             }
@@ -503,7 +508,7 @@ impl Replica {
         if let Some(range) = &write.entries {
             for index in range.start().0..=range.end().0 {
                 let (frame, fresh) = self.frame_for(index, write.term, now);
-                if fresh {
+                if fresh && !is_planted(Bug::SessionsNotRebuilt) {
                     // Its groups were verified on receipt; a frame that does not decode is a peer's lie and changes no session.
                     let _ = apply_to_sessions(&mut self.sessions, &frame);
                 }

@@ -20,73 +20,36 @@ pub enum Bug {
     DuplicateLands,
     /// The session table keeps what a truncation took out of the log.
     SessionsNotRolledBack,
+    /// A follower's session table does not hear of the entries it takes: a new leader knows no results.
+    SessionsNotRebuilt,
+    /// A fencing token stays in force though a truncation took its append out of the log.
+    FenceNotRolledBack,
+    /// How to undo what is committed is never forgotten.
+    UndoKept,
     /// An answer that rests on the uncommitted tail leaves at once.
     JudgedTooEarly,
+    /// An answer that rests on a committed log leaves without a word of the quorum.
+    DeposedJudges,
+    /// Those who wait for a commit go on waiting when the leadership is lost.
+    AcksSurviveDeposition,
     /// A feed leaves an entry out now and then.
     FeedSkips,
     /// A linearizable read asks nobody.
     StaleRead,
+    /// A confirmed read is answered before the node has come that far itself.
+    ReadNotAwaited,
     /// Readers see what is synced here, committed or not.
     ReadableBeforeCommit,
     /// A joint membership is left before it is committed.
     JointLeftEarly,
+    /// A report of a write counts for the entries that replace what it wrote.
+    StaleDurableReport,
+    /// The ring of recent frames never shrinks.
+    RingGrows,
 }
 
 thread_local! {
     static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
-}
-
-impl Bug {
-    /// All of them.
-    pub const ALL: [Bug; 11] = [
-        Bug::AckBeforeCommit,
-        Bug::PromiseBeforeSync,
-        Bug::SyncSkipped,
-        Bug::VoteForgotten,
-        Bug::DuplicateLands,
-        Bug::SessionsNotRolledBack,
-        Bug::JudgedTooEarly,
-        Bug::FeedSkips,
-        Bug::StaleRead,
-        Bug::ReadableBeforeCommit,
-        Bug::JointLeftEarly,
-    ];
-
-    /// Its name on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Bug::AckBeforeCommit => "ack-before-commit",
-            Bug::PromiseBeforeSync => "promise-before-sync",
-            Bug::SyncSkipped => "sync-skipped",
-            Bug::VoteForgotten => "vote-forgotten",
-            Bug::DuplicateLands => "duplicate-lands",
-            Bug::SessionsNotRolledBack => "sessions-not-rolled-back",
-            Bug::JudgedTooEarly => "judged-too-early",
-            Bug::FeedSkips => "feed-skips",
-            Bug::StaleRead => "stale-read",
-            Bug::ReadableBeforeCommit => "readable-before-commit",
-            Bug::JointLeftEarly => "joint-left-early",
-        }
-    }
-
-    /// What goes wrong.
-    #[must_use]
-    pub fn what(self) -> &'static str {
-        match self {
-            Bug::AckBeforeCommit => "an append is answered when it is in the leader's log",
-            Bug::PromiseBeforeSync => "votes and acknowledgements leave before what they rest on is synced",
-            Bug::SyncSkipped => "disk jobs are reported as done without a sync",
-            Bug::VoteForgotten => "the vote never reaches the disk",
-            Bug::DuplicateLands => "a retry is not recognised",
-            Bug::SessionsNotRolledBack => "the session table keeps what a truncation took out of the log",
-            Bug::JudgedTooEarly => "an answer that rests on the uncommitted tail leaves at once",
-            Bug::FeedSkips => "a feed leaves an entry out now and then",
-            Bug::StaleRead => "a linearizable read asks nobody",
-            Bug::ReadableBeforeCommit => "readers see what is synced here, committed or not",
-            Bug::JointLeftEarly => "a joint membership is left before it is committed",
-        }
-    }
 }
 
 /// Switches `bug` on in this thread, in place of any other.

@@ -15,6 +15,8 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use graven_frame::GroupHeader;
 
+use super::planted::{Bug, is_planted};
+
 /// Sessions kept at most. A client holds one or a few, a command of the CLI one; 4,096 busy at once need 4,096 processes.
 pub const SESSIONS_MAX: usize = 4096;
 /// Results kept for each session: twice what a client may have in flight, so that any retry finds its first answer.
@@ -155,7 +157,7 @@ impl Sessions {
 
     /// Forgets how to undo everything up to `index`: it is committed.
     pub fn commit(&mut self, index: u64) {
-        while self.undo.front().is_some_and(|(at, _)| *at <= index) {
+        while !is_planted(Bug::UndoKept) && self.undo.front().is_some_and(|(at, _)| *at <= index) {
             self.undo.pop_front();
         }
     }
@@ -176,6 +178,11 @@ impl Sessions {
     #[must_use]
     pub fn len(&self) -> usize {
         self.table.len()
+    }
+
+    /// Sessions, results in all of them, and entries that can be taken back.
+    pub(super) fn footprint(&self) -> (usize, usize, usize) {
+        (self.table.len(), self.results, self.undo.len())
     }
 
     /// Whether no session is known.
@@ -230,6 +237,7 @@ impl Sessions {
                     self.results += 1;
                 }
             }
+            Undo::Fence { .. } if is_planted(Bug::FenceNotRolledBack) => {}
             Undo::Fence { before } => self.fence = before,
         }
     }

@@ -6,6 +6,40 @@ use super::effect::View;
 use super::{Alarm, Replica};
 use crate::members::Members;
 
+/// How much a replica holds of everything that could grow.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Requests that wait for the disk.
+    pub intake: usize,
+    /// Requests that wait for a commit, a round or an index.
+    pub waiting: usize,
+    /// Disk jobs that are not reported.
+    pub jobs: usize,
+    /// Messages that wait for a disk job.
+    pub held: usize,
+    /// Loads under way.
+    pub loads: usize,
+    /// Wishes to hand leadership over.
+    pub transfers: usize,
+    /// Effects and answers not fetched.
+    pub undrained: usize,
+    /// Frames of the input.
+    pub stash: usize,
+    /// Bytes of recent frames.
+    pub ring_bytes: usize,
+    /// Those of them above the readable index.
+    pub tail_bytes: usize,
+    /// Marks of entries above the readable index.
+    pub marks: usize,
+    /// Sessions.
+    pub sessions: usize,
+    /// Results remembered in all of them.
+    pub results: usize,
+    /// Entries that the session table knows how to take back.
+    pub undo: usize,
+}
+
 impl Replica {
     /// What others may know, now.
     #[must_use]
@@ -101,6 +135,30 @@ impl Replica {
         assert!(self.log.readable().index <= self.core.commit().0, "readable above commit");
         assert!(self.log.readable().index <= self.durable, "readable above durable");
         assert_eq!(self.log.last().index, self.core.last_id().index.0, "the core's log and the replica's differ");
+    }
+
+    /// What it holds in memory; for tests and the simulator, which compare it with the bounds.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn footprint(&self) -> Footprint {
+        let (ring_bytes, tail_bytes, marks) = self.log.footprint();
+        let (sessions, results, undo) = self.sessions.footprint();
+        Footprint {
+            intake: self.intake.len(),
+            waiting: self.acks.waiting(),
+            jobs: self.jobs.len(),
+            held: self.held.len(),
+            loads: self.loads.len(),
+            transfers: self.transfers.len(),
+            undrained: self.effects.len() + self.ready.len(),
+            stash: self.stash.len(),
+            ring_bytes,
+            tail_bytes,
+            marks,
+            sessions,
+            results,
+            undo,
+        }
     }
 
     /// Whether an alarm means that the node must stop.

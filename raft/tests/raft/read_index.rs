@@ -161,3 +161,19 @@ fn waiting_reads_are_bounded() {
     let refused = (0..10_000).find_map(|read| core.read(Tick(400 * MS), read).err());
     assert_eq!(refused, Some(ReadError::Busy { waiting: 8_192 }));
 }
+
+/// A heartbeat of a passed term is answered with the new term and no round: its sender may lead again by then, and must not take the
+/// answer to an old round for one to its own of the same number.
+#[test]
+fn an_answer_to_a_passed_leadership_confirms_no_round() {
+    let mut core = core_of(3, &[1], hard(7));
+    core.receive(Tick(MS), n(2), Message::Heartbeat { term: Term(5), commit: Index(0), round: 9 });
+    let rounds: Vec<_> = drain(&mut core)
+        .into_iter()
+        .filter_map(|output| match output {
+            Output::Send { to, message: Message::HeartbeatReply { term, round, .. } } => Some((to, term, round)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(rounds, [(n(2), Term(7), 0)]);
+}

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 
 use clap::Parser;
-use graven::replica::planted::{self, Bug};
+use graven_tests::planted::{self, Planted};
 use graven_tests::profile::Profile;
 use graven_tests::report::Stats;
 use graven_tests::trace::TraceTo;
@@ -51,15 +51,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.planted.as_deref() {
         Some("list") => {
-            Bug::ALL.iter().for_each(|bug| println!("{:<28} {}", bug.name(), bug.what()));
+            planted::ALL.iter().for_each(|bug| println!("{}", bug.name));
             return ExitCode::SUCCESS;
         }
         Some(name) => {
-            let Some(bug) = Bug::ALL.into_iter().find(|bug| bug.name() == name) else {
+            let Some(bug) = Planted::named(name) else {
                 eprintln!("no planted bug {name}; --planted list prints them");
                 return ExitCode::from(2);
             };
-            planted::plant(Some(bug));
+            bug.plant();
         }
         None => {}
     }
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     let mut sum = Stats::default();
     for seed in seeds {
         let outcome = run(seed, &settings);
-        sum.add(&outcome.stats);
+        sum.add(outcome.stats);
         if let Some(words) = outcome.describe() {
             eprintln!("{words}");
             break;

@@ -38,9 +38,29 @@ pub fn progress(healed_us: u64, left: &Left) -> Checked {
     Ok(())
 }
 
+/// A leader that nothing is wrong with led `before` and `now` leads, whoever went and came meanwhile (thesis 9.6 and 4.2.3: a
+/// node that was cut off, or hears nobody, deposes no leader).
+///
+/// # Errors
+/// Another one leads, or the same in another term.
+pub fn undisturbed(before: Option<(u64, u64)>, now: Option<(u64, u64)>, outsider: u64) -> Checked {
+    if before == now {
+        return Ok(());
+    }
+    violated("stability", format!("(leader, term) was {before:?} and is {now:?}; only node {outsider} was cut off"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_leader_deposed_without_a_cause_is_seen() {
+        undisturbed(Some((1, 3)), Some((1, 3)), 2).expect("it leads on");
+        undisturbed(Some((1, 3)), Some((2, 4)), 2).expect_err("the outsider took over");
+        undisturbed(Some((1, 3)), Some((1, 4)), 2).expect_err("it had to be elected again");
+        undisturbed(Some((1, 3)), None, 2).expect_err("nobody leads");
+    }
 
     #[test]
     fn work_left_when_the_time_is_over_is_seen() {

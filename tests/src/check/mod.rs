@@ -3,28 +3,46 @@
 //! | property | file |
 //! |---|---|
 //! | at most one leader a term, one vote a node | [`elections`] |
+//! | a leader only adds to its log | [`append_only`] |
 //! | equal (index, term) means equal log up to there | [`matching`] |
 //! | a later leader has every committed entry | [`completeness`] |
 //! | no two nodes commit or show different entries at one index; neither index goes back | [`agreement`] |
 //! | P1: what is acknowledged is synced on a majority; what was synced is found again | [`durability`] |
-//! | P2, P3: records keep their bytes and offsets; offsets are dense; groups stay whole | [`records`] |
+//! | P2, P3: records keep their bytes and offsets; groups stay whole | [`records`] |
+//! | P3: offsets are dense | [`offsets`] |
 //! | P4: a reader gets each record once, in order | [`feeds`] |
 //! | P7: an append lands once; a refused one never | [`once`] |
-//! | P8: a linearizable read sees what was acknowledged before it | [`reads`] |
-//! | when all is healed, all gets done | [`liveness`] |
+//! | P8: a linearizable read sees what was acknowledged before it, at once | [`reads`] |
+//! | P8: the whole history of appends and reads is linearizable, at the end | [`linearizability`] |
+//! | P10: a refusal tells the truth about the committed log | [`refusals`] |
+//! | P11: memory stays within its bounds | [`bounds`] |
+//! | consecutive memberships' quorums meet; one change at a time | [`membership`] |
+//! | a divergent tail is repaired in as many refusals as it has terms, and one | [`repair`] |
+//! | when all is healed, all gets done; a leader is not deposed without a cause | [`liveness`] |
 
 pub mod agreement;
+pub mod append_only;
+pub mod bounds;
 pub mod completeness;
 pub mod durability;
 pub mod elections;
 pub mod feeds;
+pub mod linearizability;
 pub mod liveness;
 pub mod matching;
+pub mod membership;
+pub mod offsets;
 pub mod once;
 pub mod reads;
 pub mod records;
+pub mod refusals;
+pub mod repair;
 
+use graven::replica::Rejection;
 use graven_frame::{Frame, Group, Kind};
+
+use linearizability::{History, Read};
+use membership::Maker;
 
 /// A property that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +66,26 @@ pub(crate) fn violated(property: &'static str, detail: String) -> Checked {
 pub struct Checkers {
     /// How many nodes.
     nodes: u64,
+    /// The step that is being looked at: the clock of the recorded history.
+    pub step: u64,
     elections: elections::Elections,
+    append_only: append_only::AppendOnly,
     matching: matching::Matching,
     completeness: completeness::Completeness,
     agreement: agreement::Agreement,
     /// What the disks really hold.
     pub durability: durability::Durability,
+    offsets: offsets::Offsets,
     records: records::Records,
     feeds: feeds::Feeds,
     once: once::Once,
     reads: reads::Reads,
+    history: History,
+    refusals: refusals::Refusals,
+    changes: membership::Changes,
+    repair: repair::Repair,
+    /// Membership changes that were committed.
+    pub membership_changes: u64,
 }
 
 impl Checkers {
@@ -66,15 +94,23 @@ impl Checkers {
     pub fn new(nodes: u64, readers: usize) -> Checkers {
         Checkers {
             nodes,
+            step: 0,
             elections: elections::Elections::default(),
+            append_only: append_only::AppendOnly::new(nodes),
             matching: matching::Matching::new(nodes),
             completeness: completeness::Completeness::default(),
             agreement: agreement::Agreement::new(nodes),
             durability: durability::Durability::new(nodes),
+            offsets: offsets::Offsets::default(),
             records: records::Records::default(),
             feeds: feeds::Feeds::new(readers),
             once: once::Once::default(),
             reads: reads::Reads::default(),
+            history: History::default(),
+            refusals: refusals::Refusals::default(),
+            changes: membership::Changes::new(nodes),
+            repair: repair::Repair::default(),
+            membership_changes: 0,
         }
     }
 
@@ -86,6 +122,10 @@ impl Checkers {
         self.durability.recovered(node, frames)?;
         self.matching.restarted(node, frames)?;
         self.agreement.restarted(node);
+        self.append_only.deposed(node);
+        let memberships =
+            frames.iter().filter_map(|frame| Some((frame.header().index, membership::membership_in(frame)?)));
+        self.changes.restarted(node, memberships.collect());
         // The first entry is committed by being everywhere from the start.
         if commit > self.agreement.log().len().max(1) as u64 {
             return violated(
@@ -96,13 +136,32 @@ impl Checkers {
         self.committed(node, 0, commit)
     }
 
-    /// `node` asked its disk to write `frame`, in place of whatever it had from its index on.
+    /// `node` asked its disk to write `frame`, in place of whatever it had from its index on. `maker` is there when it leads
+    /// and made the entry itself.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn writing(&mut self, node: u64, frame: &Frame) -> Checked {
+    pub fn writing(&mut self, node: u64, frame: &Frame, maker: Option<Maker>) -> Checked {
+        let header = frame.header();
+        self.append_only.writing(node, header.index, header.term)?;
         self.agreement.overwriting(node, frame)?;
+        let committed = self.agreement.log().len() as u64;
+        self.changes.writing(node, header.index, membership::membership_in(frame).as_ref(), committed, maker)?;
         self.matching.writing(node, frame)
+    }
+
+    /// `follower`, in life `life`, refuses an append of `leader` in `term`, which begins after the entry at `prev`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn append_refused(&mut self, follower: (u64, u64), leader: u64, term: u64, prev: u64) -> Checked {
+        let (theirs, leaders) = (self.matching.log(follower.0), self.matching.log(leader));
+        self.repair.refused(follower, term, prev, theirs, leaders)
+    }
+
+    /// `node` does not lead, or does not lead any more.
+    pub fn deposed(&mut self, node: u64) {
+        self.append_only.deposed(node);
     }
 
     /// `node` leads `term`.
@@ -111,6 +170,7 @@ impl Checkers {
     /// The property that does not hold.
     pub fn elected(&mut self, node: u64, term: u64) -> Checked {
         self.elections.elected(node, term)?;
+        self.append_only.elected(node, term, self.matching.log(node).len() as u64);
         self.completeness.elected(node, term, self.matching.log(node))
     }
 
@@ -134,8 +194,11 @@ impl Checkers {
         }
         for index in news.clone() {
             let frame = &log[index as usize - 1];
-            self.records.committed(frame)?;
-            self.once.committed(frame)?;
+            self.offsets.committed(frame)?;
+            self.records.committed(frame);
+            self.once.committed(frame, &mut self.history)?;
+            self.refusals.committed(frame);
+            self.membership_changes += u64::from(index > 1 && frame.header().kind == Kind::Membership);
         }
         let last = &log[news.end as usize - 2];
         self.completeness.committed(term, last);
@@ -166,15 +229,39 @@ impl Checkers {
         self.records.acknowledged(first, group)?;
         self.once.acknowledged(group.header(), first)?;
         self.reads.acknowledged(first + u64::from(group.header().count));
+        if let Some(key) = key_of(group) {
+            self.history.append_answered(key, self.step);
+        }
         Ok(())
     }
 
-    /// An append was refused for good: its outcome is that it never happens.
+    /// A client sends an append, maybe again.
+    pub fn called(&mut self, group: &Group) {
+        if let Some(key) = key_of(group) {
+            self.history.append_called(key, self.step, u64::from(group.header().count));
+        }
+    }
+
+    /// An append that reached its node at `asked` was refused. Conflict and fenced are final: it never happens.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn refused(&mut self, group: &Group) -> Checked {
-        self.once.refused(group.header())
+    pub fn refused(&mut self, group: &Group, rejection: Rejection, asked: Asked) -> Checked {
+        let header = group.header();
+        match rejection {
+            Rejection::Conflict { next_offset } => {
+                self.once.refused(header)?;
+                self.refusals.conflict(header, next_offset)?;
+                // It tells the length of the log, so it is a read of it.
+                self.read_answered(asked, next_offset)
+            }
+            Rejection::Fenced { fence } => {
+                self.once.refused(header)?;
+                self.refusals.fenced(header, fence)
+            }
+            Rejection::Gap { expected } => self.refusals.gap(header, expected, asked.sequence),
+            _ => Ok(()),
+        }
     }
 
     /// A session was opened.
@@ -190,16 +277,33 @@ impl Checkers {
 
     /// A linearizable read begins: what it must see at least.
     #[must_use]
-    pub fn read_began(&self) -> u64 {
-        self.reads.floor()
+    pub fn read_began(&self) -> Asked {
+        Asked { step: self.step, floor: self.reads.floor(), sequence: 0 }
     }
 
-    /// The read that began at `floor` was answered.
+    /// An append reaches a node: what a refusal of it must know of at least.
+    #[must_use]
+    pub fn append_began(&self, group: &Group) -> Asked {
+        let sequence = group.header().session.map_or(0, |session| self.once.last_acknowledged(session));
+        Asked { sequence, ..self.read_began() }
+    }
+
+    /// The read that reached its node at `asked` was answered.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn read_answered(&mut self, floor: u64, next_offset: u64) -> Checked {
-        self.reads.answered(floor, next_offset, self.records.len())
+    pub fn read_answered(&mut self, asked: Asked, next_offset: u64) -> Checked {
+        self.reads.answered(asked.floor, next_offset, self.records.len())?;
+        self.history.read(Read { called: asked.step, answered: self.step, length: next_offset });
+        Ok(())
+    }
+
+    /// At the end of a run: all that clients did and were told must be linearizable.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn linearizable(&self) -> Checked {
+        self.history.check()
     }
 
     /// `reader` was handed `frame`.
@@ -249,6 +353,21 @@ impl Checkers {
     pub fn read_back(&self, node: u64, frames: &[Frame]) -> Checked {
         self.agreement.read_back(node, frames)
     }
+}
+
+/// When a request reached its node, and what had been acknowledged by then.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// The step.
+    pub step: u64,
+    /// The length of the log that somebody had been told of.
+    pub floor: u64,
+    /// Of an append: the highest sequence number of its session that had been acknowledged.
+    pub sequence: u64,
+}
+
+fn key_of(group: &Group) -> Option<(u64, u64)> {
+    Some((group.header().session?, group.header().sequence?))
 }
 
 #[cfg(test)]

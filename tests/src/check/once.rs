@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use graven_frame::{Frame, GroupHeader, Kind};
 
+use super::linearizability::History;
 use super::{Checked, violated};
 
 /// What landed where.
@@ -14,14 +15,16 @@ pub struct Once {
     landed: BTreeMap<(u64, u64), u64>,
     last_sequence: BTreeMap<u64, u64>,
     refused: BTreeSet<(u64, u64)>,
+    /// The highest sequence number that was acknowledged, by session.
+    acknowledged: BTreeMap<u64, u64>,
 }
 
 impl Once {
-    /// `frame` is committed, after all before it.
+    /// `frame` is committed, after all before it; `history` is told where its appends landed.
     ///
     /// # Errors
     /// It holds an append that landed before, comes too early, or was refused.
-    pub fn committed(&mut self, frame: &Frame) -> Checked {
+    pub fn committed(&mut self, frame: &Frame, history: &mut History) -> Checked {
         if frame.header().kind != Kind::Records {
             return Ok(());
         }
@@ -47,6 +50,7 @@ impl Once {
                 }
                 *last = sequence;
                 self.landed.insert((session, sequence), first);
+                history.append_landed((session, sequence), first);
             }
             first += u64::from(header.count);
         }
@@ -57,7 +61,7 @@ impl Once {
     ///
     /// # Errors
     /// It landed elsewhere or not at all.
-    pub fn acknowledged(&self, header: &GroupHeader, first: u64) -> Checked {
+    pub fn acknowledged(&mut self, header: &GroupHeader, first: u64) -> Checked {
         let (Some(session), Some(sequence)) = (header.session, header.sequence) else { return Ok(()) };
         let landed = self.landed.get(&(session, sequence));
         if landed != Some(&first) {
@@ -66,7 +70,15 @@ impl Once {
                 format!("session {session}: append {sequence} acknowledged at offset {first}, landed at {landed:?}"),
             );
         }
+        let highest = self.acknowledged.entry(session).or_insert(0);
+        *highest = sequence.max(*highest);
         Ok(())
+    }
+
+    /// The highest sequence number of `session` that was acknowledged.
+    #[must_use]
+    pub fn last_acknowledged(&self, session: u64) -> u64 {
+        self.acknowledged.get(&session).copied().unwrap_or(0)
     }
 
     /// The append with this header was refused.
@@ -94,16 +106,16 @@ mod tests {
     #[test]
     fn an_append_that_lands_twice_or_too_early_is_seen() {
         let mut once = Once::default();
-        once.committed(&frame(None, 1, &[group(9, 1, &["a"])])).expect("the first");
-        once.committed(&frame(None, 1, &[group(9, 1, &["a"])])).expect_err("again");
-        once.committed(&frame(None, 1, &[group(9, 3, &["c"])])).expect_err("too early");
-        once.committed(&frame(None, 1, &[group(9, 2, &["b"])])).expect("the second");
+        once.committed(&frame(None, 1, &[group(9, 1, &["a"])]), &mut History::default()).expect("the first");
+        once.committed(&frame(None, 1, &[group(9, 1, &["a"])]), &mut History::default()).expect_err("again");
+        once.committed(&frame(None, 1, &[group(9, 3, &["c"])]), &mut History::default()).expect_err("too early");
+        once.committed(&frame(None, 1, &[group(9, 2, &["b"])]), &mut History::default()).expect("the second");
     }
 
     #[test]
     fn an_answer_with_other_offsets_is_seen() {
         let mut once = Once::default();
-        once.committed(&frame(None, 1, &[group(9, 1, &["a"])])).expect("the first");
+        once.committed(&frame(None, 1, &[group(9, 1, &["a"])]), &mut History::default()).expect("the first");
         once.acknowledged(group(9, 1, &["a"]).header(), 0).expect("right");
         once.acknowledged(group(9, 1, &["a"]).header(), 1).expect_err("elsewhere");
         once.acknowledged(group(9, 2, &["b"]).header(), 1).expect_err("not landed");
@@ -113,9 +125,10 @@ mod tests {
     fn a_refused_append_that_lands_is_seen() {
         let mut once = Once::default();
         once.refused(group(9, 1, &["a"]).header()).expect("not landed");
-        once.committed(&frame(None, 1, &[group(9, 1, &["a"])])).expect_err("lands all the same");
+        once.committed(&frame(None, 1, &[group(9, 1, &["a"])]), &mut History::default())
+            .expect_err("lands all the same");
         let mut once = Once::default();
-        once.committed(&frame(None, 1, &[group(9, 1, &["a"])])).expect("lands");
+        once.committed(&frame(None, 1, &[group(9, 1, &["a"])]), &mut History::default()).expect("lands");
         once.refused(group(9, 1, &["a"]).header()).expect_err("refused all the same");
     }
 }

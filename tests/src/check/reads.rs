@@ -1,12 +1,13 @@
-//! P8: a linearizable read sees every append that was acknowledged, by any node, before it began; and nothing that is not
-//! committed.
+//! P8, at once: a linearizable read sees every append that was acknowledged, by any node, before it began, all that an earlier
+//! read saw, and nothing that is not committed. The whole history is looked at once more at the end, by
+//! [`super::linearizability`]; this one stops a run at the step that breaks it.
 
 use super::{Checked, violated};
 
-/// How far acknowledgements reach.
+/// How far answers reach.
 #[derive(Debug, Default)]
 pub struct Reads {
-    acknowledged: u64,
+    answered: u64,
     /// Reads answered.
     pub checked: u64,
 }
@@ -14,13 +15,13 @@ pub struct Reads {
 impl Reads {
     /// An append that ends before offset `end` was acknowledged.
     pub fn acknowledged(&mut self, end: u64) {
-        self.acknowledged = self.acknowledged.max(end);
+        self.answered = self.answered.max(end);
     }
 
     /// What a read that begins now must see at least.
     #[must_use]
     pub fn floor(&self) -> u64 {
-        self.acknowledged
+        self.answered
     }
 
     /// A read that began at `floor` was answered with `next_offset`, while `committed` records are committed.
@@ -37,6 +38,7 @@ impl Reads {
                 ),
             );
         }
+        self.answered = self.answered.max(next_offset);
         Ok(())
     }
 }
@@ -55,5 +57,6 @@ mod tests {
         reads.answered(late, 4, 6).expect_err("misses one");
         reads.answered(late, 7, 6).expect_err("sees too much");
         reads.answered(late, 6, 6).expect("sees all");
+        reads.answered(reads.floor(), 5, 6).expect_err("an earlier read saw more");
     }
 }

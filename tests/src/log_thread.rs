@@ -1,0 +1,112 @@
+//! The log thread of a node: takes the jobs that wait, is done a sync later, and uses idle moments as the daemon does. And
+//! how it fails.
+
+use crate::check::{Checked, Violation};
+use crate::cluster::{Cluster, Event};
+
+impl Cluster {
+    pub(crate) fn on_disk_start(&mut self, node: u64, life: u64) -> Checked {
+        let slow = self.profile.slow_sync;
+        let lag = self.node(node).lag_us();
+        let takes = if self.healed_at.is_none() && self.rng.chance(slow) {
+            let most = if self.rng.chance(50) { 2_500_000 } else { 50_000 };
+            self.stats.stalls += 1;
+            self.rng.below(most)
+        } else if lag > 0 {
+            self.rng.between(lag, 6 * lag)
+        } else {
+            self.rng.between(60, 400)
+        };
+        let now_us = self.now_us;
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        let queued = std::mem::take(&mut process.queue);
+        process.running.extend(queued);
+        self.schedule(now_us + takes, Event::DiskDone { node, life });
+        Ok(())
+    }
+
+    pub(crate) fn on_disk_done(&mut self, node: u64, life: u64) -> Checked {
+        let now_us = self.now_us;
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        if let Some(power) = process.doomed {
+            self.crash(node, power);
+            return Ok(());
+        }
+        let jobs: Vec<_> = process.running.iter().cloned().collect();
+        let ran = match process.run_disk() {
+            Ok(ran) => ran,
+            Err(error) => {
+                let first = jobs.iter().flat_map(|job| &job.frames).map(|frame| frame.header().index).min();
+                self.checkers.durability.doubted(node, first.unwrap_or(u64::MAX));
+                return self.on_disk_error(node, &error);
+            }
+        };
+        let more = !process.queue.is_empty();
+        process.disk_busy = more || !process.running.is_empty();
+        let again = process.disk_busy;
+        let (done, full) = process.reported;
+        // A job that waits for room may have its term and vote on the disk already.
+        let waiting = process.running.front().map(|job| (job.sequence, job.hard_state));
+        for job in &jobs {
+            let done = ran.done.is_some_and(|done| job.sequence <= done);
+            if let Some(hard_state) = job.hard_state
+                && (done || waiting == Some((job.sequence, None)))
+            {
+                let vote = hard_state.vote.map(|node| node.0);
+                self.checkers.durability.hard_state(node, hard_state.term.0, vote);
+            }
+            for frame in job.frames.iter().filter(|_| done) {
+                self.checkers.durability.synced(node, frame);
+            }
+        }
+        self.trace.line(now_us, format_args!("n{node} synced {:?}", ran.done));
+        if again {
+            let pause = if ran.disk_full { 2_000 } else { 20 };
+            // Room is found by preparing a segment; the daemon does so between its attempts.
+            if ran.disk_full
+                && let Some(process) = self.node_mut(node).alive(life)
+                && let Err(error) = process.use_idle()
+            {
+                return self.on_disk_error(node, &error);
+            }
+            self.schedule(now_us + pause, Event::DiskStart { node, life });
+        } else {
+            let at = now_us + self.rng.between(500, 10_000);
+            self.schedule(at, Event::DiskIdle { node, life });
+        }
+        self.input_of(node, life, |replica, now| replica.disk_done(now, done, full))
+    }
+
+    /// The log thread has nothing to do: sync points and the preparation of segments have their turn.
+    pub(crate) fn on_disk_idle(&mut self, node: u64, life: u64) -> Checked {
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        if process.disk_busy {
+            return Ok(());
+        }
+        if let Err(error) = process.use_idle() {
+            return self.on_disk_error(node, &error);
+        }
+        let (done, was_full) = process.reported;
+        let full = was_full && process.wal.disk_full();
+        process.reported.1 = full;
+        if full || process.wal.sync_point_due() {
+            self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });
+        }
+        if was_full && !full {
+            return self.input_of(node, life, |replica, now| replica.disk_done(now, done, false));
+        }
+        Ok(())
+    }
+
+    /// The log is closed for good: the process ends, as the daemon's does, with or without a loss of power.
+    fn on_disk_error(&mut self, node: u64, error: &graven_wal::AppendError) -> Checked {
+        self.trace.line(self.now_us, format_args!("n{node} {error}"));
+        if !matches!(error, graven_wal::AppendError::Closed { .. }) {
+            return Err(Violation { property: "disk", detail: format!("node {node}: the log refuses a job: {error}") });
+        }
+        self.stats.failed_syncs += 1;
+        let power = self.rng.chance(500);
+        self.crash(node, power);
+        Ok(())
+    }
+}

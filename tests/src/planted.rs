@@ -1,0 +1,131 @@
+//! The bugs that can be switched on, in the core, the replica and the log: their names, and who must see them.
+//!
+//! Each is one line of product code behind a switch that is off. A checker that does not see the bug it is there for is
+//! no checker: `tests/planted.rs` demands that each is found within [`Planted::within`] seeds of the ordinary mixture, by a
+//! property that speaks of it.
+
+use graven::replica::planted as replica;
+use graven_raft::planted as core;
+use graven_wal::planted as wal;
+
+use crate::{Outcome, Settings, run};
+
+/// Where a bug is switched on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Switch {
+    /// In graven-raft.
+    Core(core::Bug),
+    /// In the replica.
+    Replica(replica::Bug),
+    /// In graven-wal.
+    Wal(wal::Bug),
+}
+
+/// One bug.
+#[derive(Debug, Clone, Copy)]
+pub struct Planted {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Its switch.
+    pub switch: Switch,
+    /// Seeds, from 0 on, after which it counts as overlooked.
+    pub within: u64,
+    /// The properties by which it may be found.
+    pub found_by: &'static [&'static str],
+}
+
+impl Planted {
+    /// The bug of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Planted> {
+        ALL.iter().copied().find(|planted| planted.name == name)
+    }
+
+    /// Runs seeds with the bug switched on, in this thread, until one finds it; `None` when `seeds` do not.
+    #[must_use]
+    pub fn hunt(&self, seeds: std::ops::Range<u64>, settings: &Settings) -> Option<Outcome> {
+        self.plant();
+        let found = seeds.map(|seed| run(seed, settings)).find(|outcome| outcome.violation.is_some());
+        unplant();
+        found
+    }
+
+    /// Switches it on in this thread, in place of any other.
+    pub fn plant(&self) {
+        unplant();
+        match self.switch {
+            Switch::Core(bug) => core::plant(Some(bug)),
+            Switch::Replica(bug) => replica::plant(Some(bug)),
+            Switch::Wal(bug) => wal::plant(Some(bug)),
+        }
+    }
+}
+
+/// Switches all bugs off in this thread.
+pub fn unplant() {
+    core::plant(None);
+    replica::plant(None);
+    wal::plant(None);
+}
+
+const fn in_core(name: &'static str, bug: core::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
+    Planted { name, switch: Switch::Core(bug), within, found_by }
+}
+
+const fn in_replica(name: &'static str, bug: replica::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
+    Planted { name, switch: Switch::Replica(bug), within, found_by }
+}
+
+const fn in_wal(name: &'static str, bug: wal::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
+    Planted { name, switch: Switch::Wal(bug), within, found_by }
+}
+
+/// All of them, in the order in which `sim --planted list` prints them.
+pub const ALL: &[Planted] = &[
+    in_core("old-term-commit", core::Bug::OldTermCommit, 300, &[]),
+    in_core("leader-counts-unsynced", core::Bug::LeaderCountsUnsynced, 300, &[]),
+    in_core("half-is-enough", core::Bug::HalfIsEnough, 300, &[]),
+    in_core("commit-beyond-verified", core::Bug::CommitBeyondVerified, 300, &[]),
+    in_core("hint-ignored", core::Bug::HintIgnored, 300, &[]),
+    in_core("read-round-unconfirmed", core::Bug::ReadRoundUnconfirmed, 300, &[]),
+    in_core("passed-round-answered", core::Bug::PassedRoundAnswered, 300, &[]),
+    in_core("read-before-own-entry", core::Bug::ReadBeforeOwnEntry, 300, &[]),
+    in_core("vote-for-shorter-log", core::Bug::VoteForShorterLog, 300, &[]),
+    in_core("vote-twice", core::Bug::VoteTwice, 300, &[]),
+    in_core("vote-request-before-persist", core::Bug::VoteRequestBeforePersist, 300, &[]),
+    in_core("vote-before-persist", core::Bug::VoteBeforePersist, 300, &[]),
+    in_core("term-not-persisted", core::Bug::TermNotPersisted, 300, &[]),
+    in_core("passed-term-taken", core::Bug::PassedTermTaken, 300, &[]),
+    in_core("prev-unchecked", core::Bug::PrevUnchecked, 300, &[]),
+    in_core("truncates-what-agrees", core::Bug::TruncatesWhatAgrees, 300, &[]),
+    in_core("check-quorum-off", core::Bug::CheckQuorumOff, 300, &[]),
+    in_core("pre-vote-skipped", core::Bug::PreVoteSkipped, 300, &[]),
+    in_core("loyalty-off", core::Bug::LoyaltyOff, 300, &[]),
+    in_core("noop-skipped", core::Bug::NoopSkipped, 300, &[]),
+    in_core("watchdog-off", core::Bug::WatchdogOff, 300, &[]),
+    in_replica("ack-before-commit", replica::Bug::AckBeforeCommit, 300, &[]),
+    in_replica("promise-before-sync", replica::Bug::PromiseBeforeSync, 300, &[]),
+    in_replica("sync-skipped", replica::Bug::SyncSkipped, 300, &[]),
+    in_replica("vote-forgotten", replica::Bug::VoteForgotten, 300, &[]),
+    in_replica("duplicate-lands", replica::Bug::DuplicateLands, 300, &[]),
+    in_replica("sessions-not-rolled-back", replica::Bug::SessionsNotRolledBack, 300, &[]),
+    in_replica("sessions-not-rebuilt", replica::Bug::SessionsNotRebuilt, 300, &[]),
+    in_replica("fence-not-rolled-back", replica::Bug::FenceNotRolledBack, 300, &[]),
+    in_replica("undo-kept", replica::Bug::UndoKept, 300, &[]),
+    in_replica("judged-too-early", replica::Bug::JudgedTooEarly, 300, &[]),
+    in_replica("deposed-judges", replica::Bug::DeposedJudges, 300, &[]),
+    in_replica("acks-survive-deposition", replica::Bug::AcksSurviveDeposition, 300, &[]),
+    in_replica("feed-skips", replica::Bug::FeedSkips, 300, &[]),
+    in_replica("stale-read", replica::Bug::StaleRead, 300, &[]),
+    in_replica("read-not-awaited", replica::Bug::ReadNotAwaited, 300, &[]),
+    in_replica("readable-before-commit", replica::Bug::ReadableBeforeCommit, 300, &[]),
+    in_replica("stale-durable-report", replica::Bug::StaleDurableReport, 300, &[]),
+    in_replica("ring-grows", replica::Bug::RingGrows, 300, &[]),
+    in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 300, &[]),
+    in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 300, &[]),
+    in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 300, &[]),
+    in_wal("sync-retried", wal::Bug::SyncRetried, 300, &[]),
+    in_wal("page-cache-trusted", wal::Bug::PageCacheTrusted, 300, &[]),
+    in_wal("cut-left-standing", wal::Bug::CutLeftStanding, 300, &[]),
+    in_wal("seal-without-sync", wal::Bug::SealWithoutSync, 300, &[]),
+];
