@@ -140,6 +140,11 @@ impl Core {
                 return self.on_pre_vote(from, campaign, last);
             }
             Message::Vote { term, last, transfer } => return self.on_vote(from, term, last, transfer),
+            // Of a voter in an earlier term: it names the campaign that it is about. One that does not stand by itself, because
+            // its own log does not show yet that it votes, would otherwise stay in its term, unheard, for ever.
+            Message::PreVoteReply { term, campaign, granted } if term < self.hard.term => {
+                return self.on_pre_vote_reply(from, campaign, granted);
+            }
             _ => {}
         }
         let term = message.term();
@@ -394,6 +399,14 @@ impl Core {
     #[must_use]
     pub fn oldest_unsynced(&self) -> Option<Tick> {
         self.pending.front().map(|pending| pending.started)
+    }
+
+    /// Whether this node leads and the membership in force is committed in its term, so that another one may follow it: the one
+    /// before can then not vanish under the next (thesis 4.1; Raft paper 6).
+    #[must_use]
+    pub fn may_change_membership(&self) -> bool {
+        let settled = self.log.membership_index() <= self.commit && self.is_established();
+        self.role == Role::Leader && (settled || is_planted(Bug::ChangeTooEarly))
     }
 
     /// The settings.

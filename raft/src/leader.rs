@@ -41,7 +41,7 @@ impl Core {
             (None, _) => Ok(()),
             (Some(next), EntryKind::Membership) => {
                 // Committed, and in this leader's term: otherwise the membership in force could still vanish under the next.
-                if self.log.membership_index() > self.commit || !self.is_established() {
+                if !self.may_change_membership() {
                     return Err(ProposeError::MembershipPending);
                 }
                 membership::judge(self.log.membership(), next)

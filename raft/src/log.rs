@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use crate::config::Restored;
 use crate::message::ConflictHint;
+use crate::planted::{Bug, is_planted};
 use crate::types::{Index, LogId, Membership, Term};
 
 #[derive(Debug, Clone)]
@@ -108,7 +109,7 @@ impl Log {
         while self.runs.back().is_some_and(|run| run.first >= from) {
             self.runs.pop_back();
         }
-        while self.memberships.last().is_some_and(|entry| entry.0 >= from) {
+        while self.memberships.last().is_some_and(|entry| entry.0 >= from) && !is_planted(Bug::MembershipKept) {
             self.memberships.pop();
         }
         self.last = from.previous();
@@ -181,6 +182,9 @@ impl Log {
 
     /// The membership in force: the last one in the log, committed or not (Raft paper 6).
     pub(crate) fn membership(&self) -> &Membership {
+        if is_planted(Bug::MembershipOnCommit) {
+            return self.memberships.first().map_or(&self.nobody, |entry| &entry.1);
+        }
         self.memberships.last().map_or(&self.nobody, |entry| &entry.1)
     }
 

@@ -43,7 +43,7 @@ pub struct Cluster {
     /// Answers to requests from outside, by request, until they are fetched.
     pub(crate) answered: BTreeMap<u64, Result<Answer, Rejection>>,
     /// When the last message between a writer and a node arrives.
-    pub(crate) client_lanes: Vec<[u64; 16]>,
+    pub(crate) client_lanes: Vec<[u64; 2 * LANES]>,
     pub(crate) healed_at: Option<u64>,
     /// The append that is being taken in, when the input is one.
     appending: Option<(u64, AppendHead)>,
@@ -131,6 +131,10 @@ impl Ord for Scheduled {
 
 /// Readers of the stream in every run.
 const FOLLOWERS: usize = 2;
+/// More than there are ids of nodes.
+pub(crate) const LANES: usize = 12;
+/// Nodes that wait to be taken in, in profiles whose members change.
+const NEWCOMERS: u64 = 4;
 
 impl Cluster {
     /// A cluster of `nodes` nodes, none of them started, and its clients.
@@ -150,6 +154,8 @@ impl Cluster {
         let mut rng = Rng::new(seed);
         let network = Network::new(rng.fork(), &profile);
         let first = first_frame(nodes);
+        let members = nodes;
+        let nodes = if profile.member_us > 0 { nodes.min(LANES as u64 - 1 - NEWCOMERS) + NEWCOMERS } else { nodes };
         let writers: Vec<_> =
             (0..rng.between(1, 4)).map(|id| Writer::new(id, nodes, profile.tiny, rng.fork())).collect();
         let mut cluster = Cluster {
@@ -157,9 +163,9 @@ impl Cluster {
             sequence: 0,
             events: BinaryHeap::new(),
             network,
-            nodes: (1..=nodes).map(|id| Node::new(id, rng.draw(), &first)).collect(),
+            nodes: (1..=nodes).map(|id| Node::new(id, rng.draw(), (id <= members).then_some(&first))).collect(),
             checkers: Checkers::new(nodes, FOLLOWERS),
-            client_lanes: vec![[0; 16]; writers.len()],
+            client_lanes: vec![[0; 2 * LANES]; writers.len()],
             writers,
             followers: (0..FOLLOWERS).map(|_| Follower::new()).collect(),
             requests: vec![Request::None],
@@ -175,7 +181,9 @@ impl Cluster {
         };
         // The first entry was synced by whoever made the data directories.
         for id in 1..=nodes {
-            cluster.checkers.durability.synced(id, &first);
+            if id <= members {
+                cluster.checkers.durability.synced(id, &first);
+            }
             cluster.schedule(cluster.now_us + id, Event::Start { node: id });
         }
         for at in 0..FOLLOWERS {
@@ -190,6 +198,11 @@ impl Cluster {
         let replicas = self.nodes.iter().filter_map(|node| Some((node.id, &node.process.as_ref()?.replica)));
         let leaders = replicas.filter(|(_, replica)| replica.leads());
         leaders.max_by_key(|(_, replica)| replica.view().term).map(|(id, _)| id)
+    }
+
+    /// The members, as the node that leads has them.
+    pub(crate) fn members(&self) -> Option<&Members> {
+        self.replica(self.leader()?)?.members()
     }
 
     /// The replica of `node`, while it is up.

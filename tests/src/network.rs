@@ -7,8 +7,8 @@ use crate::lab::traffic::Traffic;
 use crate::profile::Profile;
 use crate::rng::Rng;
 
-/// Nodes a cluster may have, and one unused place because ids start at 1.
-const PLACES: usize = 8;
+/// Nodes a cluster may have, those that come later included, and one unused place because ids start at 1.
+const PLACES: usize = 12;
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -84,16 +84,17 @@ fn options(segment_bytes: u64) -> Options {
 }
 
 impl Node {
-    /// A node with a new log that holds `first`.
+    /// A node with a new log that holds `first`; one that joins later begins with an empty one.
     ///
     /// # Panics
     /// When the disk refuses, which this one does not.
     #[must_use]
-    pub fn new(id: u64, seed: u64, first: &Frame) -> Node {
+    pub fn new(id: u64, seed: u64, first: Option<&Frame>) -> Node {
         let disk = SimDisk::new(seed);
         let segment_bytes = *Rng::new(seed).pick(&SEGMENT_BYTES);
         let identity = Identity { cluster: 7, node: id, incarnation: u128::from(id) };
-        let created = Wal::create(disk.clone(), identity, options(segment_bytes), std::slice::from_ref(first));
+        let created =
+            Wal::create(disk.clone(), identity, options(segment_bytes), first.map_or(&[], std::slice::from_ref));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
         Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0 }
     }

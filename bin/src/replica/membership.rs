@@ -126,7 +126,7 @@ impl Replica {
     /// The members to go to next; `None` when the wish is granted already.
     fn judge_change(&self, now: Now, change: &MemberChange) -> Result<Option<Members>, Rejection> {
         let Some(members) = self.members() else { return Err(Rejection::MembersChanging) };
-        if members.is_joint() || self.members_index() > self.core.commit().0 || !self.core.is_established() {
+        if members.is_joint() || !self.core.may_change_membership() {
             return Err(Rejection::MembersChanging);
         }
         let refused = |why: ChangeRefused| Rejection::Change(Box::new(why));
@@ -195,7 +195,7 @@ impl Replica {
             *node == self.config.raft.id || self.follower(node.0).is_some_and(|follower| follower.round > asked_in)
         };
         let (alive, needed) = (voters.iter().filter(|node| is_alive(node)).count(), voters.len() / 2 + 1);
-        if alive < needed {
+        if alive < needed && !is_planted(Bug::NobodyAsked) {
             return Err(ChangeRefused::NoQuorum { alive, voters: voters.len(), needed });
         }
         Ok(())
@@ -247,8 +247,7 @@ impl Replica {
 
     /// Leaves a joint membership that is committed in this leader's term, whoever began it. Returns whether it did.
     pub(super) fn maybe_leave_joint(&mut self, now: Now) -> bool {
-        let committed = self.members_index() <= self.core.commit().0 || is_planted(Bug::JointLeftEarly);
-        if self.core.role() != Role::Leader || !self.core.is_established() || !committed {
+        if !self.core.may_change_membership() || is_planted(Bug::JointKept) {
             return false;
         }
         let Some(next) = self.members().filter(|members| members.is_joint()).map(Members::settled) else {

@@ -295,6 +295,19 @@ fn late_refusals_do_not_end_a_pre_vote() {
 
 /// A damaged node says neither yes nor "me".
 #[test]
+fn a_pre_vote_of_a_voter_in_an_earlier_term_counts() {
+    // It does not stand by itself, as one whose log does not show yet that it votes: nothing else would bring it to this term.
+    let mut core = core_of(3, &[1], hard(6));
+    core.tick(Tick(1_000_000));
+    assert_eq!(core.role(), Role::PreCandidate);
+    let granted = |term| Message::PreVoteReply { term: Term(term), campaign: Term(7), granted: true };
+    core.receive(Tick(1_000_001), n(2), Message::PreVoteReply { term: Term(5), campaign: Term(6), granted: true });
+    assert_eq!(core.role(), Role::PreCandidate, "an answer to an earlier question");
+    core.receive(Tick(1_000_002), n(2), granted(5));
+    assert_eq!((core.role(), core.term()), (Role::Candidate, Term(7)));
+}
+
+#[test]
 fn a_node_that_may_not_vote_does_not() {
     let memberships = vec![(Index(1), Membership::of_voters([n(1), n(2)]))];
     let restored =
