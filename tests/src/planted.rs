@@ -8,6 +8,7 @@ use graven::replica::planted as replica;
 use graven_raft::planted as core;
 use graven_wal::planted as wal;
 
+use crate::profile::Profile;
 use crate::{Outcome, Settings, run};
 
 /// Where a bug is switched on.
@@ -30,6 +31,8 @@ pub struct Planted {
     pub switch: Switch,
     /// Seeds, from 0 on, after which it counts as overlooked.
     pub within: u64,
+    /// The mix of faults it is looked for under; `None` is the ordinary mixture.
+    pub profile: Option<Profile>,
     /// The properties by which it may be found.
     pub found_by: &'static [&'static str],
 }
@@ -45,6 +48,7 @@ impl Planted {
     #[must_use]
     pub fn hunt(&self, seeds: std::ops::Range<u64>, settings: &Settings) -> Option<Outcome> {
         self.plant();
+        let settings = &Settings { profile: settings.profile.or(self.profile), ..*settings };
         let found = seeds.map(|seed| run(seed, settings)).find(|outcome| outcome.violation.is_some());
         unplant();
         found
@@ -69,63 +73,72 @@ pub fn unplant() {
 }
 
 const fn in_core(name: &'static str, bug: core::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
-    Planted { name, switch: Switch::Core(bug), within, found_by }
+    Planted { name, switch: Switch::Core(bug), within, profile: None, found_by }
 }
 
 const fn in_replica(name: &'static str, bug: replica::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
-    Planted { name, switch: Switch::Replica(bug), within, found_by }
+    Planted { name, switch: Switch::Replica(bug), within, profile: None, found_by }
 }
 
 const fn in_wal(name: &'static str, bug: wal::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
-    Planted { name, switch: Switch::Wal(bug), within, found_by }
+    Planted { name, switch: Switch::Wal(bug), within, profile: None, found_by }
+}
+
+impl Planted {
+    const fn under(self, profile: Profile) -> Planted {
+        Planted { profile: Some(profile), ..self }
+    }
 }
 
 /// All of them, in the order in which `sim --planted list` prints them.
 pub const ALL: &[Planted] = &[
-    in_core("old-term-commit", core::Bug::OldTermCommit, 300, &[]),
-    in_core("leader-counts-unsynced", core::Bug::LeaderCountsUnsynced, 300, &[]),
-    in_core("half-is-enough", core::Bug::HalfIsEnough, 300, &[]),
-    in_core("commit-beyond-verified", core::Bug::CommitBeyondVerified, 300, &[]),
-    in_core("hint-ignored", core::Bug::HintIgnored, 300, &[]),
-    in_core("read-round-unconfirmed", core::Bug::ReadRoundUnconfirmed, 300, &[]),
-    in_core("passed-round-answered", core::Bug::PassedRoundAnswered, 300, &[]),
-    in_core("read-before-own-entry", core::Bug::ReadBeforeOwnEntry, 300, &[]),
-    in_core("vote-for-shorter-log", core::Bug::VoteForShorterLog, 300, &[]),
-    in_core("vote-twice", core::Bug::VoteTwice, 300, &[]),
-    in_core("vote-request-before-persist", core::Bug::VoteRequestBeforePersist, 300, &[]),
-    in_core("vote-before-persist", core::Bug::VoteBeforePersist, 300, &[]),
-    in_core("term-not-persisted", core::Bug::TermNotPersisted, 300, &[]),
-    in_core("passed-term-taken", core::Bug::PassedTermTaken, 300, &[]),
-    in_core("prev-unchecked", core::Bug::PrevUnchecked, 300, &[]),
-    in_core("truncates-what-agrees", core::Bug::TruncatesWhatAgrees, 300, &[]),
-    in_core("check-quorum-off", core::Bug::CheckQuorumOff, 300, &[]),
-    in_core("pre-vote-skipped", core::Bug::PreVoteSkipped, 300, &[]),
-    in_core("loyalty-off", core::Bug::LoyaltyOff, 300, &[]),
-    in_core("noop-skipped", core::Bug::NoopSkipped, 300, &[]),
-    in_core("watchdog-off", core::Bug::WatchdogOff, 300, &[]),
-    in_replica("ack-before-commit", replica::Bug::AckBeforeCommit, 300, &[]),
-    in_replica("promise-before-sync", replica::Bug::PromiseBeforeSync, 300, &[]),
-    in_replica("sync-skipped", replica::Bug::SyncSkipped, 300, &[]),
-    in_replica("vote-forgotten", replica::Bug::VoteForgotten, 300, &[]),
-    in_replica("duplicate-lands", replica::Bug::DuplicateLands, 300, &[]),
-    in_replica("sessions-not-rolled-back", replica::Bug::SessionsNotRolledBack, 300, &[]),
-    in_replica("sessions-not-rebuilt", replica::Bug::SessionsNotRebuilt, 300, &[]),
-    in_replica("fence-not-rolled-back", replica::Bug::FenceNotRolledBack, 300, &[]),
-    in_replica("undo-kept", replica::Bug::UndoKept, 300, &[]),
-    in_replica("judged-too-early", replica::Bug::JudgedTooEarly, 300, &[]),
-    in_replica("deposed-judges", replica::Bug::DeposedJudges, 300, &[]),
-    in_replica("acks-survive-deposition", replica::Bug::AcksSurviveDeposition, 300, &[]),
-    in_replica("feed-skips", replica::Bug::FeedSkips, 300, &[]),
-    in_replica("stale-read", replica::Bug::StaleRead, 300, &[]),
-    in_replica("read-not-awaited", replica::Bug::ReadNotAwaited, 300, &[]),
-    in_replica("readable-before-commit", replica::Bug::ReadableBeforeCommit, 300, &[]),
-    in_replica("stale-durable-report", replica::Bug::StaleDurableReport, 300, &[]),
-    in_replica("ring-grows", replica::Bug::RingGrows, 300, &[]),
-    in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 300, &[]),
-    in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 300, &[]),
-    in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 300, &[]),
-    in_wal("sync-retried", wal::Bug::SyncRetried, 300, &[]),
-    in_wal("page-cache-trusted", wal::Bug::PageCacheTrusted, 300, &[]),
-    in_wal("cut-left-standing", wal::Bug::CutLeftStanding, 300, &[]),
-    in_wal("seal-without-sync", wal::Bug::SealWithoutSync, 300, &[]),
+    in_core("old-term-commit", core::Bug::OldTermCommit, 600, &["leader completeness"]).under(Profile::DEPOSED),
+    in_core("leader-counts-unsynced", core::Bug::LeaderCountsUnsynced, 100, &["P1"]),
+    in_core("half-is-enough", core::Bug::HalfIsEnough, 100, &["P1"]),
+    in_core("commit-beyond-verified", core::Bug::CommitBeyondVerified, 100, &["state-machine safety"]),
+    in_core("hint-ignored", core::Bug::HintIgnored, 100, &["repair cost"]),
+    in_core("read-round-unconfirmed", core::Bug::ReadRoundUnconfirmed, 100, &["P8"]),
+    in_core("passed-round-answered", core::Bug::PassedRoundAnswered, 100, &["alarm"]).under(Profile::PAUSES),
+    in_core("read-before-own-entry", core::Bug::ReadBeforeOwnEntry, 100, &["P8"]),
+    in_core("vote-for-shorter-log", core::Bug::VoteForShorterLog, 100, &["leader completeness"]),
+    in_core("vote-twice", core::Bug::VoteTwice, 100, &["invariant"]),
+    in_core("vote-request-before-persist", core::Bug::VoteRequestBeforePersist, 200, &["election safety"]),
+    in_core("vote-before-persist", core::Bug::VoteBeforePersist, 100, &["election safety"]),
+    in_core("term-not-persisted", core::Bug::TermNotPersisted, 100, &["invariant"]),
+    in_core("passed-term-taken", core::Bug::PassedTermTaken, 200, &["alarm"]),
+    in_core("prev-unchecked", core::Bug::PrevUnchecked, 100, &["invariant"]),
+    in_core("truncates-what-agrees", core::Bug::TruncatesWhatAgrees, 100, &["invariant"]),
+    in_core("check-quorum-off", core::Bug::CheckQuorumOff, 100, &["liveness"]),
+    in_core("pre-vote-skipped", core::Bug::PreVoteSkipped, 100, &["stability"]),
+    in_core("loyalty-off", core::Bug::LoyaltyOff, 300, &["stability"]),
+    in_core("noop-skipped", core::Bug::NoopSkipped, 100, &["P8"]),
+    in_core("watchdog-off", core::Bug::WatchdogOff, 100, &["liveness"]),
+    in_core("change-too-early", core::Bug::ChangeTooEarly, 100, &["membership safety"]).under(Profile::MEMBERS),
+    in_core("membership-on-commit", core::Bug::MembershipOnCommit, 200, &["liveness"]).under(Profile::MEMBERS),
+    in_core("membership-kept", core::Bug::MembershipKept, 100, &["invariant"]).under(Profile::MEMBERS),
+    in_replica("ack-before-commit", replica::Bug::AckBeforeCommit, 100, &["P1"]),
+    in_replica("promise-before-sync", replica::Bug::PromiseBeforeSync, 100, &["P1"]),
+    in_replica("sync-skipped", replica::Bug::SyncSkipped, 100, &["P1"]),
+    in_replica("vote-forgotten", replica::Bug::VoteForgotten, 100, &["election safety"]),
+    in_replica("duplicate-lands", replica::Bug::DuplicateLands, 100, &["P7"]),
+    in_replica("sessions-not-rolled-back", replica::Bug::SessionsNotRolledBack, 100, &["P11"]),
+    in_replica("sessions-not-rebuilt", replica::Bug::SessionsNotRebuilt, 100, &["answers"]),
+    in_replica("fence-not-rolled-back", replica::Bug::FenceNotRolledBack, 200, &["P10"]).under(Profile::TRANSFERS),
+    in_replica("undo-kept", replica::Bug::UndoKept, 100, &["P11"]),
+    in_replica("judged-too-early", replica::Bug::JudgedTooEarly, 100, &["P1"]),
+    in_replica("deposed-judges", replica::Bug::DeposedJudges, 700, &["P10"]).under(Profile::PAUSES),
+    in_replica("acks-survive-deposition", replica::Bug::AcksSurviveDeposition, 100, &["P2"]),
+    in_replica("feed-skips", replica::Bug::FeedSkips, 100, &["P4"]),
+    in_replica("stale-read", replica::Bug::StaleRead, 100, &["P8"]),
+    in_replica("read-not-awaited", replica::Bug::ReadNotAwaited, 100, &["P8"]),
+    in_replica("readable-before-commit", replica::Bug::ReadableBeforeCommit, 100, &["invariant"]),
+    in_replica("stale-durable-report", replica::Bug::StaleDurableReport, 100, &["P2"]).under(Profile::DEPOSED),
+    in_replica("ring-grows", replica::Bug::RingGrows, 100, &["P11"]),
+    in_replica("joint-kept", replica::Bug::JointKept, 100, &["liveness"]).under(Profile::MEMBERS),
+    in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),
+    in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 100, &["recovery"]).under(Profile::DISKS),
+    in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 100, &["recovery"]),
+    in_wal("sync-retried", wal::Bug::SyncRetried, 100, &["recovery"]),
+    in_wal("page-cache-trusted", wal::Bug::PageCacheTrusted, 100, &["recovery"]),
+    in_wal("seal-without-sync", wal::Bug::SealWithoutSync, 100, &["recovery"]),
 ];
