@@ -317,7 +317,7 @@ impl Cluster {
 }
 
 /// A node that waits to be taken in, as it tells about itself.
-fn newcomer(id: u64) -> NewMember {
+pub(crate) fn newcomer(id: u64) -> NewMember {
     NewMember {
         id,
         name: format!("n{id}"),

@@ -4,6 +4,8 @@
 //! done; every checker of [`check`] looks after every event.
 #![doc = include_str!("../README.md")]
 
+#[cfg(test)]
+mod changes;
 pub mod check;
 pub mod client;
 pub mod clock;
