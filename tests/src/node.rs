@@ -100,7 +100,12 @@ impl Node {
     ///
     /// # Errors
     /// Why the log does not open or does not read back.
-    pub fn start(&mut self, rng: &mut Rng, now_us: u64, profile: &Profile) -> Result<(Recovered, Vec<Frame>), StartError> {
+    pub fn start(
+        &mut self,
+        rng: &mut Rng,
+        now_us: u64,
+        profile: &Profile,
+    ) -> Result<(Recovered, Vec<Frame>), StartError> {
         let sync = if rng.chance(150) { SyncMethod::Dsync } else { SyncMethod::Fdatasync };
         let options = Options { sync, ..options(self.segment_bytes) };
         let (wal, recovered) = Wal::open(self.disk.clone(), options).map_err(StartError::Open)?;
