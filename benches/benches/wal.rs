@@ -2,7 +2,8 @@
 //! counts, since the figures themselves are those of this machine and this hour.
 //!
 //! - synced append: one entry and one sync, beside one write and one sync of the same bytes on an equally prepared file;
-//! - group sync: 64 entries of 256 B that waited together and share a sync, beside one entry with a sync of its own;
+//! - group sync: 64 entries of 256 B that share a sync, beside one write of as many bytes; and 64 requests in flight to a log
+//!   thread, each wait measured, beside one;
 //! - sequential read, with and without verifying, beside summing and reading the same bytes;
 //! - opening a log, beside reading and summing the bytes of the segment that is scanned;
 //! - random lookup, beside a positional read of the same length at a known place.
@@ -20,6 +21,12 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use graven_frame::{Body, Chain, Frame, GroupBuilder, GroupHeaderSpec, HeaderSpec, Kind};
 use graven_wal::{Disk, DiskFile, DiskMap, Identity, Options, PrepareState, RealDisk, Wal};
 use tempfile::TempDir;
+
+#[allow(dead_code, reason = "the speed program of the log uses more of it")]
+#[path = "../../wal/examples/speed/group.rs"]
+mod group;
+
+use group::{Joining, Measured, WRITERS, Writers};
 
 /// How much is written and measured: next to nothing when the benches are run as tests.
 struct Scale {
@@ -244,7 +251,6 @@ fn synced_appends(criterion: &mut Criterion) {
 }
 
 fn group_sync(criterion: &mut Criterion) {
-    const WRITERS: usize = 64;
     const RECORD_BYTES: usize = 256;
     let dir = directory();
     let mut raw = Raw::new(dir.path());
@@ -254,15 +260,24 @@ fn group_sync(criterion: &mut Criterion) {
     log.begin(RECORD_BYTES, WRITERS);
     let bytes = (WRITERS * RECORD_BYTES) as u64;
     beside(criterion, "group sync of 64 waiting writers of 256 B", bytes, &mut raw, &mut log);
-    let mut one = Log::new(dir.path().join("one"));
-    one.leave_first_segment();
-    one.begin(RECORD_BYTES, 1);
-    if is_test() {
-        one.once();
-        return;
+    // And as a node has it: requests through a channel to a log thread, each wait measured.
+    log.begin(RECORD_BYTES, 1);
+    let body = (log.body.clone(), log.body_crc);
+    let ways = [
+        (Writers::InFlight(1), Joining::Queued),
+        (Writers::InFlight(WRITERS), Joining::Queued),
+        (Writers::InFlight(WRITERS), Joining::Awaited(Duration::from_micros(30))),
+    ];
+    let mut measured: Vec<Measured> = ways.iter().map(|_| Measured::default()).collect();
+    for _ in 0..scale().rounds.max(1) {
+        for ((writers, joining), measured) in ways.iter().zip(&mut measured) {
+            group::round(&mut log.wal, &body, *writers, *joining, scale().round, measured).expect("a round");
+        }
     }
-    let (many, one) = (rate(&mut log, scale().round) * WRITERS as f64, rate(&mut one, scale().round));
-    println!("group sync: 64 waiting writers get {:.1} times the records a second of one alone", many / one);
+    for ((writers, joining), of) in ways.iter().zip(&measured) {
+        let times = of.rate() / measured[0].rate();
+        println!("group sync, {writers:?}, {joining:?}: {}; {times:.1} times one writer", of.told());
+    }
 }
 
 /// A closed log of entries of 4 KiB, and a file with as many bytes.

@@ -97,7 +97,7 @@ pub enum SyncMode {
     Fdatasync,
     /// Every write returns when durable (`O_DSYNC`).
     Dsync,
-    /// `O_DIRECT|O_DSYNC`, around the page cache.
+    /// Write around the page cache (`O_DIRECT`), then `fdatasync`; Linux only. Keeps the segment that is written to in memory.
     Direct,
     /// Not at all: a power failure loses acknowledged records. Needs `unsafe_no_sync = true` beside it.
     None,

@@ -289,7 +289,7 @@ async fn stranger_with_a_valid_certificate_is_no_member() {
 async fn dropped_member_is_cut_off() {
     let house = House::new();
     let mut nodes = cluster(&house, 2).await;
-    nodes[0].plane.set_roster(Roster::default());
+    nodes[0].plane.set_roster(roster([]));
     assert!(matches!(nodes[0].plane.send(NodeId(2), &message(1)), Err(SendError::Unknown { .. })));
     let reason = nodes[1].wait_down(1).await;
     assert!(reason.contains("no longer a member"), "{reason}");
@@ -298,6 +298,30 @@ async fn dropped_member_is_cut_off() {
     let entry = nodes[1].entry();
     nodes[0].plane.set_roster(roster([entry]));
     nodes[1].wait_up(1).await;
+}
+
+/// A node that was just made knows nobody; one that was away may know nobody who is there now.
+#[tokio::test]
+async fn node_newer_than_the_roster_is_heard_and_answered_until_the_members_are_known() {
+    let house = House::new();
+    let mut leader = Node::start(config(2), house.node(2)).await;
+    let mut newcomer = Node::start(config(1), house.node(1)).await;
+    newcomer.plane.set_roster(Roster::default());
+    leader.plane.set_roster(roster([newcomer.entry()]));
+    leader.wait_up(1).await;
+    newcomer.wait_up(2).await;
+    leader.plane.send(NodeId(1), &message(1)).unwrap();
+    let heard = |event| match event {
+        PeerEvent::Message { from, message } => Some((from.0, message)),
+        _ => None,
+    };
+    assert_eq!(newcomer.wait(heard).await, (2, message(1)));
+    newcomer.plane.send(NodeId(2), &message(2)).unwrap();
+    assert_eq!(leader.wait(heard).await, (1, message(2)));
+    // Node 2 was removed, says the log: ids up to 2 were given, and it is not among the members.
+    newcomer.plane.set_roster(Roster { newest: NodeId(2), ..Roster::default() });
+    leader.wait_down(1).await;
+    assert!(matches!(wait_refused(&mut leader, RefusedBy::Them).await.1, Refusal::NotMember { .. }));
 }
 
 #[tokio::test]
@@ -455,7 +479,7 @@ mod stranger {
     }
 
     pub(super) fn hello(versions: [u16; 2], from: u64, lane: u32) -> Vec<u8> {
-        let body = (super::common::CLUSTER, from, 1_u64, super::incarnation(from), 77_u64, lane, 1_u32);
+        let body = (super::common::CLUSTER, from, 1_u64, super::incarnation(from), 77_u64, lane, 1_u32, "127.0.0.1:1");
         let body = wire::encode::<2048>(&body).unwrap();
         let mut bytes = b"GRVPEER\0".to_vec();
         bytes.extend_from_slice(&versions[0].to_le_bytes());

@@ -13,10 +13,28 @@ use crate::planted::{Bug, is_planted};
 use crate::quorum;
 use crate::types::{LogId, NodeId, Role, Term};
 
-/// Who answered yes in the election under way.
+/// Who answered yes, and who no, in the election under way.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ballot {
     pub(crate) granted: BTreeSet<NodeId>,
+    refused: BTreeSet<NodeId>,
+}
+
+impl Ballot {
+    fn open(&mut self) {
+        self.granted.clear();
+        self.refused.clear();
+    }
+
+    /// Notes an answer; a yes stands, whatever is heard later (messages may be doubled and reordered).
+    fn note(&mut self, from: NodeId, granted: bool) {
+        let answers = if granted { &mut self.granted } else { &mut self.refused };
+        answers.insert(from);
+    }
+
+    fn answer(&self, node: NodeId) -> Option<bool> {
+        if self.granted.contains(&node) { Some(true) } else { self.refused.contains(&node).then_some(false) }
+    }
 }
 
 /// Whether an election is held at the leader's wish.
@@ -48,8 +66,8 @@ impl Core {
         self.role = Role::PreCandidate;
         self.leader = None;
         self.restart_election_timer();
-        self.ballot.granted.clear();
-        self.ballot.granted.insert(self.config.id);
+        self.ballot.open();
+        self.ballot.note(self.config.id, true);
         self.tell_role();
         let (term, last) = (self.hard.term, self.log.last_id());
         for to in self.other_voters() {
@@ -62,7 +80,7 @@ impl Core {
     pub(crate) fn become_candidate(&mut self, cause: Cause) {
         self.role = Role::Candidate;
         self.leader = None;
-        self.ballot.granted.clear();
+        self.ballot.open();
         self.enter_term(self.hard.term.next(), Some(self.config.id));
         self.restart_election_timer();
         self.tell_role();
@@ -86,7 +104,7 @@ impl Core {
     /// Term and vote became durable: a candidate's own vote counts from here.
     pub(crate) fn on_own_vote_durable(&mut self) {
         if self.role == Role::Candidate {
-            self.ballot.granted.insert(self.config.id);
+            self.ballot.note(self.config.id, true);
             self.maybe_win();
         }
     }
@@ -136,21 +154,22 @@ impl Core {
     }
 
     pub(crate) fn on_pre_vote_reply(&mut self, from: NodeId, campaign: Term, granted: bool) {
+        // A refusal decides nothing: it may answer this node's last question, asked about the same term when its leader was alive.
         if self.role == Role::PreCandidate && granted && campaign == self.hard.term.next() {
-            self.ballot.granted.insert(from);
+            self.ballot.note(from, true);
             self.maybe_win_pre_vote();
         }
     }
 
     fn maybe_win_pre_vote(&mut self) {
-        if quorum::agreed(self.log.membership(), |node| self.ballot.granted.contains(&node)) {
+        if self.verdict() == Some(quorum::Verdict::Won) {
             self.become_candidate(Cause::Timeout);
         }
     }
 
     pub(crate) fn on_vote_reply(&mut self, from: NodeId, granted: bool) {
-        if self.role == Role::Candidate && granted {
-            self.ballot.granted.insert(from);
+        if self.role == Role::Candidate {
+            self.ballot.note(from, granted);
             self.maybe_win();
         }
     }
@@ -158,8 +177,15 @@ impl Core {
     fn maybe_win(&mut self) {
         // Its own vote is durable before it leads: the quorum is one of votes that survive any crash.
         let own = self.ballot.granted.contains(&self.config.id);
-        if own && quorum::agreed(self.log.membership(), |node| self.ballot.granted.contains(&node)) {
-            self.become_leader();
+        match self.verdict() {
+            Some(quorum::Verdict::Won) if own => self.become_leader(),
+            // A refusal in this term is final, so the election is over. Term and vote stay.
+            Some(quorum::Verdict::Lost) => self.become_follower(self.hard.term, None, None),
+            Some(_) | None => {}
         }
+    }
+
+    fn verdict(&self) -> Option<quorum::Verdict> {
+        quorum::verdict(self.log.membership(), |node| self.ballot.answer(node))
     }
 }

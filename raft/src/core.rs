@@ -140,6 +140,11 @@ impl Core {
                 return self.on_pre_vote(from, campaign, last);
             }
             Message::Vote { term, last, transfer } => return self.on_vote(from, term, last, transfer),
+            // Of a voter in an earlier term: it names the campaign that it is about. One that does not stand by itself, because
+            // its own log does not show yet that it votes, would otherwise stay in its term, unheard, for ever.
+            Message::PreVoteReply { term, campaign, granted } if term < self.hard.term => {
+                return self.on_pre_vote_reply(from, campaign, granted);
+            }
             _ => {}
         }
         let term = message.term();
@@ -266,6 +271,7 @@ impl Core {
     pub(crate) fn set_commit(&mut self, index: Index) {
         debug_assert!(index > self.commit && index <= self.log.last());
         self.commit = index;
+        self.log.forget_memberships(index);
         self.outputs.push_back(Output::Commit { up_to: index });
     }
 
@@ -358,7 +364,7 @@ impl Core {
         self.log.membership()
     }
 
-    /// The memberships in the log with their indexes, ascending; the last one is in force.
+    /// The memberships in the log with their indexes, ascending, from the newest committed one on; the last one is in force.
     #[must_use]
     pub fn memberships(&self) -> &[(Index, Membership)] {
         self.log.memberships()
@@ -367,6 +373,13 @@ impl Core {
     /// The followers, when leading.
     pub fn progress(&self) -> impl Iterator<Item = Follower> + '_ {
         self.progress.iter().map(Progress::view)
+    }
+
+    /// The last heartbeat round that was sent to all in this leadership. A follower that answers a later one was alive after
+    /// this moment.
+    #[must_use]
+    pub fn heartbeat_round(&self) -> u64 {
+        self.round
     }
 
     /// Whom leadership is being handed to; proposals are refused meanwhile.
@@ -386,6 +399,14 @@ impl Core {
     #[must_use]
     pub fn oldest_unsynced(&self) -> Option<Tick> {
         self.pending.front().map(|pending| pending.started)
+    }
+
+    /// Whether this node leads and the membership in force is committed in its term, so that another one may follow it: the one
+    /// before can then not vanish under the next (thesis 4.1; Raft paper 6).
+    #[must_use]
+    pub fn may_change_membership(&self) -> bool {
+        let settled = self.log.membership_index() <= self.commit && self.is_established();
+        self.role == Role::Leader && (settled || is_planted(Bug::ChangeTooEarly))
     }
 
     /// The settings.

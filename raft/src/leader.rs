@@ -41,7 +41,7 @@ impl Core {
             (None, _) => Ok(()),
             (Some(next), EntryKind::Membership) => {
                 // Committed, and in this leader's term: otherwise the membership in force could still vanish under the next.
-                if self.log.membership_index() > self.commit || !self.is_established() {
+                if !self.may_change_membership() {
                     return Err(ProposeError::MembershipPending);
                 }
                 membership::judge(self.log.membership(), next)
@@ -111,13 +111,18 @@ impl Core {
         }
         self.set_commit(reached);
         let outside = !self.log.membership().is_voter(id) && self.log.membership_index() <= self.commit;
+        if outside {
+            // C-new without this node is committed: it has led long enough (Raft paper 6). Its followers heard it just now and
+            // would wait for it, so the one that has everything is told to stand (thesis 4.2.2), before it hears of the commit
+            // and stops listening to this node.
+            self.name_heir();
+        }
         for at in 0..self.progress.len() {
             self.maybe_append(at);
             self.maybe_tell_commit(at);
         }
         self.maybe_start_round();
         if outside {
-            // C-new without this node is committed: it has led long enough (Raft paper 6). Its followers heard it just now.
             self.become_follower(self.hard.term, None, None);
         }
     }

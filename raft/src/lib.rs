@@ -37,9 +37,11 @@
 //!
 //! `core` (state, clockwork, rules of every role), `follower`, `candidate`, `leader`, `replicate` (feeding followers), `progress`
 //! (one follower as its leader sees it), `log` (term runs), `persist` (what is under way to the disk), `quorum`, `membership`,
-//! `read_index`, `transfer`, and [`invariants`], which tests and the simulator run after every step.
+//! `change` (who joins and leaves, as pure functions), `read_index`, `transfer`, and [`invariants`], which tests and the simulator
+//! run after every step.
 
 mod candidate;
+mod change;
 mod config;
 mod core;
 mod errors;
@@ -54,12 +56,13 @@ mod persist;
 #[doc(hidden)]
 pub mod planted;
 mod progress;
-mod quorum;
+pub mod quorum;
 mod read_index;
 mod replicate;
 mod transfer;
 mod types;
 
+pub use change::{Change, ChangeError};
 pub use config::{Config, Restored};
 pub use core::Core;
 pub use errors::{ProposeError, ReadError, TransferError};

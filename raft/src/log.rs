@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use crate::config::Restored;
 use crate::message::ConflictHint;
+use crate::planted::{Bug, is_planted};
 use crate::types::{Index, LogId, Membership, Term};
 
 #[derive(Debug, Clone)]
@@ -108,7 +109,7 @@ impl Log {
         while self.runs.back().is_some_and(|run| run.first >= from) {
             self.runs.pop_back();
         }
-        while self.memberships.last().is_some_and(|entry| entry.0 >= from) {
+        while self.memberships.last().is_some_and(|entry| entry.0 >= from) && !is_planted(Bug::MembershipKept) {
             self.memberships.pop();
         }
         self.last = from.previous();
@@ -131,6 +132,12 @@ impl Log {
         let below = self.memberships.partition_point(|entry| entry.0 <= base);
         self.memberships.drain(..below.saturating_sub(1));
         self.base = id;
+    }
+
+    /// Forgets the memberships that no truncation can bring back in force: those before the newest committed one.
+    pub(crate) fn forget_memberships(&mut self, commit: Index) {
+        let committed = self.memberships.partition_point(|entry| entry.0 <= commit);
+        self.memberships.drain(..committed.saturating_sub(1));
     }
 
     /// Starts over right after `base`, as an install leaves it (Raft paper 7).
@@ -175,6 +182,9 @@ impl Log {
 
     /// The membership in force: the last one in the log, committed or not (Raft paper 6).
     pub(crate) fn membership(&self) -> &Membership {
+        if is_planted(Bug::MembershipOnCommit) {
+            return self.memberships.first().map_or(&self.nobody, |entry| &entry.1);
+        }
         self.memberships.last().map_or(&self.nobody, |entry| &entry.1)
     }
 

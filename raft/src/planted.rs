@@ -51,6 +51,12 @@ pub enum Bug {
     NoopSkipped,
     /// A follower that answers heartbeats and acknowledges nothing is left alone.
     WatchdogOff,
+    /// A membership is followed by the next one before it is committed: a joint one is left while it can still vanish.
+    ChangeTooEarly,
+    /// A membership is in force when it is committed, not when it stands in the log.
+    MembershipOnCommit,
+    /// A truncation leaves the membership that it took out of the log in force.
+    MembershipKept,
 }
 
 thread_local! {

@@ -41,6 +41,8 @@ pub struct Follower {
     pub inflight_bytes: u64,
     /// When it was last heard of in this term.
     pub heard: Tick,
+    /// The highest heartbeat round of this leadership that it answered: see [`crate::Core::heartbeat_round`].
+    pub round: u64,
     /// Present while it is not counted: it lost entries up to here that it had acknowledged.
     pub lost: Option<Index>,
 }
@@ -197,6 +199,7 @@ impl Progress {
             state: self.state,
             inflight_bytes: self.inflight_bytes,
             heard: self.heard,
+            round: self.round,
             lost: self.lost,
         }
     }

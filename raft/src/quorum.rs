@@ -2,14 +2,42 @@
 //!
 //! While a membership change is under way every decision needs a majority of the new voters and one of the outgoing
 //! voters (Raft paper 6; thesis 4.3). Sets are small: counting is cheaper than sorting, and allocates nothing.
+//!
+//! Everything a core decides by majority goes through [`reached`]: commits, elections, leases, read rounds.
 
 use std::collections::BTreeSet;
 
 use crate::planted::{Bug, is_planted};
 use crate::types::{Membership, NodeId};
 
+/// What the votes given so far make of an election.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// A quorum said yes.
+    Won,
+    /// Those who have not answered decide.
+    Pending,
+    /// Whatever the others answer, no quorum can say yes any more.
+    Lost,
+}
+
+/// The verdict on an election in which `vote` tells each node's answer, `None` for one that has not answered.
+///
+/// `None` when nobody may vote: such an election is neither won nor lost, and nobody leads by it.
+#[must_use]
+pub fn verdict(membership: &Membership, vote: impl Fn(NodeId) -> Option<bool>) -> Option<Verdict> {
+    let won = reached(membership, |node| vote(node) == Some(true))?;
+    let open = reached(membership, |node| vote(node) != Some(false))?;
+    Some(match (won, open) {
+        (true, _) => Verdict::Won,
+        (false, true) => Verdict::Pending,
+        (false, false) => Verdict::Lost,
+    })
+}
+
 /// The highest value that a quorum has reached; `None` when nobody may vote.
-pub(crate) fn reached<T: Ord + Copy>(membership: &Membership, value: impl Fn(NodeId) -> T) -> Option<T> {
+#[must_use]
+pub fn reached<T: Ord + Copy>(membership: &Membership, value: impl Fn(NodeId) -> T) -> Option<T> {
     let incoming = majority_reached(&membership.voters, &value)?;
     if membership.outgoing.is_empty() {
         return Some(incoming);
@@ -18,7 +46,8 @@ pub(crate) fn reached<T: Ord + Copy>(membership: &Membership, value: impl Fn(Nod
 }
 
 /// Whether those for whom `agrees` holds are a quorum.
-pub(crate) fn agreed(membership: &Membership, agrees: impl Fn(NodeId) -> bool) -> bool {
+#[must_use]
+pub fn agreed(membership: &Membership, agrees: impl Fn(NodeId) -> bool) -> bool {
     reached(membership, agrees) == Some(true)
 }
 
@@ -55,6 +84,33 @@ mod tests {
     #[test]
     fn nobody_agrees_to_nothing() {
         assert!(!agreed(&Membership::default(), |_| true));
+        assert_eq!(verdict(&Membership::default(), |_| Some(true)), None);
+    }
+
+    /// Every way in which three incoming and three outgoing voters, one of them both, can answer or not.
+    #[test]
+    fn an_election_is_lost_when_no_answer_can_win_it_any_more() {
+        let joint = Membership { voters: set(&[1, 2, 3]), outgoing: set(&[3, 4, 5]), learners: set(&[6]) };
+        let answers = |code: u32| {
+            move |node: NodeId| [None, Some(true), Some(false)][(code / 3u32.pow(node.0 as u32 - 1) % 3) as usize]
+        };
+        for code in 0..3u32.pow(6) {
+            let vote = answers(code);
+            let extends = |whole: u32| {
+                (1..=6).all(|id| vote(NodeId(id)).is_none() || vote(NodeId(id)) == answers(whole)(NodeId(id)))
+            };
+            let ends = (0..3u32.pow(6)).filter(|&whole| extends(whole));
+            let winnable = ends.clone().any(|whole| agreed(&joint, |node| answers(whole)(node) == Some(true)));
+            let won = agreed(&joint, |node| vote(node) == Some(true));
+            let want = if won {
+                Verdict::Won
+            } else if winnable {
+                Verdict::Pending
+            } else {
+                Verdict::Lost
+            };
+            assert_eq!(verdict(&joint, vote), Some(want), "answers {code}");
+        }
     }
 
     proptest::proptest! {

@@ -81,6 +81,17 @@ impl Core {
         alive.max_by_key(|follower| follower.matched).map(|follower| follower.node)
     }
 
+    /// Tells the voter that holds everything durably to stand, if there is one: this leader steps down now.
+    pub(crate) fn name_heir(&mut self) {
+        let (term, last) = (self.hard.term, self.log.last_id());
+        let complete = |heir: &NodeId| {
+            self.progress.iter().any(|follower| follower.node == *heir && follower.counted() == last.index)
+        };
+        if let Some(to) = self.best_follower().filter(complete) {
+            self.send(to, Message::TimeoutNow { term, last });
+        }
+    }
+
     pub(crate) fn tick_transfer(&mut self) {
         if self.transfer.as_ref().is_some_and(|transfer| self.now >= transfer.deadline) {
             self.end_transfer(false);

@@ -5,9 +5,9 @@
 //! every checker looks.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 
-use graven::members::{Member, Members};
+use graven::members::{Member, MemberRole, Members};
 use graven::replica::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, Replica};
 use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
 use graven_raft::invariants::check_step;
@@ -40,8 +40,10 @@ pub struct Cluster {
     pub(crate) followers: Vec<Follower>,
     pub(crate) requests: Vec<Request>,
     pub(crate) next_request: u64,
+    /// Answers to requests from outside, by request, until they are fetched.
+    pub(crate) answered: BTreeMap<u64, Result<Answer, Rejection>>,
     /// When the last message between a writer and a node arrives.
-    pub(crate) client_lanes: Vec<[u64; 16]>,
+    pub(crate) client_lanes: Vec<[u64; 2 * LANES]>,
     pub(crate) healed_at: Option<u64>,
     /// The append that is being taken in, when the input is one.
     appending: Option<(u64, AppendHead)>,
@@ -72,6 +74,7 @@ pub(crate) enum Event {
     Writer { at: usize },
     Follower { at: usize },
     Read,
+    Wake,
     Fault(Fault),
 }
 
@@ -94,6 +97,7 @@ impl Event {
             | Event::Writer { .. }
             | Event::Follower { .. }
             | Event::Read
+            | Event::Wake
             | Event::Fault(_) => None,
         }
     }
@@ -127,14 +131,31 @@ impl Ord for Scheduled {
 
 /// Readers of the stream in every run.
 const FOLLOWERS: usize = 2;
+/// More than there are ids of nodes.
+pub(crate) const LANES: usize = 12;
+/// Nodes that wait to be taken in, in profiles whose members change.
+const NEWCOMERS: u64 = 4;
 
 impl Cluster {
-    /// A cluster of `nodes` nodes, none of them started.
+    /// A cluster of `nodes` nodes, none of them started, and its clients.
     #[must_use]
     pub fn new(seed: u64, nodes: u64, profile: Profile, trace: Trace) -> Cluster {
+        let mut cluster = Cluster::idle(seed, nodes, profile, trace);
+        for at in 0..cluster.writers.len() {
+            cluster.schedule(1_000, Event::Writer { at });
+        }
+        cluster.schedule(3_000, Event::Read);
+        cluster
+    }
+
+    /// The same without anybody who asks it for anything; only the readers of the stream are there.
+    #[must_use]
+    pub(crate) fn idle(seed: u64, nodes: u64, profile: Profile, trace: Trace) -> Cluster {
         let mut rng = Rng::new(seed);
         let network = Network::new(rng.fork(), &profile);
         let first = first_frame(nodes);
+        let members = nodes;
+        let nodes = if profile.member_us > 0 { nodes.min(LANES as u64 - 1 - NEWCOMERS) + NEWCOMERS } else { nodes };
         let writers: Vec<_> =
             (0..rng.between(1, 4)).map(|id| Writer::new(id, nodes, profile.tiny, rng.fork())).collect();
         let mut cluster = Cluster {
@@ -142,13 +163,14 @@ impl Cluster {
             sequence: 0,
             events: BinaryHeap::new(),
             network,
-            nodes: (1..=nodes).map(|id| Node::new(id, rng.draw(), &first)).collect(),
+            nodes: (1..=nodes).map(|id| Node::new(id, rng.draw(), (id <= members).then_some(&first))).collect(),
             checkers: Checkers::new(nodes, FOLLOWERS),
-            client_lanes: vec![[0; 16]; writers.len()],
+            client_lanes: vec![[0; 2 * LANES]; writers.len()],
             writers,
             followers: (0..FOLLOWERS).map(|_| Follower::new()).collect(),
             requests: vec![Request::None],
             next_request: 0,
+            answered: BTreeMap::new(),
             healed_at: None,
             appending: None,
             steps_checked: rng.chance(150),
@@ -159,16 +181,14 @@ impl Cluster {
         };
         // The first entry was synced by whoever made the data directories.
         for id in 1..=nodes {
-            cluster.checkers.durability.synced(id, &first);
+            if id <= members {
+                cluster.checkers.durability.synced(id, &first);
+            }
             cluster.schedule(cluster.now_us + id, Event::Start { node: id });
-        }
-        for at in 0..cluster.writers.len() {
-            cluster.schedule(1_000, Event::Writer { at });
         }
         for at in 0..FOLLOWERS {
             cluster.schedule(2_000, Event::Follower { at });
         }
-        cluster.schedule(3_000, Event::Read);
         cluster
     }
 
@@ -178,6 +198,11 @@ impl Cluster {
         let replicas = self.nodes.iter().filter_map(|node| Some((node.id, &node.process.as_ref()?.replica)));
         let leaders = replicas.filter(|(_, replica)| replica.leads());
         leaders.max_by_key(|(_, replica)| replica.view().term).map(|(id, _)| id)
+    }
+
+    /// The members, as the node that leads has them.
+    pub(crate) fn members(&self) -> Option<&Members> {
+        self.replica(self.leader()?)?.members()
     }
 
     /// The replica of `node`, while it is up.
@@ -271,6 +296,8 @@ impl Cluster {
             Event::Writer { at } => self.on_writer(at),
             Event::Follower { at } => self.on_follower(at),
             Event::Read => self.on_read(),
+            // Time reaches a moment at which somebody outside wants to look.
+            Event::Wake => Ok(()),
             Event::Fault(fault) => self.on_fault(fault),
         }
     }
@@ -310,14 +337,14 @@ impl Cluster {
                         _ => {}
                     }
                     let lag = self.node(to.0).lag_us();
-                    let arrivals = self.network.send(self.now_us + lag, node, to.0);
+                    let arrivals = self.network.send_message(self.now_us + lag, node, to.0, &message);
                     for at in arrivals.second.into_iter().chain(arrivals.first) {
                         self.schedule(at, Event::Message { from: node, to: to.0, message: message.clone() });
                     }
                 }
                 Effect::SendAppend { to, head, frames } => {
                     let lag = self.node(to.0).lag_us();
-                    let arrivals = self.network.send(self.now_us + lag, node, to.0);
+                    let arrivals = self.network.send_append(self.now_us + lag, node, to.0, &head, &frames);
                     for at in arrivals.second.into_iter().chain(arrivals.first) {
                         self.schedule(at, Event::Append { from: node, to: to.0, head, frames: frames.clone() });
                     }
@@ -500,7 +527,7 @@ fn first_frame(nodes: u64) -> Frame {
         peer_address: format!("n{id}:1"),
         client_address: format!("n{id}:2"),
         incarnation: u128::from(id).to_le_bytes(),
-        voter: true,
+        role: MemberRole::Voter,
     };
     let members = Members { nodes: (1..=nodes).map(member).collect() };
     let body = Body::from_chunks(vec![members.encode().unwrap_or_default().into()]);

@@ -1,5 +1,7 @@
 //! What goes wrong: crashes, partitions, disks that fail or dawdle, leadership pushed around. And the end of it.
 
+use graven::members::MemberRole;
+use graven::members::change::{MemberChange, NewMember};
 use graven_wal::sim::{Fault as Fail, Op, SECTOR_BYTES, SimDisk, Unsynced};
 
 use crate::check::{Checked, Violation};
@@ -19,6 +21,8 @@ pub(crate) enum Fault {
     Room,
     Transfer,
     Pause,
+    /// The members change.
+    Member,
     /// The node was just elected.
     Depose(u64),
     CutOff(u64),
@@ -33,12 +37,15 @@ impl Cluster {
             Fault::Transfer => self.profile.transfer_us,
             Fault::Full => self.profile.full_us,
             Fault::Pause => self.profile.pause_us,
+            Fault::Member => self.profile.member_us,
             Fault::Mend | Fault::Room | Fault::Depose(_) | Fault::CutOff(_) => 0,
         }
     }
 
     pub(crate) fn schedule_faults(&mut self) {
-        for fault in [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Full, Fault::Transfer, Fault::Pause] {
+        for fault in
+            [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Full, Fault::Transfer, Fault::Pause, Fault::Member]
+        {
             self.schedule_fault(fault);
         }
     }
@@ -81,6 +88,7 @@ impl Cluster {
             Fault::Room => self.nodes.iter().for_each(|node| node.disk.full(None)),
             Fault::Transfer => self.push_leadership(node),
             Fault::Pause => self.pause(node),
+            Fault::Member => self.change_members(),
             Fault::Depose(node) => {
                 let power = self.rng.chance(self.profile.power);
                 self.crash(node, power);
@@ -124,6 +132,38 @@ impl Cluster {
         // It leads on in its own eyes, while the one it called upon wins without asking for its patience.
         if self.rng.chance(400) {
             self.after(300, 4_000, Event::Fault(Fault::CutOff(asked)));
+        }
+    }
+
+    /// Somebody is taken in, gets a vote, is replaced or goes; sometimes a wish that is against the rules.
+    fn change_members(&mut self) {
+        let Some((leader, members)) = self.leader().zip(self.members().cloned()) else { return };
+        let of = |role: MemberRole| -> Vec<String> {
+            members.present().filter(|member| member.role == role).map(|member| member.name.clone()).collect()
+        };
+        let (voters, learners) = (of(MemberRole::Voter), of(MemberRole::Learner));
+        let newest = members.newest_id();
+        let newcomer = (newest < self.nodes.len() as u64).then(|| newcomer(newest + 1));
+        let Some(voter) = voters.get(self.rng.below(voters.len().max(1) as u64) as usize).cloned() else { return };
+        let change = match (self.rng.below(10), learners.first().cloned(), newcomer) {
+            (0..3, Some(name), _) => MemberChange::Promote { name },
+            (3..7, Some(new), _) => MemberChange::Replace { old: voter, new },
+            (7, Some(name), _) => MemberChange::Remove { name },
+            (0..8, None, Some(new)) => MemberChange::Add(new),
+            _ if voters.len() > 2 => MemberChange::Remove { name: voter },
+            (_, _, Some(new)) => MemberChange::Add(new),
+            _ => return,
+        };
+        let any = self.rng.between(1, self.nodes.len() as u64 + 1);
+        let asked = if self.rng.chance(900) { leader } else { any };
+        self.trace.line(self.now_us, format_args!("n{asked} is asked for {change:?}"));
+        self.ask_change(asked, change.clone());
+        // What is begun just before its leader goes is ended by the next one, or undone.
+        if self.rng.chance(300) {
+            self.after(0, 4_000, Event::Fault(Fault::Depose(leader)));
+        }
+        if self.rng.chance(200) {
+            self.after(0, 4_000, Event::Fault(Fault::CutOff(leader)));
         }
     }
 
@@ -188,14 +228,22 @@ impl Cluster {
         }
     }
 
-    /// Ends the process of `node`; with `power`, what its disk had not synced is gone in part.
+    /// Ends the process of `node` and starts it again after a while; with `power`, what its disk had not synced is gone in part.
     pub fn crash(&mut self, node: u64, power: bool) {
+        if self.stop(node, power) {
+            let pause = if self.healed_at.is_some() { 1_000 } else { self.rng.between(1_000, self.profile.down_us) };
+            self.schedule(self.now_us + pause, Event::Start { node });
+        }
+    }
+
+    /// Ends the process of `node` for good, as a crash does. Whether there was one.
+    pub(crate) fn stop(&mut self, node: u64, power: bool) -> bool {
         let half_written = self.rng.chance(600);
         let fails_in_write = self.rng.chance(300);
         let after = self.rng.below(4);
         let seed = self.rng.draw();
         let place = self.node_mut(node);
-        let Some(mut process) = place.process.take() else { return };
+        let Some(mut process) = place.process.take() else { return false };
         place.paused_until = 0;
         let mut torn = false;
         if half_written && !process.running.is_empty() {
@@ -227,8 +275,7 @@ impl Cluster {
         self.stats.torn_writes += u64::from(torn);
         self.trace.line(self.now_us, format_args!("n{node} crashes, power {power}, in a write {torn}"));
         self.tell_of_crash(node);
-        let pause = if self.healed_at.is_some() { 1_000 } else { self.rng.between(1_000, self.profile.down_us) };
-        self.schedule(self.now_us + pause, Event::Start { node });
+        true
     }
 
     fn tell_of_crash(&mut self, peer: u64) {
@@ -265,6 +312,17 @@ impl Cluster {
             }
         }
         self.finish_writers();
+    }
+}
+
+/// A node that waits to be taken in, as it tells about itself.
+fn newcomer(id: u64) -> NewMember {
+    NewMember {
+        id,
+        name: format!("n{id}"),
+        peer_address: format!("n{id}:1"),
+        client_address: format!("n{id}:2"),
+        incarnation: u128::from(id).to_le_bytes(),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod client;
 pub mod clock;
 pub mod cluster;
 mod faults;
+pub mod lab;
 mod log_thread;
 pub mod network;
 pub mod node;
@@ -18,6 +19,7 @@ pub mod profile;
 pub mod report;
 pub mod rng;
 pub mod trace;
+pub mod transcript;
 mod workload;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,10 +1,14 @@
 //! The network between nodes: latency, loss, doubling, reordering, and cuts that need not be symmetric.
 
+use graven_frame::Frame;
+use graven_raft::{AppendHead, Message};
+
+use crate::lab::traffic::Traffic;
 use crate::profile::Profile;
 use crate::rng::Rng;
 
-/// Nodes a cluster may have, and one unused place because ids start at 1.
-const PLACES: usize = 8;
+/// Nodes a cluster may have, those that come later included, and one unused place because ids start at 1.
+const PLACES: usize = 12;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct Network {
     reordering: u64,
     /// Messages lost to chance or cuts.
     pub lost: u64,
+    /// Takes the place of all of the above, and counts.
+    pub(crate) traffic: Option<Traffic>,
     /// Messages that arrive twice.
     pub doubled: u64,
     /// Messages that keep no order.
@@ -53,6 +59,23 @@ impl Network {
             lost: 0,
             doubled: 0,
             reordered: 0,
+            traffic: None,
+        }
+    }
+
+    /// When `message` arrives, sent now, if it does.
+    pub fn send_message(&mut self, now_us: u64, from: u64, to: u64, message: &Message) -> Arrivals {
+        match &mut self.traffic {
+            Some(traffic) => Arrivals { first: traffic.message(now_us, from, to, message), second: None },
+            None => self.send(now_us, from, to),
+        }
+    }
+
+    /// When an append arrives, sent now, if it does.
+    pub fn send_append(&mut self, now_us: u64, from: u64, to: u64, head: &AppendHead, frames: &[Frame]) -> Arrivals {
+        match &mut self.traffic {
+            Some(traffic) => Arrivals { first: traffic.append(now_us, from, to, head, frames), second: None },
+            None => self.send(now_us, from, to),
         }
     }
 

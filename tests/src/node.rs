@@ -40,6 +40,8 @@ pub struct Node {
     pub life: u64,
     /// The process, while it is up.
     pub process: Option<Process>,
+    /// Changes the daemon's settings for each life. Without it, appends and windows are drawn anew each time, mostly tiny.
+    pub(crate) configure: Option<fn(&mut graven_raft::Config)>,
     segment_bytes: u64,
     /// Until when the process stands still; it goes on by itself.
     pub paused_until: u64,
@@ -82,18 +84,19 @@ fn options(segment_bytes: u64) -> Options {
 }
 
 impl Node {
-    /// A node with a new log that holds `first`.
+    /// A node with a new log that holds `first`; one that joins later begins with an empty one.
     ///
     /// # Panics
     /// When the disk refuses, which this one does not.
     #[must_use]
-    pub fn new(id: u64, seed: u64, first: &Frame) -> Node {
+    pub fn new(id: u64, seed: u64, first: Option<&Frame>) -> Node {
         let disk = SimDisk::new(seed);
         let segment_bytes = *Rng::new(seed).pick(&SEGMENT_BYTES);
         let identity = Identity { cluster: 7, node: id, incarnation: u128::from(id) };
-        let created = Wal::create(disk.clone(), identity, options(segment_bytes), std::slice::from_ref(first));
+        let created =
+            Wal::create(disk.clone(), identity, options(segment_bytes), first.map_or(&[], std::slice::from_ref));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
-        Node { id, disk, life: 0, process: None, segment_bytes, paused_until: 0 }
+        Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0 }
     }
 
     /// Opens the disk and starts a process on what is found there. Returns what was found.
@@ -119,9 +122,13 @@ impl Node {
         self.life += 1;
         let clock = Clock::start(rng, now_us, profile.drift);
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
-        raft.window_bytes = WINDOW_BYTES;
-        raft.max_append_bytes = if profile.tiny { APPEND_BYTES[0] } else { *rng.pick(&APPEND_BYTES) };
-        raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
+        if let Some(configure) = self.configure {
+            configure(&mut raft);
+        } else {
+            raft.window_bytes = WINDOW_BYTES;
+            raft.max_append_bytes = if profile.tiny { APPEND_BYTES[0] } else { *rng.pick(&APPEND_BYTES) };
+            raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
+        }
         let state_machine = rng.chance(250);
         let config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
         let vote = recovered.hard_state.vote.map(NodeId);

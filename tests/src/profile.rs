@@ -58,6 +58,8 @@ pub struct Profile {
     pub slow_sync: u64,
     /// Pause between requests to hand leadership over.
     pub transfer_us: u64,
+    /// Pause between wishes to change the members.
+    pub member_us: u64,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
     pub depose: u64,
     /// How much clocks may be fast or slow.
@@ -92,6 +94,7 @@ impl Profile {
         full_us: 0,
         slow_sync: 0,
         transfer_us: 0,
+        member_us: 0,
         depose: 0,
         drift: 10,
         client_loss: 0,
@@ -216,6 +219,21 @@ impl Profile {
         promises: &[Counter::DEPOSED, Counter::LOST, Counter::STALLS],
         ..Profile::CALM
     };
+    /// Members come, get votes, replace others and go, while leaders die in the middle of it.
+    pub const MEMBERS: Profile = Profile {
+        name: "members",
+        member_us: 120_000,
+        crash_us: 900_000,
+        power: 600,
+        partition_us: 2_000_000,
+        transfer_us: 1_500_000,
+        loss: 10,
+        reordering: 20,
+        slow_sync: 20,
+        client_loss: 5,
+        promises: &[Counter::MEMBERSHIP_CHANGES, Counter::TRANSFERS],
+        ..Profile::CALM
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -231,6 +249,7 @@ impl Profile {
         full_us: 3_000_000,
         slow_sync: 30,
         transfer_us: 1_500_000,
+        member_us: 0,
         depose: 150,
         drift: 50,
         client_loss: 20,
@@ -256,8 +275,9 @@ impl Profile {
         ],
     };
     /// All of them.
-    pub const ALL: [Profile; 11] = [
+    pub const ALL: [Profile; 12] = [
         Profile::CHAOS,
+        Profile::MEMBERS,
         Profile::CRASHES,
         Profile::TORN,
         Profile::PARTITIONS,

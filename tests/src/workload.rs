@@ -1,5 +1,6 @@
 //! What clients do in a run: writers send and are answered, readers follow the stream, reads are asked of any node.
 
+use graven::members::change::MemberChange;
 use graven::replica::feed::{Feed, Step};
 use graven::replica::{Answer, Rejection, RequestId};
 use graven_frame::Group;
@@ -7,7 +8,7 @@ use graven_raft::NodeId;
 
 use crate::check::{Asked, Checked, Violation};
 use crate::client::Wish;
-use crate::cluster::{Cluster, Event};
+use crate::cluster::{Cluster, Event, LANES};
 use crate::node::Node;
 
 /// Somebody who waits for an answer.
@@ -28,6 +29,12 @@ pub(crate) enum Request {
     },
     Transfer {
         to: u64,
+    },
+    /// A wish to change the members.
+    Change(MemberChange),
+    /// Of somebody who is none of the simulated clients and looks for the answer himself.
+    Outside {
+        group: Group,
     },
 }
 
@@ -53,7 +60,20 @@ impl Cluster {
                 self.input(node, |replica, now| replica.read_index(now, id))
             }
             Request::Transfer { to } => self.input(node, |replica, now| replica.transfer(now, id, NodeId(to))),
+            Request::Change(change) => self.input(node, |replica, now| replica.change_members(now, id, &change)),
+            Request::Outside { group } => self.input(node, |replica, now| {
+                replica.append(id, group);
+                replica.flush(now);
+            }),
         }
+    }
+
+    /// Gives `group` to `node` at once. The answer comes into `answered` under the number returned.
+    pub(crate) fn append_from_outside(&mut self, node: u64, group: Group) -> Result<u64, Violation> {
+        self.next_request += 1;
+        self.requests.push(Request::Outside { group });
+        self.on_request(node, self.next_request)?;
+        Ok(self.next_request)
     }
 
     /// `node` answers a request: the moment at which its promises must hold.
@@ -76,15 +96,30 @@ impl Cluster {
                 };
             }
             Request::Transfer { .. } => return Ok(()),
+            Request::Change(change) => {
+                return match answer {
+                    Ok(Answer::MembersChanged) => self.checkers.members_changed(change),
+                    Ok(other) => unexpected(Ok(other)),
+                    Err(_) => Ok(()),
+                };
+            }
+            Request::Outside { group } => {
+                if let Ok(Answer::Appended(placed)) = answer {
+                    self.checkers.acknowledged(node, placed.index, placed.first, group)?;
+                    self.stats.acked += 1;
+                }
+                self.answered.insert(request.0, answer);
+                return Ok(());
+            }
             Request::None => return unexpected(answer),
         };
-        match (group, answer) {
+        match (group, answer.clone()) {
             (Some((group, _)), Ok(Answer::Appended(placed))) => {
                 let header = group.header();
                 if placed.count != header.count || Some(placed.sequence) != header.sequence {
                     return unexpected(answer);
                 }
-                self.checkers.acknowledged(placed.index, placed.first, group)?;
+                self.checkers.acknowledged(node, placed.index, placed.first, group)?;
                 self.stats.acked += 1;
             }
             (None, Ok(Answer::SessionOpened { session })) => self.checkers.session_opened(session)?,
@@ -100,7 +135,7 @@ impl Cluster {
         if self.rng.chance(self.profile.client_loss) {
             return Ok(());
         }
-        let at = self.lane(writer, node as usize + 8);
+        let at = self.lane(writer, node as usize + LANES);
         self.schedule(at, Event::Answer { request: request.0, answer });
         Ok(())
     }
@@ -139,6 +174,11 @@ impl Cluster {
         self.next_request += 1;
         self.requests.push(request);
         self.after(30, 300, Event::Request { node, request: self.next_request });
+    }
+
+    /// Asks `node` to change the members.
+    pub(crate) fn ask_change(&mut self, node: u64, change: MemberChange) {
+        self.ask(node, Request::Change(change));
     }
 
     /// Asks `node` to hand leadership to `to`.

@@ -9,9 +9,9 @@ use crate::disk::{Disk, DiskFile, LockError, WriteMode};
 use crate::error::CreateError;
 use crate::format::{OPENING_BYTES, Opening, Prefix, RecordKind, extent, segment_name};
 use crate::log::{follows, head_crc, settled_options};
-use crate::open::LOCK_NAME;
+use crate::open::{LOCK_NAME, NO_DIRECT, knows_direct};
 use crate::planted::{Bug, is_planted};
-use crate::types::{HardState, Identity, LogBase, Options};
+use crate::types::{HardState, Identity, LogBase, Options, SyncMethod};
 
 /// The first segment has this name until all of it is durable.
 pub(crate) const UNFINISHED: &str = "first.new";
@@ -41,6 +41,10 @@ pub(crate) fn create<D: Disk>(
     file.write_at(0, &bytes).map_err(io("write the first segment"))?;
     if !is_planted(Bug::FirstSegmentUnsynced) {
         file.sync_data().map_err(io("sync the first segment"))?;
+    }
+    if options.sync == SyncMethod::Direct && !knows_direct(disk, UNFINISHED).map_err(io("open the first segment"))? {
+        disk.remove(UNFINISHED).map_err(io("remove the first segment"))?;
+        return Err(CreateError::Config { setting: "sync", why: NO_DIRECT });
     }
     cut::reserve(disk).map_err(io("take space for cut bytes"))?;
     // Power fails before the directory is durable: the segment has its final name with all of its bytes, or it does not

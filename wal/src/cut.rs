@@ -1,8 +1,10 @@
 //! Where bytes go that recovery cuts from the end of the log.
 //!
-//! They were never acknowledged as far as anybody can prove, but somebody may want to look. Each cut gets a file of its own. For
-//! a full disk there is an area whose space is taken when the log is made and when it is opened: cuts are put into it one
-//! behind the other. So a full disk neither loses them nor keeps a node from starting; what finds no room even there is not cut.
+//! They were never acknowledged as far as anybody can prove, but somebody may want to look. The first cuts get a file of their
+//! own each. When there are [`CUT_FILES`] of those, and on a full disk, they are put one behind the other into an area whose
+//! space is taken when the log is made and when it is opened. It grows as it is used, so that a node that crashes for years
+//! has no more names in its directory, and loses nothing. So a full disk neither loses them nor keeps a node from starting; what
+//! finds no room even there is not cut.
 
 use std::io;
 
@@ -16,7 +18,9 @@ use crate::types::RecoveryReport;
 pub(crate) const CUT_AREA: &str = "cut";
 /// Cut bytes are kept under names that start like this.
 pub(crate) const CUT_PREFIX: &str = "cut-";
-/// Space taken ahead: several batches of what a busy node writes between two syncs. What is larger needs more.
+/// Cuts that get a file of their own; whoever has looked at them may remove them, and then there is room for others.
+pub(crate) const CUT_FILES: usize = 32;
+/// Space taken ahead, behind what is in the area: several batches of what a busy node writes between two syncs. What is larger needs more.
 pub(crate) const CUT_AREA_BYTES: u64 = 1 << 20;
 /// Bytes copied at once.
 const STEP_BYTES: u64 = 256 << 10;
@@ -27,8 +31,9 @@ pub(crate) fn reserve<D: Disk>(disk: &D) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => disk.create(CUT_AREA, WriteMode::Buffered)?,
         opened => opened?,
     };
-    if area.len()? < CUT_AREA_BYTES {
-        area.allocate(CUT_AREA_BYTES)?;
+    let (len, wanted) = (area.len()?, used(&area)? + CUT_AREA_BYTES);
+    if len < wanted {
+        area.allocate(wanted)?;
         // Without this the name may survive a power cut and the space not.
         area.sync_data()?;
     }
@@ -43,14 +48,16 @@ pub(crate) fn save<D: Disk>(
     (from, to): (u64, u64),
     report: &mut RecoveryReport,
 ) -> Result<(), OpenError> {
-    report.torn_bytes = to - from;
+    report.torn_bytes += to - from;
     let read = |cause| io_at("read", id, from)(cause);
+    let files = disk.list().map_err(read)?.iter().filter(|name| name.starts_with(CUT_PREFIX)).count();
     let mut name = format!("{CUT_PREFIX}{id:016x}-{from:x}");
     let mut number = 1;
     let saved = loop {
         match keeps(disk, &name, file, from, to).map_err(read)? {
             // Saved by an open that came no further than that.
             Some(true) => break Ok(()),
+            None if files >= CUT_FILES => break Err(io::ErrorKind::StorageFull.into()),
             None => break write(disk, &name, file, from, to),
             Some(false) => number += 1,
         }
@@ -87,11 +94,10 @@ fn write<D: Disk>(disk: &D, name: &str, file: &D::File, from: u64, to: u64) -> i
     disk.sync_dir()
 }
 
-/// Puts the bytes behind those that are in the area, if they fit.
+/// Puts the bytes behind those that are in the area, which grows where that is possible.
 fn append<D: Disk>(disk: &D, file: &D::File, (id, from, to): (u64, u64, u64)) -> io::Result<()> {
-    reserve(disk)?;
+    let taken = reserve(disk);
     let area = disk.open(CUT_AREA, Some(WriteMode::Buffered))?;
-    let len = area.len()?;
     let mut header = [0; HEADER_BYTES];
     header[..4].copy_from_slice(b"GRVC");
     header[4..8].copy_from_slice(&crc_of(file, from, to)?.to_le_bytes());
@@ -101,30 +107,50 @@ fn append<D: Disk>(disk: &D, file: &D::File, (id, from, to): (u64, u64, u64)) ->
     let crc = crc32fast::hash(&header[..32]);
     header[32..].copy_from_slice(&crc.to_le_bytes());
     let mut at = 0;
-    loop {
-        let end = at + BLOCK_BYTES + (to - from).next_multiple_of(BLOCK_BYTES);
-        if end > len {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        let mut there = [0; HEADER_BYTES];
-        area.read_exact_at(at, &mut there)?;
+    while let Some((there, end)) = kept_at(&area, at)? {
         if there == header {
             // Saved by an open that came no further than that.
             return area.sync_data();
         }
-        let valid = there.starts_with(b"GRVC") && crc32fast::hash(&there[..32]).to_le_bytes() == there[32..];
-        if !valid {
-            break;
-        }
-        let mut used = [0; 8];
-        used.copy_from_slice(&there[24..32]);
-        at += BLOCK_BYTES + u64::from_le_bytes(used).min(len).next_multiple_of(BLOCK_BYTES);
+        at = end;
+    }
+    let end = at + BLOCK_BYTES + (to - from).next_multiple_of(BLOCK_BYTES);
+    if end > area.len()? {
+        taken?;
+        area.allocate(end)?;
+        area.sync_data()?;
     }
     // The header last: with it the bytes are there.
     copy(file, &area, (from, to), at + BLOCK_BYTES)?;
     area.sync_data()?;
     area.write_at(at, &header)?;
     area.sync_data()
+}
+
+/// Byte behind what is in the area.
+fn used<F: DiskFile>(area: &F) -> io::Result<u64> {
+    let mut at = 0;
+    while let Some((_, end)) = kept_at(area, at)? {
+        at = end;
+    }
+    Ok(at)
+}
+
+/// The header at `at` and the byte behind what it stands for; `None` where no header stands.
+fn kept_at<F: DiskFile>(area: &F, at: u64) -> io::Result<Option<([u8; HEADER_BYTES], u64)>> {
+    let len = area.len()?;
+    if at + BLOCK_BYTES > len {
+        return Ok(None);
+    }
+    let mut there = [0; HEADER_BYTES];
+    area.read_exact_at(at, &mut there)?;
+    if !there.starts_with(b"GRVC") || crc32fast::hash(&there[..32]).to_le_bytes() != there[32..] {
+        return Ok(None);
+    }
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&there[24..32]);
+    let end = at + BLOCK_BYTES + u64::from_le_bytes(bytes).min(len).next_multiple_of(BLOCK_BYTES);
+    Ok(Some((there, end)))
 }
 
 /// Bytes of a header in the area.

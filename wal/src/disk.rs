@@ -196,7 +196,13 @@ pub enum WriteMode {
     Buffered,
     /// When the bytes are durable (`O_DSYNC`).
     Durable,
+    /// When the bytes are on their way, past the page cache (`O_DIRECT`); durable after a sync. Place, length and address of
+    /// each write must be multiples of [`DIRECT_BYTES`].
+    Direct,
 }
+
+/// The unit of direct writes. No device in use asks for more, and less would have some of them read what is around it.
+pub const DIRECT_BYTES: u64 = 4096;
 
 /// Why the directory could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -234,10 +240,27 @@ impl RealDisk {
     fn options(mode: WriteMode) -> OpenOptions {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        if mode == WriteMode::Durable {
-            options.custom_flags(rustix::fs::OFlags::DSYNC.bits() as i32);
+        match mode {
+            WriteMode::Buffered => {}
+            WriteMode::Durable => {
+                options.custom_flags(rustix::fs::OFlags::DSYNC.bits() as i32);
+            }
+            #[cfg(target_os = "linux")]
+            WriteMode::Direct => {
+                options.custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32);
+            }
+            #[cfg(not(target_os = "linux"))]
+            WriteMode::Direct => {}
         }
         options
+    }
+
+    /// An error of kind `Unsupported` where the directory's file system, or the system, cannot write around its cache.
+    fn check_direct(&self, mode: WriteMode) -> io::Result<()> {
+        if mode == WriteMode::Direct && !knows_direct(&self.path)? {
+            return Err(no_direct());
+        }
+        Ok(())
     }
 
     fn holder(file: &File) -> u32 {
@@ -265,13 +288,20 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str, mode: WriteMode) -> io::Result<RealFile> {
+        self.check_direct(mode)?;
         Ok(RealFile { file: Self::options(mode).create_new(true).open(self.path.join(name))? })
     }
 
     fn open(&self, name: &str, mode: Option<WriteMode>) -> io::Result<RealFile> {
         let path = self.path.join(name);
         let file = match mode {
-            Some(mode) => Self::options(mode).open(path)?,
+            Some(mode) => {
+                self.check_direct(mode)?;
+                match Self::options(mode).open(path) {
+                    Err(error) if mode == WriteMode::Direct && is_refusal(&error) => return Err(no_direct()),
+                    opened => opened?,
+                }
+            }
             None => File::open(path)?,
         };
         Ok(RealFile { file })
@@ -336,6 +366,30 @@ impl Disk for RealDisk {
         File::open("/dev/urandom")?.read_exact(&mut number)?;
         Ok(u64::from_ne_bytes(number))
     }
+}
+
+/// What a file system says that does not know `O_DIRECT`.
+fn is_refusal(error: &io::Error) -> bool {
+    [Errno::INVAL, Errno::OPNOTSUPP].iter().any(|known| error.raw_os_error() == Some(known.raw_os_error()))
+}
+
+fn no_direct() -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, "this file system does not write around its cache (O_DIRECT)")
+}
+
+/// Some file systems in memory take the flag and have nothing to write around; their bytes go with the power in any case.
+#[cfg(target_os = "linux")]
+fn knows_direct(dir: &Path) -> io::Result<bool> {
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    #[allow(clippy::useless_conversion, reason = "its type differs by architecture")]
+    let kind = i64::from(rustix::fs::statfs(dir)?.f_type) & 0xffff_ffff;
+    Ok(kind != TMPFS && kind != RAMFS)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn knows_direct(_: &Path) -> io::Result<bool> {
+    Ok(false)
 }
 
 /// A file of the operating system.

@@ -2,6 +2,7 @@
 
 use graven_frame::{Chain, MAX_INDEX};
 
+use crate::index::{Points, PointsInFile, ascend};
 use crate::plan::MIN_SEGMENT_BYTES;
 use crate::types::{HardState, Identity, LogBase, TermRun};
 
@@ -26,6 +27,8 @@ pub(crate) const POINT_SPACING: u64 = 128 << 10;
 
 const OPENING_MAGIC: [u8; 8] = *b"GRVNSEG\0";
 const PREFIX_MAGIC: [u8; 4] = *b"GRVR";
+/// Bytes of a point in a footer.
+pub(crate) const POINT_BYTES: usize = 32;
 const FOOTER_FIXED: usize = 96;
 const BASE_BYTES: usize = 48;
 
@@ -287,6 +290,22 @@ pub(crate) struct Point {
     pub(crate) timestamp_ms: u64,
 }
 
+impl Point {
+    pub(crate) fn encode(&self) -> [u8; POINT_BYTES] {
+        let mut out = [0; POINT_BYTES];
+        let numbers = [self.index, self.position, self.base_offset, self.timestamp_ms];
+        for (slot, number) in out.chunks_exact_mut(8).zip(numbers) {
+            slot.copy_from_slice(&number.to_le_bytes());
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8; POINT_BYTES]) -> Point {
+        let mut from = Fields { bytes, at: 0 };
+        Point { index: from.u64(), position: from.u64(), base_offset: from.u64(), timestamp_ms: from.u64() }
+    }
+}
+
 /// What a segment holds, as seen from its end. Entries that a later one superseded are not in it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Footer {
@@ -300,20 +319,22 @@ pub(crate) struct Footer {
     pub(crate) known_commit: u64,
     pub(crate) runs: Vec<TermRun>,
     pub(crate) memberships: Vec<u64>,
-    pub(crate) points: Vec<Point>,
+    /// As read from a file they stay where they stand.
+    pub(crate) points: Points,
 }
 
 impl Footer {
     /// Bytes of the payload with this many items.
     pub(crate) fn payload_len(runs: usize, memberships: usize, points: usize) -> usize {
-        FOOTER_FIXED + 2 * BASE_BYTES + runs * 16 + memberships * 8 + points * 32
+        FOOTER_FIXED + 2 * BASE_BYTES + runs * 16 + memberships * 8 + points * POINT_BYTES
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let len = Footer::payload_len(self.runs.len(), self.memberships.len(), self.points.len());
+    /// The payload of a segment that is still written to: its points are in memory.
+    pub(crate) fn encode(&self, points: &[Point]) -> Vec<u8> {
+        let len = Footer::payload_len(self.runs.len(), self.memberships.len(), points.len());
         let mut out = Vec::with_capacity(len);
         for number in
-            [u64::from(self.reset), self.runs.len() as u64, self.memberships.len() as u64, self.points.len() as u64]
+            [u64::from(self.reset), self.runs.len() as u64, self.memberships.len() as u64, points.len() as u64]
         {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -329,17 +350,15 @@ impl Footer {
         for index in &self.memberships {
             out.extend_from_slice(&index.to_le_bytes());
         }
-        for point in &self.points {
-            for number in [point.index, point.position, point.base_offset, point.timestamp_ms] {
-                out.extend_from_slice(&number.to_le_bytes());
-            }
+        for point in points {
+            out.extend_from_slice(&point.encode());
         }
         debug_assert_eq!(out.len(), len);
         out
     }
 
-    /// `None` when the numbers of items do not fit the length.
-    pub(crate) fn decode(payload: &[u8]) -> Option<Footer> {
+    /// A footer whose payload stands at `at` in its file; `None` when its numbers cannot be those of a segment.
+    pub(crate) fn decode(payload: &[u8], at: u64) -> Option<Footer> {
         if payload.len() < Footer::payload_len(0, 0, 0) {
             return None;
         }
@@ -357,16 +376,18 @@ impl Footer {
         let (base, tail) = (from.base(), from.base());
         let runs = (0..counts[0]).map(|_| TermRun { term: from.u64(), first_index: from.u64() }).collect();
         let memberships = (0..counts[1]).map(|_| from.u64()).collect();
-        let points = (0..counts[2])
-            .map(|_| Point {
-                index: from.u64(),
-                position: from.u64(),
-                base_offset: from.u64(),
-                timestamp_ms: from.u64(),
-            })
-            .collect();
+        let points_at = at + from.at as u64;
+        let points =
+            payload[from.at..].chunks_exact(POINT_BYTES).filter_map(|bytes| Some(Point::decode(bytes.first_chunk()?)));
+        let mut possible = ascend(points.clone());
+        for point in points.clone() {
+            possible &= point.position <= MAX_INDEX && point.index <= tail.index;
+        }
+        let points = match points.clone().next() {
+            Some(first) => Points::InFile(PointsInFile { at: points_at, count: counts[2], first }),
+            None => Points::default(),
+        };
         let footer = Footer { reset, base, tail, hard_state, known_commit, runs, memberships, points };
-        let possible = footer.points.iter().all(|point| point.index.max(point.position) <= MAX_INDEX);
         (possible && is_possible(&footer.base) && is_possible(&footer.tail)).then_some(footer)
     }
 }

@@ -6,7 +6,9 @@
 use bytes::Bytes;
 use graven_frame::{Body, Frame, Group, HeaderSpec, Kind, decode_header};
 
-use crate::format::{FORMAT_VERSION, Footer, OPENING_BYTES, Opening, OpeningFound, PREFIX_BYTES, Prefix, PrefixFound};
+use crate::format::{
+    FORMAT_VERSION, Footer, OPENING_BYTES, Opening, OpeningFound, POINT_BYTES, PREFIX_BYTES, Point, Prefix, PrefixFound,
+};
 use crate::sim::SimDisk;
 use crate::types::{HardState, Identity, LogBase, Options};
 use crate::{Wal, inspect};
@@ -41,10 +43,14 @@ pub fn prefix(bytes: &[u8]) {
         assert_eq!(Prefix::decode(&prefix.encode()), PrefixFound::Good(prefix), "read as it was written");
         let _ = (prefix.position.checked_add(u64::from(prefix.payload_len)), prefix.second_copy_of(0));
     }
-    if let Some(footer) = Footer::decode(bytes) {
+    if let Some(footer) = Footer::decode(bytes, 0) {
         let items = footer.runs.len() * 16 + footer.memberships.len() * 8 + footer.points.len() * 32;
         assert!(items <= bytes.len(), "a footer holds no more than its bytes");
-        assert_eq!(Footer::decode(&footer.encode()), Some(footer), "read as it was written");
+        let points: Vec<Point> = bytes[bytes.len() - footer.points.len() * POINT_BYTES..]
+            .chunks_exact(POINT_BYTES)
+            .filter_map(|bytes| Some(Point::decode(bytes.first_chunk()?)))
+            .collect();
+        assert_eq!(Footer::decode(&footer.encode(&points), 0), Some(footer), "read as it was written");
     }
 }
 

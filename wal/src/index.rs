@@ -6,6 +6,11 @@
 //!
 //! - the entries of the segments follow each other without a hole, from `base.index + 1` to `last`;
 //! - a segment that holds entries has a point for its first one, and points ascend by index and by position.
+//!
+//! The points of a sealed segment are not kept in memory: they stand in its footer, whose sum was checked when the log was
+//! opened or which this process wrote, and are read there through the map ([`Points`]). So memory does not grow with the
+//! log by more than some hundred bytes a segment, and opening a segment costs the same whatever is in it. Rot that comes to a
+//! footer later is found when a look-up lands in it: what it says is checked against what memory knows of the segment.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +18,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use graven_frame::{Header, Kind};
 
 use crate::disk::DiskMap;
-use crate::format::{Footer, POINT_SPACING, Point};
+use crate::error::{Damage, SegmentId};
+use crate::format::{Footer, OPENING_BYTES, POINT_BYTES, POINT_SPACING, Point};
 use crate::types::{LogBase, TermRun};
 
 /// The bytes of one segment as readers see them.
@@ -39,7 +45,7 @@ pub(crate) struct SegmentIndex {
     pub(crate) opened_at: LogBase,
     /// Last entry in it; meaningful when there are points.
     pub(crate) last: u64,
-    pub(crate) points: Vec<Point>,
+    pub(crate) points: Points,
     pub(crate) runs: Vec<TermRun>,
     pub(crate) memberships: Vec<u64>,
     /// Whether the log started anew inside it.
@@ -53,7 +59,7 @@ impl SegmentIndex {
             capacity,
             opened_at,
             last: 0,
-            points: Vec::new(),
+            points: Points::default(),
             runs: Vec::new(),
             memberships: Vec::new(),
             reset: false,
@@ -65,18 +71,35 @@ impl SegmentIndex {
         self.points.first().map(|point| (point.index, self.last))
     }
 
+    /// From now on the points are read where the footer has them; `at` is the place of the first one.
+    pub(crate) fn leave_points_in_file(&mut self, at: u64) {
+        if let Points::Resident(points) = &self.points
+            && let Some(first) = points.first().copied()
+        {
+            self.points = Points::InFile(PointsInFile { at, count: points.len(), first });
+        }
+    }
+
     fn cut(&mut self, from: u64) {
-        self.points.retain(|point| point.index < from);
+        if self.points.first().is_some_and(|first| first.index >= from) {
+            self.points = Points::default();
+        } else if self.last >= from {
+            // A part of a sealed segment was superseded: its footer says too much from now on.
+            let mut points = self.points.to_vec(&self.view);
+            points.retain(|point| point.index < from);
+            self.points = Points::Resident(points);
+        }
         self.runs.retain(|run| run.first_index < from);
         self.memberships.retain(|index| *index < from);
         self.last = self.last.min(from - 1);
     }
 
     fn push(&mut self, header: &Header, position: u64, fresh_start: bool) {
-        let due = self.points.last().is_none_or(|last| position - last.position >= POINT_SPACING);
+        let points = self.points.resident();
+        let due = points.last().is_none_or(|last| position - last.position >= POINT_SPACING);
         if due || fresh_start {
             let (base_offset, timestamp_ms) = (header.base_offset, header.timestamp_ms);
-            self.points.push(Point { index: header.index, position, base_offset, timestamp_ms });
+            points.push(Point { index: header.index, position, base_offset, timestamp_ms });
         }
         if self.runs.last().is_none_or(|run| run.term != header.term) {
             self.runs.push(TermRun { term: header.term, first_index: header.index });
@@ -85,6 +108,142 @@ impl SegmentIndex {
             self.memberships.push(header.index);
         }
         self.last = header.index;
+    }
+}
+
+/// The sparse index of one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Points {
+    /// Of the segment that is written to, and of those of which a part was superseded.
+    Resident(Vec<Point>),
+    /// Of a sealed segment.
+    InFile(PointsInFile),
+}
+
+/// Points that stand in a footer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PointsInFile {
+    /// Place of the first one in the segment's file.
+    pub(crate) at: u64,
+    /// How many there are; not 0.
+    pub(crate) count: usize,
+    pub(crate) first: Point,
+}
+
+impl Default for Points {
+    fn default() -> Points {
+        Points::Resident(Vec::new())
+    }
+}
+
+impl Points {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Points::Resident(points) => points.len(),
+            Points::InFile(there) => there.count,
+        }
+    }
+
+    pub(crate) fn first(&self) -> Option<&Point> {
+        match self {
+            Points::Resident(points) => points.first(),
+            Points::InFile(there) => Some(&there.first),
+        }
+    }
+
+    /// The last one of a segment that is written to.
+    pub(crate) fn last_resident(&self) -> Option<&Point> {
+        match self {
+            Points::Resident(points) => points.last(),
+            Points::InFile(_) => None,
+        }
+    }
+
+    /// All of them; reads them from the file where they stand there.
+    pub(crate) fn to_vec(&self, view: &View) -> Vec<Point> {
+        match self {
+            Points::Resident(points) => points.clone(),
+            Points::InFile(there) => (0..there.count).map(|nth| there.point(view, nth)).collect(),
+        }
+    }
+
+    /// Those in memory, for adding one: the segment is written to, so it has no footer.
+    fn resident(&mut self) -> &mut Vec<Point> {
+        if let Points::InFile(_) = self {
+            *self = Points::default();
+        }
+        match self {
+            Points::Resident(points) => points,
+            Points::InFile(_) => unreachable!("replaced above"),
+        }
+    }
+}
+
+impl PointsInFile {
+    /// May wait for the disk: not under the lock of the index, but for a superseding entry, which is rare. While a log is opened the
+    /// bytes were just read with `pread`.
+    fn point(&self, view: &View, nth: usize) -> Point {
+        let mut bytes = [0; POINT_BYTES];
+        view.map.copy(self.at + (nth * POINT_BYTES) as u64, &mut bytes, view.written());
+        Point::decode(&bytes)
+    }
+
+    fn partition_point(&self, view: &View, test: impl Fn(&Point) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if test(&self.point(view, middle)) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}
+
+/// Where a look-up goes on when the index's lock is released.
+pub(crate) enum Stretch {
+    /// Found in memory.
+    Found(Located),
+    /// In a sealed segment; its footer knows.
+    InFile {
+        view: Arc<View>,
+        /// Last entry of the segment.
+        last: u64,
+        points: PointsInFile,
+    },
+}
+
+impl Stretch {
+    /// The last point whose key is at most `at_most`, by the same key as before.
+    ///
+    /// # Errors
+    /// The footer does not say what it said when it was checked.
+    pub(crate) fn resolve(self, key: impl Fn(&Point) -> u64, at_most: u64) -> Result<Located, Damage> {
+        let (view, last, points) = match self {
+            Stretch::Found(located) => return Ok(located),
+            Stretch::InFile { view, last, points } => (view, last, points),
+        };
+        let after = points.partition_point(&view, |point| key(point) <= at_most);
+        let point = if after > 1 { points.point(&view, after - 1) } else { points.first };
+        let next = (after > 0 && after < points.count).then(|| points.point(&view, after));
+        let until = next.map_or(last + 1, |next| next.index);
+        let inside = |point: &Point| {
+            (points.first.index..=last).contains(&point.index) && (OPENING_BYTES..points.at).contains(&point.position)
+        };
+        let ordered = next.is_none_or(|next| next.index > point.index && next.position > point.position);
+        if after == 0 || !inside(&point) || !next.as_ref().is_none_or(inside) || !ordered || key(&point) > at_most {
+            return Err(Damage {
+                segment: SegmentId(view.id),
+                from: points.at,
+                to: points.at + (points.count * POINT_BYTES) as u64,
+                first_index: points.first.index,
+                last_index: last,
+                what: "the index in the footer has changed since it was checked; the entries may be whole",
+            });
+        }
+        Ok(Located { view, position: point.position, index: point.index, until, next, point })
     }
 }
 
@@ -114,21 +273,26 @@ impl LogIndex {
     pub(crate) fn push(&mut self, header: &Header, position: u64) {
         let supersedes = header.index <= self.last;
         if supersedes {
-            for segment in self.segments.iter_mut().rev() {
-                let Some((first, last)) = segment.range() else { continue };
-                if last < header.index {
-                    break;
-                }
-                segment.cut(header.index);
-                if first < header.index {
-                    break;
-                }
-            }
+            self.cut(header.index);
         }
         if let Some(segment) = self.segments.last_mut() {
             segment.push(header, position, supersedes);
         }
         self.last = header.index;
+    }
+
+    /// Entries from `from` on are superseded.
+    fn cut(&mut self, from: u64) {
+        for segment in self.segments.iter_mut().rev() {
+            let Some((first, last)) = segment.range() else { continue };
+            if last < from {
+                break;
+            }
+            segment.cut(from);
+            if first < from {
+                break;
+            }
+        }
     }
 
     /// The log starts anew behind `base`.
@@ -146,10 +310,8 @@ impl LogIndex {
             self.reset(footer.base);
             segment.reset = true;
         }
-        if let Some(first) = footer.points.first() {
-            for earlier in &mut self.segments {
-                earlier.cut(first.index);
-            }
+        if let Some(first) = footer.points.first().copied() {
+            self.cut(first.index);
             segment.last = footer.tail.index;
         }
         (segment.points, segment.runs, segment.memberships) = (footer.points, footer.runs, footer.memberships);
@@ -157,20 +319,27 @@ impl LogIndex {
         self.segments.push(segment);
     }
 
-    /// Where to find entry `index`, which is in the log.
-    pub(crate) fn locate(&self, index: u64) -> Option<Located> {
-        self.stretch(|point| point.index, index).filter(|located| index < located.until)
+    /// Where to look for entry `index`, by the index of points. Takes no time for the disk: [`Stretch::resolve`] may.
+    pub(crate) fn locate(&self, index: u64) -> Option<Stretch> {
+        self.stretch(|point| point.index, index).filter(|stretch| match stretch {
+            Stretch::Found(located) => index < located.until,
+            Stretch::InFile { last, .. } => index <= *last,
+        })
     }
 
     /// The stretch from the last point at or below a value that never decreases along the log up to the next point.
-    pub(crate) fn stretch(&self, key: impl Fn(&Point) -> u64, at_most: u64) -> Option<Located> {
+    pub(crate) fn stretch(&self, key: impl Fn(&Point) -> u64, at_most: u64) -> Option<Stretch> {
         let segment = &self.segments[self.last_segment(|point| key(point) <= at_most)?];
-        let after = segment.points.partition_point(|point| key(point) <= at_most);
-        let point = segment.points[after.checked_sub(1)?];
-        let next = segment.points.get(after).copied();
-        let until = next.map_or(segment.last + 1, |next| next.index);
         let view = Arc::clone(&segment.view);
-        Some(Located { view, position: point.position, index: point.index, until, next, point })
+        let points = match &segment.points {
+            Points::Resident(points) => points,
+            Points::InFile(points) => return Some(Stretch::InFile { view, last: segment.last, points: *points }),
+        };
+        let after = points.partition_point(|point| key(point) <= at_most);
+        let point = points[after.checked_sub(1)?];
+        let next = points.get(after).copied();
+        let until = next.map_or(segment.last + 1, |next| next.index);
+        Some(Stretch::Found(Located { view, position: point.position, index: point.index, until, next, point }))
     }
 
     /// The last segment with entries whose first point passes a test that fails for all behind one where it fails.
@@ -178,9 +347,9 @@ impl LogIndex {
         let (mut low, mut high, mut found) = (0, self.segments.len(), None);
         while low < high {
             let middle = low + (high - low) / 2;
-            let holds = |at: &usize| !self.segments[*at].points.is_empty();
-            match (middle..high).find(holds) {
-                Some(at) if test(&self.segments[at].points[0]) => (found, low) = (Some(at), at + 1),
+            let first = |at: usize| self.segments[at].points.first().map(|first| (at, first));
+            match (middle..high).find_map(first) {
+                Some((at, first)) if test(first) => (found, low) = (Some(at), at + 1),
                 _ => high = middle,
             }
         }
@@ -237,14 +406,15 @@ impl LogIndex {
             if first != next {
                 return Err("a hole between two segments");
             }
-            if segment
-                .points
-                .windows(2)
-                .any(|pair| pair[0].index >= pair[1].index || pair[0].position >= pair[1].position)
-            {
+            // Those in a footer were looked at when its sum was checked.
+            let resident = match &segment.points {
+                Points::Resident(points) => points.as_slice(),
+                Points::InFile(_) => &[],
+            };
+            if !ascend(resident.iter().copied()) {
                 return Err("points do not ascend");
             }
-            if segment.points.iter().any(|point| point.index > last)
+            if resident.iter().any(|point| point.index > last)
                 || segment.runs.first().is_none_or(|run| run.first_index != first)
             {
                 return Err("a segment's points or runs do not fit its entries");
@@ -253,4 +423,16 @@ impl LogIndex {
         }
         if next == self.last + 1 { Ok(()) } else { Err("the last entry is in no segment") }
     }
+}
+
+/// Whether each point is behind the one before it.
+pub(crate) fn ascend(points: impl Iterator<Item = Point>) -> bool {
+    let mut before: Option<Point> = None;
+    for point in points {
+        if before.is_some_and(|before| before.index >= point.index || before.position >= point.position) {
+            return false;
+        }
+        before = Some(point);
+    }
+    true
 }

@@ -115,11 +115,8 @@ fn examine<D: Disk>(disk: &D, deep: bool) -> Result<Inspection, OpenError> {
     let surveyed = survey(disk, &list_segments(disk)?)?;
     let identity = identify(&surveyed, &Options::default())?;
     let verdicts = judge(&surveyed, &identity);
-    let begun: Vec<(&Surveyed, SegmentVerdict)> = surveyed
-        .iter()
-        .zip(verdicts.iter().copied())
-        .filter(|(_, verdict)| *verdict != SegmentVerdict::Prepared)
-        .collect();
+    let begun: Vec<(&Surveyed, SegmentVerdict)> =
+        surveyed.iter().zip(verdicts.iter().copied()).filter(|(_, verdict)| verdict.is_begun()).collect();
     let mut replay = Replay { deep, ..Replay::new() };
     let mut damage = Vec::new();
     let mut segments = Vec::new();
@@ -172,7 +169,8 @@ fn examine<D: Disk>(disk: &D, deep: bool) -> Result<Inspection, OpenError> {
             torn_bytes = used_to - ended.at;
         }
     }
-    let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == SegmentVerdict::Prepared);
+    let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.is_begun());
+    torn_bytes += prepared.clone().map(|(segment, _)| segment.used_to).sum::<u64>();
     segments.extend(prepared.map(|(segment, _)| prepared_info(segment)));
     Ok(Inspection {
         identity,

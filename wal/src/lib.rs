@@ -56,7 +56,7 @@ pub mod sim;
 mod types;
 mod walk;
 
-pub use disk::{Disk, DiskFile, DiskMap, Lease, LockError, RealDisk, RealFile, RealLock, WriteMode};
+pub use disk::{DIRECT_BYTES, Disk, DiskFile, DiskMap, Lease, LockError, RealDisk, RealFile, RealLock, WriteMode};
 pub use error::{AppendError, CreateError, Damage, OpenError, ReadError, SegmentId};
 pub use log::Wal;
 pub use reader::LogReader;

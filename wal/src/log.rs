@@ -1,15 +1,16 @@
 //! The writer: one owner appends, and says when what was appended is durable.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use graven_frame::{Frame, HEADER_BYTES, Header, Kind};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{DIRECT_BYTES, Disk, DiskFile, WriteMode};
 use crate::error::{AppendError, CreateError, OpenError, SegmentId};
 use crate::format::{PREFIX_BYTES, Prefix, RecordKind, SMALL_RECORD, encode_hard_state, encode_reset, extent, twin_of};
 use crate::index::View;
+use crate::map::Mirror;
 use crate::plan::{Fill, MIN_SEGMENT_BYTES};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Pool, zero_fill};
@@ -38,6 +39,8 @@ pub struct Wal<D: Disk> {
     pub(crate) closed: Option<AppendError>,
     /// Prefixes of the records being written; kept for its capacity.
     pub(crate) staging: Vec<[u8; PREFIX_BYTES]>,
+    /// The memory of the segment before, and what readers see of it, for the next one.
+    pub(crate) retired: Option<(Mirror, Arc<View>)>,
     pub(crate) _lock: D::Lock,
 }
 
@@ -57,6 +60,31 @@ pub(crate) struct Active<F> {
     pub(crate) filled: u64,
     /// Behind the written mark there may be records of an earlier life of the file: every write ends with an end mark.
     pub(crate) recycled: bool,
+    /// Its content, if it is written around the page cache.
+    pub(crate) mirror: Option<Mirror>,
+}
+
+impl<F: DiskFile> Active<F> {
+    /// Writes at or behind the written mark.
+    ///
+    /// Around the page cache whole blocks are written, and the first one again with the bytes that stand in it already: each
+    /// of its sectors is then, whatever becomes of the write, as it was or as it will be. The rest of the last block is
+    /// zeroes, at least as many as an end mark has.
+    pub(crate) fn write_at(&mut self, at: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let Some(mirror) = &mut self.mirror else { return self.file.write_vectored_at(at, slices) };
+        let len: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
+        let (mut from, end) = (at - at % DIRECT_BYTES, at + len);
+        let to = (end + PREFIX_BYTES as u64).next_multiple_of(DIRECT_BYTES).min(self.capacity);
+        if at > self.written {
+            mirror.zero(from.max(self.written), at);
+        }
+        mirror.put(at, slices.iter().map(|slice| &slice[..]));
+        mirror.zero(end, to);
+        if is_planted(Bug::TailBlockSkipped) {
+            from = at.next_multiple_of(DIRECT_BYTES);
+        }
+        self.file.write_at(from, mirror.block(from, to))
+    }
 }
 
 /// What pads a record up to the next boundary, and a hard state up to its second copy.
@@ -98,7 +126,9 @@ impl<D: Disk> Wal<D> {
             self.rotate(capacity)?;
             done = cut;
         }
-        self.write_frames(&frames[done..])
+        let before = self.active.written;
+        self.write_frames(&frames[done..])?;
+        self.maybe_seal_ahead(self.active.written - before)
     }
 
     /// Writes a hard state behind the entries. Durable after the next [`Wal::sync`].
@@ -195,14 +225,15 @@ impl<D: Disk> Wal<D> {
     pub fn sync_point_due(&self) -> bool {
         let Active { written, synced, vouched, sealed, .. } = self.active;
         self.closed.is_none()
-            && !sealed
             && written == synced
             && synced > vouched
             && self.options.sync != SyncMethod::UnsafeNone
+            // Behind a footer only the next segment can vouch for what is before; the reserve is not for that.
+            && (!sealed || self.pool.len() > 1)
     }
 
     /// Writes a record that vouches for everything synced before, and syncs it: from then on a change in those bytes is
-    /// damage, not a torn tail. Does nothing when none is due.
+    /// damage, not a torn tail. Behind a footer it is the opening of the next segment. Does nothing when none is due.
     ///
     /// # Errors
     /// As [`Wal::sync`].
@@ -210,6 +241,14 @@ impl<D: Disk> Wal<D> {
         self.check_open()?;
         if !self.sync_point_due() {
             return Ok(());
+        }
+        if self.active.sealed {
+            return match self.ensure(&[self.options.segment_bytes], 1) {
+                Ok(()) => self.rotate(self.options.segment_bytes).and_then(|()| self.sync()),
+                // Later, then.
+                Err(AppendError::DiskFull { .. }) => Ok(()),
+                Err(error) => Err(error),
+            };
         }
         let at = self.active.written;
         let prefix = self.prefix(RecordKind::SyncPoint, at, 0, crc32fast::hash(b"")).encode();
@@ -238,7 +277,11 @@ impl<D: Disk> Wal<D> {
     /// Zero-fills what the active segment has not used yet, if it was begun before that was done: it was the first one, or
     /// preparation was behind. Not before the next segments have their space. `true` when it did something.
     fn fill_active(&mut self, budget_bytes: u64) -> Result<bool, Failure> {
-        let from = self.active.filled.max(self.active.written);
+        let mut from = self.active.filled.max(self.active.written);
+        if self.options.sync.mode() == WriteMode::Direct {
+            // Up to there the next records write zeroes themselves.
+            from = from.next_multiple_of(DIRECT_BYTES);
+        }
         if self.active.sealed || from >= self.active.capacity || self.pool.wants_space() {
             return Ok(false);
         }
@@ -468,9 +511,9 @@ impl<D: Disk> Wal<D> {
             // a later write. The next record goes over them.
             let mut marked = slices.to_vec();
             marked.push(IoSlice::new(&PADDING[..PREFIX_BYTES]));
-            self.active.file.write_vectored_at(at, &mut marked)
+            self.active.write_at(at, &mut marked)
         } else {
-            self.active.file.write_vectored_at(at, slices)
+            self.active.write_at(at, slices)
         };
         written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, at)(cause)))?;
         Counters::add(&self.counters.bytes_written, end - at);
@@ -520,9 +563,6 @@ pub(crate) fn head_crc(head: &[u8]) -> u32 {
 
 /// Checks the settings, and rounds what needs rounding.
 pub(crate) fn settled_options(options: &Options) -> Result<Options, (&'static str, &'static str)> {
-    if options.sync == SyncMethod::Direct {
-        return Err(("sync", "direct is not in this version; use fdatasync or dsync"));
-    }
     let segment_bytes = options.segment_bytes.max(MIN_SEGMENT_BYTES).next_multiple_of(4096);
     if segment_bytes > MAX_SEGMENT_BYTES {
         return Err(("segment_bytes", "at most 64 GiB"));

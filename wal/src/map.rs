@@ -1,4 +1,5 @@
-//! The read-only memory map of a segment: the only place with `unsafe`.
+//! The read-only memory map of a segment, and the memory that stands in its place while it is written around the page cache:
+//! the only place with `unsafe`.
 //!
 //! Segments are written by positional writes and read here. What makes that sound:
 //!
@@ -22,6 +23,78 @@ pub(crate) struct FileMap {
     raw: Arc<MmapRaw>,
     /// All bytes that were below the written mark when somebody last asked for more: most reads are slices of it.
     known: RwLock<Bytes>,
+}
+
+/// The content of a segment that is written around the page cache ([`crate::WriteMode::Direct`]): readers see it here until
+/// the segment is sealed and its file can be mapped, and writes take their whole blocks from here.
+///
+/// One piece of address space as large as the segment; pages are taken when they are first written, and stay for the next
+/// segment if nobody borrows from them then. So memory is bounded by a segment, plus what is written of sealed ones from which
+/// somebody still borrows. What is behind the written mark may be left over from the segment before: it is zeroed where it is
+/// written.
+pub(crate) struct Mirror {
+    raw: Arc<MmapRaw>,
+}
+
+impl Mirror {
+    /// Zeroes, as long as a segment of this capacity.
+    pub(crate) fn new(capacity: u64) -> io::Result<Mirror> {
+        let len = usize::try_from(capacity).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let raw = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+        // A direct write holds on to each page it writes from: with large ones there are few. It is only a wish.
+        #[cfg(target_os = "linux")]
+        let _ = raw.advise(memmap2::Advice::HugePage);
+        Ok(Mirror { raw: Arc::new(raw) })
+    }
+
+    /// Whether nobody can read from it any more, so that another segment may have it.
+    pub(crate) fn is_unborrowed(&mut self) -> bool {
+        // `get_mut` for the same reason as in `FileMap::is_unborrowed`.
+        Arc::get_mut(&mut self.raw).is_some()
+    }
+
+    pub(crate) fn capacity(&self) -> u64 {
+        self.raw.len() as u64
+    }
+
+    /// Zeroes the bytes `from..to`, which are not below the written mark.
+    pub(crate) fn zero(&mut self, from: u64, to: u64) {
+        let (from, to) = (from as usize, to as usize);
+        assert!(from <= to && to <= self.raw.len(), "bytes {from}..{to} of a segment of {}", self.raw.len());
+        // SAFETY: as in `Mirror::put`: inside the live, writable mapping (asserted above), above the written mark, and not
+        // borrowed.
+        unsafe { std::ptr::write_bytes(self.raw.as_mut_ptr().add(from), 0, to - from) };
+    }
+
+    /// A view for readers of the bytes below the written mark.
+    pub(crate) fn view(&self) -> Arc<dyn DiskMap> {
+        Arc::new(FileMap { raw: Arc::clone(&self.raw), known: RwLock::new(Bytes::new()) })
+    }
+
+    /// Puts the slices one behind the other at `at`, which is not below the written mark: nobody can read these bytes yet.
+    pub(crate) fn put<'a>(&mut self, at: u64, slices: impl Iterator<Item = &'a [u8]>) {
+        let mut next = at as usize;
+        for slice in slices {
+            assert!(slice.len() <= self.raw.len().saturating_sub(next), "{} bytes at {next} of a segment", slice.len());
+            // SAFETY: `next + slice.len()` is inside the live mapping (asserted above), which is private to this process and
+            // writable. Views give out slices below the written mark only, and these bytes are not below it (the caller's
+            // promise, which the log keeps by writing at the mark), so no reference to them exists but through
+            // `Mirror::block`, and `&mut self` excludes that. `slice` cannot overlap: it is not from above the mark either.
+            unsafe {
+                std::ptr::copy_nonoverlapping(slice.as_ptr(), self.raw.as_mut_ptr().add(next), slice.len());
+            }
+            next += slice.len();
+        }
+    }
+
+    /// The bytes `from..to`, for writing them to the file.
+    pub(crate) fn block(&self, from: u64, to: u64) -> &[u8] {
+        let (from, to) = (from as usize, to as usize);
+        assert!(from <= to && to <= self.raw.len(), "bytes {from}..{to} of a segment of {}", self.raw.len());
+        // SAFETY: inside the live mapping (asserted above). Bytes below the written mark never change; those above are changed
+        // by `Mirror::put` only, which needs `&mut self`, while this borrow holds `&self`.
+        unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(from), to - from) }
+    }
 }
 
 /// The first `len` bytes of a map.

@@ -13,13 +13,14 @@ use crate::error::{Damage, OpenError, SegmentId};
 use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILER_BYTES, segment_name, segment_of};
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
+use crate::map::Mirror;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
-use crate::recovery::{FoundSegment, OpeningIs, Position, SegmentVerdict, segment_verdict};
+use crate::recovery::{FoundSegment, OpeningIs, Position, RecordsIn, SegmentVerdict, segment_verdict};
 use crate::replay::{Ended, Replay, Why};
 use crate::scan::Scanner;
-use crate::types::{Counters, Identity, Options, Recovered, SyncMethod};
+use crate::types::{Counters, Identity, Options, Recovered, RecoveryReport, SyncMethod};
 
 /// Held while the log is open; its content is the holder's process id.
 pub(crate) const LOCK_NAME: &str = "LOCK";
@@ -33,7 +34,9 @@ pub(crate) struct Surveyed {
     pub(crate) len: u64,
     pub(crate) opening: OpeningFound,
     /// Records of the segment that the file's name says; looked for only where its opening is not.
-    pub(crate) records: bool,
+    pub(crate) records: RecordsIn,
+    /// Byte behind what the first write into it left, where there are such records.
+    pub(crate) used_to: u64,
 }
 
 impl Surveyed {
@@ -61,18 +64,15 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
         LockError::Held { pid } => OpenError::Locked { pid },
         LockError::Io(cause) => io_at("take the lock of", 0, 0)(cause),
     })?;
-    let surveyed = survey(&disk, &list_segments(&disk)?)?;
+    let ids = list_segments(&disk)?;
+    check_direct(&disk, &segment_name(ids[0]), &options)?;
+    let surveyed = survey(&disk, &ids)?;
     let identity = identify(&surveyed, &options)?;
     let verdicts = judge(&surveyed, &identity);
-    let begun: Vec<&Surveyed> = surveyed
-        .iter()
-        .zip(&verdicts)
-        .filter(|(_, verdict)| **verdict != SegmentVerdict::Prepared)
-        .map(|(segment, _)| segment)
-        .collect();
+    let begun: Vec<&Surveyed> =
+        surveyed.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_begun()).map(|(segment, _)| segment).collect();
     let mut replay = Replay::new();
-    for (at, (segment, verdict)) in
-        surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict != SegmentVerdict::Prepared).enumerate()
+    for (at, (segment, verdict)) in surveyed.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_begun()).enumerate()
     {
         let opening = match (verdict, segment.good()) {
             (SegmentVerdict::Use, Some(opening)) => opening,
@@ -86,16 +86,39 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
     let Some(ended) = replay.ended.take() else { return Err(OpenError::Empty) };
     check_successor(&ended, &replay, &surveyed)?;
     replay.check_anchored()?;
-    let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict == SegmentVerdict::Prepared).map(
-        |(segment, _)| FoundPrepared {
-            id: segment.id,
-            len: segment.len,
-            recycled: segment.good().is_some_and(|opening| opening.capacity == segment.len),
-        },
-    );
+    let prepared = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| !verdict.is_begun());
+    let prepared = prepared.map(|(segment, _)| FoundPrepared {
+        id: segment.id,
+        len: segment.len,
+        recycled: segment.good().is_some_and(|opening| opening.capacity == segment.len),
+        unfinished_to: segment.used_to,
+    });
     let prepared: Vec<_> = prepared.collect();
     settle(disk, options, lock, identity, replay, &ended, &prepared)
 }
+
+/// Refuses the setting where the disk cannot do it, before anything is changed.
+fn check_direct<D: Disk>(disk: &D, name: &str, options: &Options) -> Result<(), OpenError> {
+    match options.sync {
+        SyncMethod::Direct if !knows_direct(disk, name).map_err(io_at("open", 0, 0))? => {
+            Err(OpenError::Config { setting: "sync", why: NO_DIRECT })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether this file can be written around the page cache.
+pub(crate) fn knows_direct<D: Disk>(disk: &D, name: &str) -> io::Result<bool> {
+    match disk.open(name, Some(WriteMode::Direct)) {
+        Ok(_) => Ok(true),
+        Err(cause) if cause.kind() == io::ErrorKind::Unsupported => Ok(false),
+        Err(cause) => Err(cause),
+    }
+}
+
+/// Why `direct` is refused.
+pub(crate) const NO_DIRECT: &str =
+    "direct needs a file system that writes around its cache (O_DIRECT), and this one does not; use fdatasync";
 
 /// The numbers of all segment files, ascending.
 pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
@@ -130,9 +153,11 @@ pub(crate) fn survey<D: Disk>(disk: &D, ids: &[u64]) -> Result<Vec<Surveyed>, Op
             OpeningFound::Good(opening) => opening.segment != *id,
             OpeningFound::Newer(_) => false,
         };
-        let records =
-            lost && Scanner::new(&file, *id, None, len).has_records().map_err(io_at("read", *id, OPENING_BYTES))?;
-        surveyed.push(Surveyed { id: *id, len, opening, records });
+        let (records, used_to) = match lost {
+            true => Scanner::new(&file, *id, None, len).records().map_err(io_at("read", *id, OPENING_BYTES))?,
+            false => (RecordsIn::None, 0),
+        };
+        surveyed.push(Surveyed { id: *id, len, opening, records, used_to });
     }
     Ok(surveyed)
 }
@@ -201,11 +226,23 @@ pub(crate) fn judge(surveyed: &[Surveyed], identity: &Identity) -> Vec<SegmentVe
 
 /// Behind a sealed segment there is a file: it was made, with its length, before the seal was begun. Whether a segment was
 /// begun in it cannot be told when it is gone or has lost its start.
+///
+/// And the first record of a segment was written only when the one before it was sealed and durable: an unfinished write into
+/// any other one than the next of a sealed segment says that something is gone which was durable.
 pub(crate) fn check_successor(ended: &Ended, replay: &Replay, surveyed: &[Surveyed]) -> Result<(), OpenError> {
+    let (id, first_index) = (SegmentId(ended.view.id + 1), replay.tail.index + 1);
+    let unfinished = |found: &&Surveyed| found.id > ended.view.id && found.records != RecordsIn::None;
+    if let Some(found) = surveyed.iter().find(unfinished)
+        && !(ended.sealed && found.id == id.0)
+    {
+        let (segment, from, to) =
+            if ended.sealed { (id, 0, OPENING_BYTES) } else { (SegmentId(ended.view.id), ended.at, ended.capacity) };
+        let what = "records of a later segment were written, and this one was not closed";
+        return Err(OpenError::Damaged(Damage { segment, from, to, first_index, last_index: first_index, what }));
+    }
     if !ended.sealed {
         return Ok(());
     }
-    let (id, first_index) = (SegmentId(ended.view.id + 1), replay.tail.index + 1);
     match surveyed.iter().find(|segment| segment.id == id.0) {
         None => Err(OpenError::MissingSegment { segment: id, first_index }),
         Some(found) if found.len < OPENING_BYTES => Err(OpenError::Damaged(Damage {
@@ -257,7 +294,7 @@ fn settle<D: Disk>(
     ended: &Ended,
     prepared: &[FoundPrepared],
 ) -> Result<(Wal<D>, Recovered), OpenError> {
-    let mode = if options.sync == SyncMethod::Dsync { WriteMode::Durable } else { WriteMode::Buffered };
+    let mode = options.sync.mode_of_others();
     let id = ended.view.id;
     let file = disk.open(&segment_name(id), Some(mode)).map_err(io_at("open", id, 0))?;
     let counters = Arc::new(Counters::default());
@@ -287,7 +324,8 @@ fn settle<D: Disk>(
         Counters::add(&counters.syncs, 1);
     }
     let mut pool = Pool::new(disk.clone(), mode, &options, id + 1);
-    adopt(&disk, &mut pool, id, prepared, mode, &counters)?;
+    adopt(&disk, &mut pool, id, prepared, mode, &mut replay.report, &counters)?;
+    let (file, view, mirror) = reopen(&disk, file, ended, &options, &mut replay)?;
     let Replay { index, tail, hard_state, known_commit, report, .. } = replay;
     Counters::add(&counters.segments, index.segments.len() as u64);
     Counters::add(&counters.bytes_on_disk, index.segments.iter().map(|segment| segment.capacity).sum());
@@ -308,7 +346,7 @@ fn settle<D: Disk>(
     };
     debug_assert_eq!(index.check(), Ok(()));
     let active = Active {
-        view: Arc::clone(&ended.view),
+        view,
         file,
         capacity: ended.capacity,
         written: ended.at,
@@ -318,6 +356,7 @@ fn settle<D: Disk>(
         // Whether the rest was ever written is unknown, unless older records say so.
         filled: if ended.recycled { ended.capacity } else { ended.at },
         recycled: ended.recycled,
+        mirror,
     };
     let shared = Arc::new(Shared::new(index, options.held_limit_bytes));
     let wal = Wal {
@@ -334,9 +373,42 @@ fn settle<D: Disk>(
         counters,
         closed: None,
         staging: Vec::new(),
+        retired: None,
         _lock: lock,
     };
     Ok((wal, recovered))
+}
+
+/// The file that takes the next records, and what readers see of it. What is written around the page cache is read from memory,
+/// so what is there of the segment is brought into memory first.
+#[allow(clippy::type_complexity, reason = "said once")]
+fn reopen<D: Disk>(
+    disk: &D,
+    file: D::File,
+    ended: &Ended,
+    options: &Options,
+    replay: &mut Replay,
+) -> Result<(D::File, Arc<View>, Option<Mirror>), OpenError> {
+    let id = ended.view.id;
+    if options.sync != SyncMethod::Direct || ended.sealed {
+        return Ok((file, Arc::clone(&ended.view), None));
+    }
+    let mut mirror = Mirror::new(ended.capacity).map_err(io_at("take memory for", id, 0))?;
+    let mut buffer = vec![0; STEP_BYTES.min(ended.at as usize)];
+    let mut next = 0;
+    while next < ended.at {
+        let some = buffer.len().min((ended.at - next) as usize);
+        file.read_exact_at(next, &mut buffer[..some]).map_err(io_at("read", id, next))?;
+        mirror.put(next, std::iter::once(&buffer[..some]));
+        next += some as u64;
+    }
+    let written = AtomicU64::new(ended.at);
+    let view = Arc::new(View { id, salt: ended.view.salt, map: mirror.view(), written });
+    if let Some(segment) = replay.index.segments.last_mut() {
+        segment.view = Arc::clone(&view);
+    }
+    let file = disk.open(&segment_name(id), Some(WriteMode::Direct)).map_err(io_at("open", id, 0))?;
+    Ok((file, view, Some(mirror)))
 }
 
 /// Zeroes cut bytes: records of this life among them must not be met again behind new ones.
@@ -373,6 +445,7 @@ fn adopt<D: Disk>(
     active: u64,
     prepared: &[FoundPrepared],
     mode: WriteMode,
+    report: &mut RecoveryReport,
     counters: &Counters,
 ) -> Result<(), OpenError> {
     let mut next = active + 1;
@@ -381,6 +454,12 @@ fn adopt<D: Disk>(
         let id = found.id;
         if id == next {
             let file = disk.open(&segment_name(id), Some(mode)).map_err(io_at("open", id, 0))?;
+            if found.unfinished_to > 0 {
+                // The first write into it was never acknowledged. Its bytes go aside like those behind any other end.
+                cut::save(disk, &file, id, (0, found.unfinished_to), report)?;
+                wipe(&file, id, 0, found.unfinished_to)?;
+                file.sync_data().map_err(io_at("sync", id, 0))?;
+            }
             pool.adopt(found, file, counters);
             next += 1;
         } else {

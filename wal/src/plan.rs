@@ -36,7 +36,7 @@ impl Fill {
             runs: segment.map_or(0, |segment| segment.runs.len()),
             memberships: segment.map_or(0, |segment| segment.memberships.len()),
             points: segment.map_or(0, |segment| segment.points.len()),
-            last_point: segment.and_then(|segment| segment.points.last()).map(|point| point.position),
+            last_point: segment.and_then(|segment| segment.points.last_resident()).map(|point| point.position),
             last_term: segment.and_then(|segment| segment.runs.last()).map(|run| run.term),
             last_index: index.last,
         }

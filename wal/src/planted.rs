@@ -12,8 +12,14 @@ pub enum Bug {
     DirectorySyncSkipped,
     /// The first segment gets its name before its bytes are durable.
     FirstSegmentUnsynced,
-    /// An opening block is synced before it is written.
+    /// An opening block is synced before it is written, and then taken to be durable.
     SyncBeforeWrite,
+    /// A segment whose opening is lost is cut like an unfinished write, although records in it say that it was synced.
+    LostOpeningCut,
+    /// A direct write begins at the next whole block, and leaves the one that was begun as it is.
+    TailBlockSkipped,
+    /// A footer that was written ahead counts as durable.
+    SealAheadBelieved,
     /// A record whose length fits is taken for whole; the sum over its body is not looked at.
     LengthBeforeCrc,
     /// A failed sync is tried again, and believed when it then succeeds.
@@ -50,10 +56,13 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 17] = [
+    pub const ALL: [Bug; 20] = [
         Bug::DirectorySyncSkipped,
         Bug::FirstSegmentUnsynced,
         Bug::SyncBeforeWrite,
+        Bug::LostOpeningCut,
+        Bug::SealAheadBelieved,
+        Bug::TailBlockSkipped,
         Bug::LengthBeforeCrc,
         Bug::SyncRetried,
         Bug::PageCacheTrusted,

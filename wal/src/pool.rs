@@ -10,11 +10,11 @@
 use std::collections::VecDeque;
 use std::io;
 
-use crate::disk::{Disk, DiskFile, WriteMode};
+use crate::disk::{DIRECT_BYTES, Disk, DiskFile, WriteMode};
 use crate::error::SegmentId;
 use crate::format::segment_name;
 use crate::planted::{Bug, is_planted};
-use crate::types::{Counters, Options, PrepareState};
+use crate::types::{Counters, Options, PrepareState, SyncMethod};
 
 /// An I/O error and where it happened.
 #[derive(Debug)]
@@ -54,10 +54,6 @@ impl<F> Prepared<F> {
         Prepared { id, file, capacity, recycled: false, filled: 0, warmed: 0 }
     }
 
-    fn recycled(id: u64, file: F, capacity: u64) -> Prepared<F> {
-        Prepared { id, file, capacity, recycled: true, filled: capacity, warmed: 0 }
-    }
-
     /// Whether appending to it changes no metadata of the file.
     fn is_filled(&self) -> bool {
         self.filled == self.capacity
@@ -75,6 +71,8 @@ pub(crate) struct FoundPrepared {
     pub(crate) len: u64,
     /// It has the opening of a segment that was released.
     pub(crate) recycled: bool,
+    /// Byte behind what a crash left of the first write into it; 0 when there was none.
+    pub(crate) unfinished_to: u64,
 }
 
 /// The segments ahead, in the order in which they will be used.
@@ -85,6 +83,8 @@ pub(crate) struct Pool<D: Disk> {
     target: usize,
     /// Segments kept at most, recycled ones included.
     most: usize,
+    /// Whether recycled segments are made resident: who writes around the page cache needs nothing in it.
+    warms: bool,
     next_id: u64,
     waiting: VecDeque<Prepared<D::File>>,
     no_space: bool,
@@ -92,14 +92,19 @@ pub(crate) struct Pool<D: Disk> {
 
 /// One write or read of preparation is at most this long, so that a sync does not wait for long behind it.
 const STEP_BYTES: usize = 256 << 10;
-static ZEROES: [u8; STEP_BYTES] = [0; STEP_BYTES];
+static ZEROES: Zeroes = Zeroes([0; STEP_BYTES]);
+
+/// On a boundary from which they can be written around the page cache.
+#[repr(align(4096))]
+struct Zeroes([u8; STEP_BYTES]);
 
 impl<D: Disk> Pool<D> {
     pub(crate) fn new(disk: D, mode: WriteMode, options: &Options, next_id: u64) -> Pool<D> {
         let target = options.prepared_segments.max(1);
         let most = options.recycled_segments.max(target);
         let waiting = VecDeque::new();
-        Pool { disk, mode, segment_bytes: options.segment_bytes, target, most, next_id, waiting, no_space: false }
+        let (segment_bytes, warms) = (options.segment_bytes, options.sync != SyncMethod::Direct);
+        Pool { disk, mode, segment_bytes, target, most, warms, next_id, waiting, no_space: false }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -122,11 +127,17 @@ impl<D: Disk> Pool<D> {
         self.next_id = found.id + 1;
         Counters::add(&counters.bytes_on_disk, found.len);
         self.waiting.push_back(if found.recycled {
-            Prepared::recycled(found.id, file, found.len)
+            self.recycled(found.id, file, found.len)
         } else {
-            // How far its zero-filling came is unknown, and an opening block may have been begun: fill it again.
-            Prepared::fresh(found.id, file, found.len)
+            // How far its zero-filling came is unknown, and an opening block may have been begun, perhaps over the one of an
+            // earlier life: fill it again, and until that is done take what is in it for older records.
+            Prepared { recycled: true, ..Prepared::fresh(found.id, file, found.len) }
         });
+    }
+
+    fn recycled(&self, id: u64, file: D::File, capacity: u64) -> Prepared<D::File> {
+        let warmed = if self.warms { 0 } else { capacity };
+        Prepared { id, file, capacity, recycled: true, filled: capacity, warmed }
     }
 
     /// Takes in the file of a released segment that nobody reads any more, if there is use for it; `false` when not.
@@ -150,7 +161,7 @@ impl<D: Disk> Pool<D> {
         self.no_space = false;
         self.next_id += 1;
         Counters::add(&counters.recycled, 1);
-        self.waiting.push_back(Prepared::recycled(next, file, capacity));
+        self.waiting.push_back(self.recycled(next, file, capacity));
         Ok(true)
     }
 
@@ -265,11 +276,12 @@ pub(crate) fn zero_fill<F: DiskFile>(
     budget: u64,
     counters: &Counters,
 ) -> Result<u64, Failure> {
-    let stop = to.min(from.saturating_add(budget.max(1)));
+    // Whole blocks, as far as there are any: a direct write takes no less.
+    let stop = to.min(to.min(from.saturating_add(budget.max(1))).next_multiple_of(DIRECT_BYTES));
     let mut at = from;
     while at < stop {
         let some = (stop - at).min(STEP_BYTES as u64);
-        file.write_at(at, &ZEROES[..some as usize]).map_err(Failure::at("zero-fill", id, at))?;
+        file.write_at(at, &ZEROES.0[..some as usize]).map_err(Failure::at("zero-fill", id, at))?;
         at += some;
         Counters::add(&counters.bytes_prepared, some);
     }

@@ -11,7 +11,7 @@ use graven_frame::{Frame, Header, Kind};
 
 use crate::disk::Lease;
 use crate::error::{Damage, ReadError, SegmentId};
-use crate::index::{Located, LogIndex, View};
+use crate::index::{Located, LogIndex, SegmentIndex, View};
 use crate::types::{Counters, ReaderStats};
 use crate::walk::{Met, approach, walk};
 
@@ -168,7 +168,8 @@ impl LogReader {
             }
             index.stretch(|point| point.base_offset, offset)
         };
-        let Some(mut located) = located else { return Ok(None) };
+        let Some(stretch) = located else { return Ok(None) };
+        let mut located = stretch.resolve(|point| point.base_offset, offset).map_err(ReadError::Damaged)?;
         approach(&mut located, offset, |header| header.base_offset, |point| point.base_offset);
         self.find(located, |header| header.kind == Kind::Records && header.next_offset() > offset)
     }
@@ -178,13 +179,22 @@ impl LogReader {
     /// # Errors
     /// Damage on the way.
     pub fn index_of_time(&self, timestamp_ms: u64) -> Result<Option<u64>, ReadError> {
-        let located = {
-            let index = self.shared.read();
-            // Entries of the same time as a point may stand before it: start at one that is surely older.
-            let older = timestamp_ms.checked_sub(1).and_then(|older| index.stretch(|point| point.timestamp_ms, older));
-            older.or_else(|| index.locate(index.base.index + 1))
+        // Entries of the same time as a point may stand before it: start at one that is surely older.
+        let older = timestamp_ms.checked_sub(1).and_then(|older| {
+            let stretch = self.shared.read().stretch(|point| point.timestamp_ms, older);
+            stretch.map(|stretch| stretch.resolve(|point| point.timestamp_ms, older))
+        });
+        let mut located = match older {
+            Some(located) => located.map_err(ReadError::Damaged)?,
+            None => {
+                let (first, stretch) = {
+                    let index = self.shared.read();
+                    (index.base.index + 1, index.locate(index.base.index + 1))
+                };
+                let Some(stretch) = stretch else { return Ok(None) };
+                stretch.resolve(|point| point.index, first).map_err(ReadError::Damaged)?
+            }
         };
-        let Some(mut located) = located else { return Ok(None) };
         if let Some(older) = timestamp_ms.checked_sub(1) {
             approach(&mut located, older, |header| header.timestamp_ms, |point| point.timestamp_ms);
         }
@@ -193,26 +203,17 @@ impl LogReader {
 
     /// Makes these entries' bytes resident. Waits for the disk: not for a thread that has heartbeats to send.
     pub fn populate(&self, from: u64, to: u64) {
-        let ranges: Vec<_> = {
+        let holding: Vec<_> = {
             let index = self.shared.read();
-            let holding = index
-                .segments
-                .iter()
-                .filter(|segment| segment.range().is_some_and(|(first, last)| first <= to && last >= from));
-            holding
-                .map(|segment| {
-                    let after_start = segment.points.partition_point(|point| point.index <= from);
-                    let start = segment.points.get(after_start.saturating_sub(1)).map_or(0, |point| point.position);
-                    let end = segment
-                        .points
-                        .iter()
-                        .find(|point| point.index > to)
-                        .map_or(segment.view.written(), |point| point.position);
-                    (Arc::clone(&segment.view), start, end)
-                })
-                .collect()
+            let holds =
+                |segment: &&SegmentIndex| segment.range().is_some_and(|(first, last)| first <= to && last >= from);
+            index.segments.iter().filter(holds).map(|held| (Arc::clone(&held.view), held.points.clone())).collect()
         };
-        for (view, start, end) in ranges {
+        for (view, points) in holding {
+            let points = points.to_vec(&view);
+            let after_start = points.partition_point(|point| point.index <= from);
+            let start = points.get(after_start.saturating_sub(1)).map_or(0, |point| point.position);
+            let end = points.iter().find(|point| point.index > to).map_or(view.written(), |point| point.position);
             view.map.populate(start, end);
         }
     }
@@ -229,11 +230,15 @@ impl LogReader {
     }
 
     fn locate(&self, wanted: u64) -> Result<Located, ReadError> {
-        let index = self.shared.read();
-        if wanted <= index.base.index {
-            return Err(ReadError::Trimmed { index: wanted, first: index.base.index + 1 });
-        }
-        index.locate(wanted).ok_or(ReadError::NotYet { index: wanted, last: index.last })
+        let (stretch, last) = {
+            let index = self.shared.read();
+            if wanted <= index.base.index {
+                return Err(ReadError::Trimmed { index: wanted, first: index.base.index + 1 });
+            }
+            (index.locate(wanted), index.last)
+        };
+        let stretch = stretch.ok_or(ReadError::NotYet { index: wanted, last })?;
+        stretch.resolve(|point| point.index, wanted).map_err(ReadError::Damaged)
     }
 
     /// As [`LogReader::locate`], as close to the entry as is cheap.

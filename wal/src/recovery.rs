@@ -159,8 +159,20 @@ pub(crate) struct FoundSegment {
     pub(crate) position: Position,
     /// A segment with a higher number has a valid opening, so this one must have had one.
     pub(crate) begun_later: bool,
-    /// There are records of this segment in it.
-    pub(crate) records: bool,
+    /// Records of this segment in it.
+    pub(crate) records: RecordsIn,
+}
+
+/// Records of a segment in a file that has not, or not any more, the opening of that segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RecordsIn {
+    /// None.
+    None,
+    /// Some, and none was written after a sync of this segment: the opening is synced together with the first of them, so it may
+    /// be what a crash left of that write.
+    Unproven,
+    /// Some that were written after a sync, which made the opening durable.
+    Proven,
 }
 
 /// What to do with a segment file.
@@ -170,6 +182,8 @@ pub(crate) enum SegmentVerdict {
     Use,
     /// No record was ever let into it: it is a prepared one.
     Prepared,
+    /// What a crash left of the first write into it. Kept aside, it is a prepared one.
+    Unfinished,
     /// Its opening had been synced and is not right.
     Damaged,
     /// The one before it is gone.
@@ -182,31 +196,41 @@ pub(crate) enum SegmentVerdict {
 
 /// The decision about one segment file.
 ///
-/// | opening | position | begun later or records | verdict |
-/// |---|---|---|---|
-/// | newer | - | - | `NewerVersion` |
-/// | foreign | - | - | `Foreign` |
-/// | misplaced | - | - | `Damaged` |
-/// | ours | behind a gap | - | `Missing` |
-/// | ours | in line | - | `Use` |
-/// | absent, broken, recycled | behind a gap | yes | `Missing` |
-/// | absent, broken, recycled | in line | yes | `Damaged` |
-/// | absent, broken, recycled | - | no | `Prepared` |
+/// | opening | position | begun later | records | verdict |
+/// |---|---|---|---|---|
+/// | newer | - | - | - | `NewerVersion` |
+/// | foreign | - | - | - | `Foreign` |
+/// | misplaced | - | - | - | `Damaged` |
+/// | ours | behind a gap | - | - | `Missing` |
+/// | ours | in line | - | - | `Use` |
+/// | absent, broken, recycled | behind a gap | yes | - | `Missing` |
+/// | absent, broken, recycled | behind a gap | no | unproven, proven | `Missing` |
+/// | absent, broken, recycled | in line | yes | - | `Damaged` |
+/// | absent, broken, recycled | in line | no | proven | `Damaged` |
+/// | absent, broken, recycled | in line | no | unproven | `Unfinished`, if the segment before it is the last one begun and is sealed: see `open::check_successor` |
+/// | absent, broken, recycled | - | no | none | `Prepared` |
 pub(crate) fn segment_verdict(found: FoundSegment) -> SegmentVerdict {
-    let written = found.begun_later || found.records;
-    match (found.opening, found.position, written) {
-        (OpeningIs::Newer, _, _) => SegmentVerdict::NewerVersion,
-        (OpeningIs::Foreign, _, _) => SegmentVerdict::Foreign,
-        (OpeningIs::Misplaced, _, _) => SegmentVerdict::Damaged,
-        (OpeningIs::Ours, Position::BehindGap, _) => SegmentVerdict::Missing,
-        (OpeningIs::Ours, Position::InLine, _) => SegmentVerdict::Use,
-        (OpeningIs::Absent | OpeningIs::Broken | OpeningIs::Recycled, Position::BehindGap, true) => {
-            SegmentVerdict::Missing
+    match (found.opening, found.position, found.begun_later, found.records) {
+        (OpeningIs::Newer, _, _, _) => SegmentVerdict::NewerVersion,
+        (OpeningIs::Foreign, _, _, _) => SegmentVerdict::Foreign,
+        (OpeningIs::Misplaced, _, _, _) => SegmentVerdict::Damaged,
+        (OpeningIs::Ours, Position::BehindGap, _, _) => SegmentVerdict::Missing,
+        (OpeningIs::Ours, Position::InLine, _, _) => SegmentVerdict::Use,
+        (OpeningIs::Absent | OpeningIs::Broken | OpeningIs::Recycled, position, begun_later, records) => {
+            match (position, begun_later, records) {
+                (_, false, RecordsIn::None) => SegmentVerdict::Prepared,
+                (Position::BehindGap, _, _) => SegmentVerdict::Missing,
+                (Position::InLine, true, _) | (Position::InLine, false, RecordsIn::Proven) => SegmentVerdict::Damaged,
+                (Position::InLine, false, RecordsIn::Unproven) => SegmentVerdict::Unfinished,
+            }
         }
-        (OpeningIs::Absent | OpeningIs::Broken | OpeningIs::Recycled, Position::InLine, true) => {
-            SegmentVerdict::Damaged
-        }
-        (OpeningIs::Absent | OpeningIs::Broken | OpeningIs::Recycled, _, false) => SegmentVerdict::Prepared,
+    }
+}
+
+impl SegmentVerdict {
+    /// Whether the log has, or had, something in it that counts.
+    pub(crate) fn is_begun(self) -> bool {
+        !matches!(self, SegmentVerdict::Prepared | SegmentVerdict::Unfinished)
     }
 }
 
@@ -247,16 +271,22 @@ mod tests {
         use OpeningIs::{Absent, Broken, Foreign, Misplaced, Newer, Ours, Recycled};
         for opening in [Absent, Broken, Newer, Foreign, Misplaced, Recycled, Ours] {
             for position in [Position::InLine, Position::BehindGap] {
-                for (begun_later, records) in [(false, false), (false, true), (true, false), (true, true)] {
+                let records = [RecordsIn::None, RecordsIn::Unproven, RecordsIn::Proven];
+                for (begun_later, records) in records.iter().flat_map(|records| [(false, *records), (true, *records)]) {
                     let verdict = segment_verdict(FoundSegment { opening, position, begun_later, records });
                     assert!(
                         verdict != SegmentVerdict::Use || opening == Ours,
                         "{opening:?}: only our own segments are read"
                     );
                     assert!(
-                        verdict != SegmentVerdict::Prepared || !(begun_later || records),
+                        verdict != SegmentVerdict::Prepared || !(begun_later || records != RecordsIn::None),
                         "{opening:?}: nothing written is taken for prepared"
                     );
+                    assert!(
+                        verdict.is_begun() || !(begun_later || records == RecordsIn::Proven),
+                        "{opening:?}: nothing that was durable is cut"
+                    );
+                    assert!(verdict.is_begun() || opening != Ours, "{opening:?}: what has its opening counts");
                 }
             }
         }

@@ -109,7 +109,7 @@ fn plan<D: Disk>(disk: &D) -> Result<(RepairPlan, Option<Work>), OpenError> {
     let identity = identify(&surveyed, &Options::default())?;
     let verdicts = judge(&surveyed, &identity);
     let begun: Vec<(&Surveyed, SegmentVerdict)> =
-        surveyed.iter().zip(verdicts).filter(|(_, verdict)| *verdict != SegmentVerdict::Prepared).collect();
+        surveyed.iter().zip(verdicts.iter().copied()).filter(|(_, verdict)| verdict.is_begun()).collect();
     // Every byte: damage in a sealed segment does not keep the log from opening, but whoever reads it meets it.
     let mut replay = Replay { deep: true, ..Replay::new() };
     let Err(reason) = read(disk, &begun, &mut replay, &surveyed) else {
@@ -141,7 +141,9 @@ fn plan<D: Disk>(disk: &D) -> Result<(RepairPlan, Option<Work>), OpenError> {
     }
     plan.loses = (highest > replay.tail.index).then_some((replay.tail.index + 1, highest));
     plan.cut = Some((SegmentId(segment), if opening.is_some() { at } else { 0 }));
-    plan.moved = begun.iter().map(|(found, _)| SegmentId(found.id)).filter(|id| id.0 > segment).collect();
+    // Behind the place where the log will end, an unfinished write is one more thing that may not be there.
+    let written = surveyed.iter().zip(&verdicts).filter(|(_, verdict)| **verdict != SegmentVerdict::Prepared);
+    plan.moved = written.map(|(found, _)| SegmentId(found.id)).filter(|id| id.0 > segment).collect();
     plan.quarantine = Some(quarantine_name(disk)?);
     let items = last.map_or((0, 0, 0), |last| (last.runs.len(), last.memberships.len(), last.points.len()));
     let fresh = Opening {

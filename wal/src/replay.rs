@@ -7,13 +7,15 @@ use graven_frame::Header;
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Damage, OpenError, SegmentId};
-use crate::format::{FORMAT_VERSION, Footer, OPENING_BYTES, Opening, TRAILER_BYTES, segment_name};
+use crate::format::{
+    FORMAT_VERSION, Footer, OPENING_BYTES, Opening, POINT_BYTES, POINT_SPACING, TRAILER_BYTES, segment_name,
+};
 use crate::index::{LogIndex, View};
 use crate::log::follows;
 use crate::open::{SHORTER, empty_index, empty_segment, io_at, view};
 use crate::planted::{Bug, is_planted};
 use crate::recovery::{BehindIt, Found, Link, Stands, Verdict, verdict};
-use crate::scan::{Behind, Content, Probe, Record, Scanner};
+use crate::scan::{Behind, Content, Probe, Record, Scanner, WINDOW_BYTES};
 use crate::types::{HardState, LogBase, RecoveryReport};
 
 /// The state of the log as far as it was read.
@@ -357,7 +359,8 @@ impl Replay {
         if index == self.index.base.index {
             return Ok(Some(self.index.base));
         }
-        let Some(located) = self.index.locate(index) else { return Ok(None) };
+        let Some(stretch) = self.index.locate(index) else { return Ok(None) };
+        let located = stretch.resolve(|point| point.index, index).map_err(OpenError::Damaged)?;
         let id = located.view.id;
         if id == scanner.segment {
             return walk_to(scanner, located.position, index);
@@ -423,16 +426,34 @@ fn known_by_footer<F: DiskFile>(
     scanner: &mut Scanner<'_, F>,
     next: &Opening,
 ) -> Result<Option<(Footer, u64)>, OpenError> {
-    let (id, trailer_at) = (scanner.segment, scanner.len - TRAILER_BYTES);
+    let trailer_at = scanner.len - TRAILER_BYTES;
+    // Not more than is needed: this is done for every sealed segment of a log.
+    scanner.at_once = footer_bytes_at_most(scanner.len);
+    let found = footer_by_trailer(scanner, trailer_at);
+    scanner.at_once = WINDOW_BYTES;
+    Ok(found?.filter(|(footer, _)| footer.tail == next.base))
+}
+
+/// What footer and trailer of a segment of this capacity take, but for one with very many terms or changes of membership.
+fn footer_bytes_at_most(capacity: u64) -> usize {
+    (capacity / POINT_SPACING) as usize * POINT_BYTES + FOOTER_MORE_BYTES
+}
+
+/// Room for the fixed parts, and for some terms and changes of membership.
+const FOOTER_MORE_BYTES: usize = 4 << 10;
+
+fn footer_by_trailer<F: DiskFile>(
+    scanner: &mut Scanner<'_, F>,
+    trailer_at: u64,
+) -> Result<Option<(Footer, u64)>, OpenError> {
+    let id = scanner.segment;
     let trailer = scanner.probe(trailer_at).map_err(io_at("read", id, trailer_at))?;
     let Probe::Good(Record { content: Content::Trailer(at), .. }) = trailer else { return Ok(None) };
     if at < OPENING_BYTES || at >= trailer_at {
         return Ok(None);
     }
     match scanner.probe(at).map_err(io_at("read", id, at))? {
-        Probe::Good(Record { content: Content::Footer(footer), end, .. }) if footer.tail == next.base => {
-            Ok(Some((footer, end)))
-        }
+        Probe::Good(Record { content: Content::Footer(footer), end, .. }) => Ok(Some((footer, end))),
         _ => Ok(None),
     }
 }

@@ -1,16 +1,19 @@
 //! From one segment to the next, and away with those at the front.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, WriteMode};
 use crate::error::AppendError;
 use crate::format::{
-    Footer, OPENING_BYTES, Opening, PREFIX_BYTES, RecordKind, TRAILER_BYTES, encode_trailer, extent, segment_name,
+    Footer, OPENING_BYTES, Opening, POINT_BYTES, PREFIX_BYTES, RecordKind, TRAILER_BYTES, encode_trailer, extent,
+    segment_name,
 };
 use crate::index::{SegmentIndex, View};
 use crate::log::{Active, PADDING, Wal};
+use crate::map::Mirror;
+use crate::plan::Fill;
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Prepared};
 use crate::types::{Counters, HardState, SyncMethod};
@@ -67,6 +70,10 @@ impl<D: Disk> Wal<D> {
         if !self.active.sealed {
             self.seal()?;
         }
+        // What is in the next segment says that all of this one is durable.
+        if !is_planted(Bug::SealWithoutSync) {
+            self.sync()?;
+        }
         let Some(next) = self.pool.take(&self.counters) else {
             return Err(AppendError::DiskFull { segment_bytes: capacity });
         };
@@ -78,63 +85,131 @@ impl<D: Disk> Wal<D> {
     }
 
     fn begin(&mut self, next: Prepared<D::File>) -> Result<(), Failure> {
-        let salt = self.disk.random().map_err(Failure::at("draw a salt for", next.id, 0))?;
+        let Prepared { id, file, capacity, recycled, filled, .. } = next;
+        let salt = self.disk.random().map_err(Failure::at("draw a salt for", id, 0))?;
         let opening = Opening {
-            segment: next.id,
+            segment: id,
             salt,
             identity: self.identity,
-            capacity: next.capacity,
+            capacity,
             hard_state: if is_planted(Bug::HardStateTrimmed) { HardState::default() } else { self.hard_state },
             base: self.tail,
             known_commit: self.noted_commit.min(self.durable_index),
         };
         if is_planted(Bug::SyncBeforeWrite) {
-            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
+            file.sync_data().map_err(Failure::at("sync", id, 0))?;
         }
         let mut block = opening.encode();
-        if next.recycled {
+        if recycled {
             // The end mark of a segment without records.
             block.resize(block.len() + PREFIX_BYTES, 0);
         }
-        next.file.write_at(0, &block).map_err(Failure::at("write", next.id, 0))?;
-        // Power fails before this sync: the block may be torn, the segment counts as never begun, and the log ends with
-        // the one before, which is right, because no record was let into this one.
-        if self.options.sync != SyncMethod::UnsafeNone && !is_planted(Bug::SyncBeforeWrite) {
-            next.file.sync_data().map_err(Failure::at("sync", next.id, 0))?;
-            Counters::add(&self.counters.syncs, 1);
-        }
-        let map = next.file.map(next.capacity).map_err(Failure::at("map", next.id, 0))?;
-        let view = Arc::new(View { id: next.id, salt, map, written: AtomicU64::new(OPENING_BYTES) });
-        self.shared.write().segments.push(SegmentIndex::new(Arc::clone(&view), next.capacity, self.tail));
-        // The old file's descriptor closes here, after its seal was synced through it.
-        self.active = Active {
-            view,
-            file: next.file,
-            capacity: next.capacity,
+        let durable = self.options.sync == SyncMethod::Dsync || is_planted(Bug::SyncBeforeWrite);
+        let (file, map, mirror) = if self.options.sync == SyncMethod::Direct {
+            let mirror = self.take_mirror(capacity).map_err(Failure::at("take memory for", id, 0))?;
+            let direct = self.disk.open(&segment_name(id), Some(WriteMode::Direct));
+            (direct.map_err(Failure::at("open", id, 0))?, mirror.view(), Some(mirror))
+        } else {
+            let map = file.map(capacity).map_err(Failure::at("map", id, 0))?;
+            (file, map, None)
+        };
+        let view = Arc::new(View { id, salt, map, written: AtomicU64::new(OPENING_BYTES) });
+        let mut active = Active {
+            view: Arc::clone(&view),
+            file,
+            capacity,
             written: OPENING_BYTES,
-            synced: OPENING_BYTES,
+            synced: if durable { OPENING_BYTES } else { 0 },
             vouched: OPENING_BYTES,
             sealed: false,
-            filled: next.filled,
-            recycled: next.recycled,
+            filled,
+            recycled,
+            mirror,
         };
+        active.write_at(0, &mut [IoSlice::new(&block)]).map_err(Failure::at("write", id, 0))?;
+        // No sync: the next one makes the opening durable together with the first records. Until then they say that nothing
+        // of this segment is durable. Power fails before: the block may be torn and records behind it whole; the segment
+        // counts as never begun, which is right, because nothing in it was acknowledged.
+        self.shared.write().segments.push(SegmentIndex::new(view, capacity, self.tail));
+        // The old file's descriptor closes here, after its seal was synced through it.
+        self.active = active;
         Counters::add(&self.counters.bytes_written, OPENING_BYTES);
         Ok(())
     }
 
     fn seal(&mut self) -> Result<(), AppendError> {
-        let payload = self.footer().encode();
+        let (payload, points) = self.footer();
         let at = self.active.written;
+        let points_at = at + (PREFIX_BYTES + payload.len() - points * POINT_BYTES) as u64;
         let prefix = self.prefix(RecordKind::Footer, at, payload.len(), crc32fast::hash(&payload)).encode();
         let end = at + extent(payload.len());
         let padding = &PADDING[..(end - at) as usize - PREFIX_BYTES - payload.len()];
         self.write(&mut [IoSlice::new(&prefix), IoSlice::new(&payload), IoSlice::new(padding)], end)?;
         let trailer_at = self.active.capacity - TRAILER_BYTES;
         let trailer = self.trailer(trailer_at, at);
-        let written = self.active.file.write_at(trailer_at, &trailer);
+        let written = self.active.write_at(trailer_at, &mut [IoSlice::new(&trailer)]);
         written.map_err(|cause| self.close_for(Failure::at("write", self.active.view.id, trailer_at)(cause)))?;
         self.active.sealed = true;
-        if is_planted(Bug::SealWithoutSync) { Ok(()) } else { self.sync() }
+        if let Some(segment) = self.shared.write().segments.last_mut() {
+            segment.leave_points_in_file(points_at);
+        }
+        self.leave_mirror().map_err(|failure| self.close_for(failure))
+    }
+
+    /// Memory for a segment: that of the one before, if nobody borrows from it. What is still borrowed counts as held.
+    fn take_mirror(&mut self, capacity: u64) -> io::Result<Mirror> {
+        if let Some((mut mirror, view)) = self.retired.take() {
+            let (lease, written) = (view.map.lease(), view.written());
+            drop(view);
+            // A lease keeps nothing alive, but while there is one nobody can tell whether something else does.
+            let lease_of_borrowed = (lease.strong_count() > 1).then_some(lease);
+            if lease_of_borrowed.is_none() && mirror.capacity() == capacity && mirror.is_unborrowed() {
+                return Ok(mirror);
+            }
+            if let Some(lease) = lease_of_borrowed {
+                self.shared.hold(lease, written);
+            }
+        }
+        Mirror::new(capacity)
+    }
+
+    /// Has a sealed segment that was written around the page cache read from its file.
+    fn leave_mirror(&mut self) -> Result<(), Failure> {
+        let Some(mirror) = self.active.mirror.take() else { return Ok(()) };
+        let Active { view: before, file, capacity, written, .. } = &self.active;
+        let map = file.map(*capacity).map_err(Failure::at("map", before.id, 0))?;
+        let view = Arc::new(View { id: before.id, salt: before.salt, map, written: AtomicU64::new(*written) });
+        if let Some(segment) = self.shared.write().segments.last_mut() {
+            segment.view = Arc::clone(&view);
+        }
+        let before = std::mem::replace(&mut self.active.view, view);
+        self.retired = Some((mirror, before));
+        Ok(())
+    }
+
+    /// Seals the active segment when what comes next will hardly fit into it: then the sync that is due for the records just
+    /// written makes the footer durable as well, and the append that goes on in the next segment waits for one sync as any other.
+    ///
+    /// `bytes` is what was just written; the next one is taken to be alike. What is left unused is less than that, and at most
+    /// a sixteenth of the segment. Not when only the reserve of a full disk would be left: then every byte is used.
+    pub(crate) fn maybe_seal_ahead(&mut self, bytes: u64) -> Result<(), AppendError> {
+        if self.active.sealed || self.pool.len() < 2 {
+            return Ok(());
+        }
+        let fits = {
+            let index = self.shared.read();
+            let fill = Fill::of(&index, self.active.written, false, self.active.capacity);
+            fill.takes(bytes.min(self.active.capacity / 16))
+        };
+        if fits {
+            return Ok(());
+        }
+        self.seal()?;
+        if is_planted(Bug::SealAheadBelieved) {
+            self.active.synced = self.active.written;
+        }
+        Counters::add(&self.counters.sealed_ahead, 1);
+        Ok(())
     }
 
     pub(crate) fn trailer(&self, at: u64, footer_at: u64) -> Vec<u8> {
@@ -143,7 +218,8 @@ impl<D: Disk> Wal<D> {
         [prefix.as_slice(), &payload].concat()
     }
 
-    fn footer(&self) -> Footer {
+    /// The payload of the footer, and how many points are at its end.
+    fn footer(&self) -> (Vec<u8>, usize) {
         let index = self.shared.read();
         let mut footer = Footer {
             base: index.base,
@@ -152,12 +228,13 @@ impl<D: Disk> Wal<D> {
             known_commit: self.noted_commit.min(self.durable_index),
             ..Footer::default()
         };
+        let mut points = Vec::new();
         if let Some(segment) = index.segments.last() {
             footer.reset = segment.reset;
             footer.runs.clone_from(&segment.runs);
             footer.memberships.clone_from(&segment.memberships);
-            footer.points.clone_from(&segment.points);
+            points = segment.points.to_vec(&segment.view);
         }
-        footer
+        (footer.encode(&points), points.len())
     }
 }

@@ -13,6 +13,7 @@ use crate::format::{
 };
 use crate::log::head_crc;
 use crate::planted::{Bug, is_planted};
+use crate::recovery::RecordsIn;
 use crate::types::{HardState, LogBase};
 
 /// A segment file under examination.
@@ -24,6 +25,8 @@ pub(crate) struct Scanner<'a, F> {
     pub(crate) len: u64,
     start: u64,
     window: Vec<u8>,
+    /// Bytes read at once.
+    pub(crate) at_once: usize,
 }
 
 /// What stands at a boundary.
@@ -97,12 +100,12 @@ impl Behind {
     }
 }
 
-/// Bytes read at once.
-const WINDOW_BYTES: usize = 1 << 20;
+/// Bytes read at once, if nothing else is asked for.
+pub(crate) const WINDOW_BYTES: usize = 1 << 20;
 
 impl<'a, F: DiskFile> Scanner<'a, F> {
     pub(crate) fn new(file: &'a F, segment: u64, salt: Option<u64>, len: u64) -> Scanner<'a, F> {
-        Scanner { file, segment, salt, len, start: 0, window: Vec::new() }
+        Scanner { file, segment, salt, len, start: 0, window: Vec::new(), at_once: WINDOW_BYTES }
     }
 
     /// Up to `len` bytes from `at`; fewer at the end of the file.
@@ -110,7 +113,7 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         let len = len.min(self.len.saturating_sub(at) as usize);
         let inside = at >= self.start && at + len as u64 <= self.start + self.window.len() as u64;
         if !inside {
-            let want = len.max(WINDOW_BYTES).min(self.len.saturating_sub(at) as usize);
+            let want = len.max(self.at_once).min(self.len.saturating_sub(at) as usize);
             self.window.resize(want, 0);
             self.start = at;
             let read = self.file.read_at(at, &mut self.window)?;
@@ -218,9 +221,10 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
                 whole(self.small(prefix)?.as_ref().and_then(|payload| decode_trailer(payload)).map(Content::Trailer))
             }
             RecordKind::Footer => {
-                let payload = self.bytes(prefix.position + PREFIX_BYTES as u64, prefix.payload_len as usize)?;
+                let at = prefix.position + PREFIX_BYTES as u64;
+                let payload = self.bytes(at, prefix.payload_len as usize)?;
                 let intact = crc32fast::hash(payload) == prefix.body_crc;
-                whole(intact.then(|| Footer::decode(payload)).flatten().map(Content::Footer))
+                whole(intact.then(|| Footer::decode(payload, at)).flatten().map(Content::Footer))
             }
         })
     }
@@ -316,15 +320,24 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         Ok(behind)
     }
 
-    /// Whether a record of this segment stands near its start, although it has no valid opening.
-    pub(crate) fn has_records(&mut self) -> io::Result<bool> {
+    /// Records of this segment in a file without its opening, and the byte behind what a first write into it may have left.
+    pub(crate) fn records(&mut self) -> io::Result<(RecordsIn, u64)> {
         let whole = self.len;
+        let start = OPENING_BYTES.min(whole);
         self.len = whole.min(NEAR_START);
-        let behind = self.behind(OPENING_BYTES.min(self.len));
-        let first = self.bytes(OPENING_BYTES, PREFIX_BYTES)?.first_chunk().map(Prefix::decode);
+        let near = self.behind(start);
         self.len = whole;
-        let first_is_ours = matches!(first, Some(PrefixFound::Good(prefix)) if matches!(self.place(&prefix, OPENING_BYTES), Place::Ours));
-        Ok(first_is_ours || behind?.next.is_some())
+        if near?.ours_to <= start {
+            return Ok((RecordsIn::None, 0));
+        }
+        let behind = self.behind(start)?;
+        // The first one is not among those behind it; what its watermark says, theirs say as well, unless it is alone.
+        let first = match self.bytes(start, PREFIX_BYTES)?.first_chunk().map(Prefix::decode) {
+            Some(PrefixFound::Good(prefix)) if matches!(self.place(&prefix, start), Place::Ours) => prefix.watermark,
+            _ => 0,
+        };
+        let proven = behind.watermark.max(first) > 0 && !is_planted(Bug::LostOpeningCut);
+        Ok((if proven { RecordsIn::Proven } else { RecordsIn::Unproven }, behind.cut_to(start)))
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, DiskFile, DiskMap, Lease, LockError, WriteMode};
+use crate::disk::{DIRECT_BYTES, Disk, DiskFile, DiskMap, Lease, LockError, WriteMode};
 
 /// What a disk writes in one piece.
 pub const SECTOR_BYTES: usize = 512;
@@ -85,6 +85,7 @@ struct State {
     calls: BTreeMap<Op, u64>,
     changes: u64,
     power_off_after: Option<u64>,
+    no_direct: bool,
 }
 
 #[derive(Default, Clone)]
@@ -232,6 +233,11 @@ impl SimDisk {
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.state().changes
+    }
+
+    /// From now on no file can be written around the cache, as on file systems that do not know how.
+    pub fn refuse_direct(&self) {
+        self.state().no_direct = true;
     }
 
     /// Bounds the space of all files; `None` takes the bound away.
@@ -535,7 +541,12 @@ impl Disk for SimDisk {
     }
 
     fn open(&self, name: &str, mode: Option<WriteMode>) -> io::Result<SimFile> {
-        let file = self.state().file(name)?;
+        let state = self.state();
+        if mode == Some(WriteMode::Direct) && state.no_direct {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let file = state.file(name)?;
+        drop(state);
         Ok(SimFile { disk: self.clone(), file, mode: mode.unwrap_or_default() })
     }
 
@@ -623,6 +634,13 @@ impl DiskFile for SimFile {
     }
 
     fn write_vectored_at(&self, at: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let unit = DIRECT_BYTES as usize;
+        let aligned =
+            |slice: &IoSlice<'_>| slice.len().is_multiple_of(unit) && (slice.as_ptr() as usize).is_multiple_of(unit);
+        if self.mode == WriteMode::Direct && !(at.is_multiple_of(DIRECT_BYTES) && slices.iter().all(aligned)) {
+            // What the kernel says, and as final.
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let mut state = self.disk.state();
         let failed = state.enter(Op::Write).err();
         let total: u64 = slices.iter().map(|slice| slice.len() as u64).sum();

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use graven_frame::Chain;
 
+use crate::disk::WriteMode;
+
 /// Who a data directory belongs to. Every segment carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -68,10 +70,27 @@ pub enum SyncMethod {
     Fdatasync,
     /// Segments are opened with `O_DSYNC`: a write returns when its bytes are stable.
     Dsync,
-    /// `O_DIRECT`; refused by this version when a log is created or opened.
+    /// Write around the page cache (`O_DIRECT`), then `fdatasync`; Linux only, and not on every file system. What was written to the
+    /// active segment is served from memory until the segment is sealed: up to [`Options::segment_bytes`] of it.
     Direct,
     /// Nothing is ever synced. A crash of the machine loses acknowledged records; for throwaway tests only.
     UnsafeNone,
+}
+
+impl SyncMethod {
+    /// How the active segment is written.
+    pub(crate) fn mode(self) -> WriteMode {
+        match self {
+            SyncMethod::Fdatasync | SyncMethod::UnsafeNone => WriteMode::Buffered,
+            SyncMethod::Dsync => WriteMode::Durable,
+            SyncMethod::Direct => WriteMode::Direct,
+        }
+    }
+
+    /// How other segments are: preparation and repair write what the cache may well keep.
+    pub(crate) fn mode_of_others(self) -> WriteMode {
+        if self == SyncMethod::Direct { WriteMode::Buffered } else { self.mode() }
+    }
 }
 
 /// An entry as the place behind which a log goes on. All zero is the place before entry 1.
@@ -185,6 +204,8 @@ pub struct WalStats {
     pub bytes_prepared: u64,
     /// Times the log went on in the next segment.
     pub rotations: u64,
+    /// Segments whose footer was written together with the last records, so that the rotation behind it took no sync.
+    pub sealed_ahead: u64,
     /// Syncs of preparation.
     pub preparing_syncs: u64,
     /// Rotations into a segment that had its space and was not zero-filled yet.
@@ -226,6 +247,7 @@ pub struct Counters {
     pub(crate) bytes_written: AtomicU64,
     pub(crate) bytes_prepared: AtomicU64,
     pub(crate) rotations: AtomicU64,
+    pub(crate) sealed_ahead: AtomicU64,
     pub(crate) preparing_syncs: AtomicU64,
     pub(crate) unprepared_rotations: AtomicU64,
     pub(crate) late_allocations: AtomicU64,
@@ -247,6 +269,7 @@ impl Counters {
             bytes_written: load(&self.bytes_written),
             bytes_prepared: load(&self.bytes_prepared),
             rotations: load(&self.rotations),
+            sealed_ahead: load(&self.sealed_ahead),
             preparing_syncs: load(&self.preparing_syncs),
             unprepared_rotations: load(&self.unprepared_rotations),
             late_allocations: load(&self.late_allocations),

@@ -1,4 +1,8 @@
-//! The golden directory of version 1: what was written once must be readable, and made the same way, for ever.
+//! The golden directories of version 1: what was written once must be readable for ever, and the same calls give the bytes of
+//! the last one.
+//!
+//! In the first one a segment's opening was synced before its first record, which says so; later the two share a sync, and the
+//! record says that nothing of its segment was durable before. Both are version 1: every reader reads both.
 //!
 //! `cargo test -p graven-wal --test golden -- --nocapture` prints how the bytes differ if they do. To make the directory of
 //! a *new* version, never of an old one, run it with `GRAVEN_WRITE_GOLDEN=<directory>` and check the files in.
@@ -22,8 +26,10 @@ fn options() -> Options {
     Options { segment_bytes: SEGMENT_BYTES, ..Options::default() }
 }
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/golden-v1")
+const GOLDEN: [&str; 2] = ["golden-v1", "golden-v1-later"];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
 }
 
 fn control(before: &LogBase, term: u64, kind: Kind, body: &'static [u8]) -> Frame {
@@ -122,9 +128,13 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn golden_log_is_read_as_it_was_written() {
+fn golden_logs_are_read_as_they_were_written() {
+    GOLDEN.iter().for_each(|name| is_read_as_it_was_written(&golden(name)));
+}
+
+fn is_read_as_it_was_written(golden: &Path) {
     let copy = tempfile::tempdir().expect("temporary directory");
-    for (name, bytes) in files(&golden()) {
+    for (name, bytes) in files(golden) {
         std::fs::write(copy.path().join(name), bytes).expect("temporary file");
     }
     let disk = RealDisk::open(copy.path());
@@ -171,7 +181,7 @@ fn writing_the_same_again_gives_the_same_bytes() {
             std::fs::write(Path::new(&dir).join(name), bytes).expect("golden file");
         }
     }
-    let golden = files(&golden());
+    let golden = files(&golden(GOLDEN[GOLDEN.len() - 1]));
     assert_eq!(
         made.iter().map(|file| &file.0).collect::<Vec<_>>(),
         golden.iter().map(|file| &file.0).collect::<Vec<_>>()

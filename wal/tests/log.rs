@@ -23,8 +23,11 @@ fn real_log(options: &Options) -> (tempfile::TempDir, RealDisk, Wal<RealDisk>) {
 
 #[test]
 fn real_directory_keeps_everything_across_segments_and_restarts() {
-    for sync in [SyncMethod::Fdatasync, SyncMethod::Dsync, SyncMethod::UnsafeNone] {
+    for sync in [SyncMethod::Fdatasync, SyncMethod::Dsync, SyncMethod::Direct, SyncMethod::UnsafeNone] {
         let options = Options { sync, ..options() };
+        if sync == SyncMethod::Direct && !temporary_files_are_on_a_disk() {
+            continue;
+        }
         let (_dir, disk, mut wal) = real_log(&options);
         let mut frames = vec![first()];
         for round in 0..12 {
@@ -98,10 +101,115 @@ fn create_refuses_a_directory_in_use() {
     assert!(matches!(Wal::create(disk, IDENTITY, options(), &[first()]), Err(CreateError::NotEmpty { .. })));
 }
 
+/// Whether they can be written around the page cache; else says that a part of a test is left out.
+fn temporary_files_are_on_a_disk() -> bool {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let options = Options { sync: SyncMethod::Direct, ..options() };
+    match Wal::create(RealDisk::open(dir.path()), IDENTITY, options, &[first()]) {
+        Ok(()) => true,
+        Err(error) => {
+            println!("SKIPPED direct: {}: {error}", dir.path().display());
+            let strict = std::env::var_os("GRAVEN_NO_SKIP").is_some_and(|value| value == "1");
+            assert!(!strict, "must run here: {error}");
+            false
+        }
+    }
+}
+
+const DIRECT: &str = "O_DIRECT";
+
 #[test]
-fn direct_is_refused_as_a_setting() {
-    let refused = Wal::open(SimDisk::new(0), Options { sync: SyncMethod::Direct, ..options() });
-    assert!(matches!(refused, Err(OpenError::Config { setting: "sync", .. })));
+fn direct_is_refused_in_a_sentence_where_the_file_system_cannot() {
+    let options = Options { sync: SyncMethod::Direct, ..options() };
+    let disk = SimDisk::new(0);
+    disk.refuse_direct();
+    let refused = Wal::create(disk.clone(), IDENTITY, options.clone(), &[first()]);
+    assert!(
+        matches!(refused, Err(CreateError::Config { setting: "sync", why }) if why.contains(DIRECT)),
+        "{refused:?}"
+    );
+    // Nothing is left of it, and the other method goes.
+    drop(new_log(&disk));
+    let refused = Wal::open(disk.clone(), options.clone());
+    assert!(matches!(refused, Err(OpenError::Config { setting: "sync", why }) if why.contains(DIRECT)), "{refused:?}");
+    // A file system in memory, if there is one.
+    let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+        println!("SKIPPED the real one: no /dev/shm here");
+        return;
+    };
+    let refused = Wal::create(RealDisk::open(dir.path()), IDENTITY, options, &[first()]);
+    assert!(
+        matches!(refused, Err(CreateError::Config { setting: "sync", why }) if why.contains(DIRECT)),
+        "{refused:?}"
+    );
+}
+
+/// One format: what is below the written mark is the same, however it got there. So all that is proven about damaged bytes holds
+/// for both.
+#[test]
+fn direct_writes_leave_the_same_bytes_as_others() {
+    let files = |sync| {
+        let disk = SimDisk::new(91);
+        let options = Options { sync, ..options() };
+        Wal::create(disk.clone(), IDENTITY, options.clone(), &[first()]).expect("empty");
+        let (mut wal, _) = Wal::open(disk.clone(), options.clone()).expect("just created");
+        for round in 0..12 {
+            while wal.prepare(16 << 10).expect("no fault") == PrepareState::More {}
+            grow(&mut wal, 3, 700 + 211 * round);
+            wal.set_hard_state(HardState { term: 2 + round as u64, vote: None }).expect("room");
+            wal.sync().expect("no fault");
+            wal.write_sync_point().expect("no fault");
+            wal.note_commit(wal.last_index());
+            if round % 4 == 3 {
+                wal.release_before(wal.last_index() - 6).expect("no fault");
+            }
+        }
+        let stats = wal.stats();
+        assert!(stats.rotations > 3 && stats.recycled > 0, "{stats:?}");
+        wal.close().expect("no fault");
+        let written = inspect::verify(&disk).expect("closed").segments;
+        let bytes = |segment: &inspect::SegmentInfo| {
+            let all = disk.bytes_of(&format!("{}.seg", segment.id)).expect("there");
+            if sync == SyncMethod::Direct && segment.state == inspect::SegmentState::Active {
+                // The memory was that of an earlier segment: nothing of it may get here.
+                let block = all.iter().take(segment.written.next_multiple_of(4096) as usize);
+                assert!(block.skip(segment.written as usize).all(|byte| *byte == 0), "bytes behind the end");
+            }
+            all[..(segment.written as usize).min(all.len())].to_vec()
+        };
+        written.iter().map(|segment| (segment.id, bytes(segment))).collect::<Vec<_>>()
+    };
+    assert_eq!(files(SyncMethod::Fdatasync), files(SyncMethod::Direct));
+}
+
+/// Memory stands in for the active segment's file, and is let go when that can be read.
+#[test]
+fn direct_tail_is_read_from_memory_until_its_segment_is_sealed() {
+    let disk = SimDisk::new(17);
+    let options = Options { sync: SyncMethod::Direct, segment_bytes: 64 << 10, ..Options::default() };
+    Wal::create(disk.clone(), IDENTITY, options.clone(), &[first()]).expect("empty");
+    let (mut wal, _) = Wal::open(disk.clone(), options).expect("just created");
+    let mut all = vec![first()];
+    all.extend(grow(&mut wal, 5, 900));
+    let reader = wal.reader();
+    let early = reader.frame(3).expect("there");
+    // The disk may say what it likes: what is not sealed is not read from there.
+    let name = "0000000000000001.seg";
+    let on_disk = disk.bytes_of(name).expect("there");
+    disk.edit(name, |bytes| bytes.fill(0xEE));
+    assert_eq!(read_all(&reader), all);
+    disk.edit(name, |bytes| bytes[..on_disk.len()].copy_from_slice(&on_disk));
+    disk.edit(name, |bytes| bytes[on_disk.len()..].fill(0));
+    while wal.stats().rotations == 0 {
+        all.extend(grow(&mut wal, 1, 9000));
+    }
+    assert_eq!(read_all(&reader), all);
+    assert!(reader.stats().held_bytes > 5000, "{:?}: the borrowed frame keeps its memory", reader.stats());
+    assert_eq!(early, all[2]);
+    drop(early);
+    assert_eq!(reader.stats().held_bytes, 0);
+    disk.edit(name, |bytes| bytes[5000..6000].fill(0xEE));
+    assert!((1..4).any(|index| reader.frame(index).map_or(true, |frame| frame.verify(None).is_err())));
 }
 
 #[test]

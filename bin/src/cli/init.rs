@@ -8,6 +8,7 @@ use super::Global;
 use super::context::{note, quoted};
 use super::error::{CliResult, Failure};
 use super::out;
+use crate::init::join::JoiningNode;
 use crate::init::{InitError, NewCluster, NewNode, Setting};
 
 /// Arguments of `graven init`.
@@ -28,15 +29,15 @@ pub(crate) struct InitArgs {
     /// A setting for every node's graven.toml, for example wal.segment_bytes=16M
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = Setting::parse)]
     settings: Vec<Setting>,
-    /// The directory of one more node, for `graven member add`
-    #[arg(long, value_name = "NAME=HOST:PORT", hide = true)]
+    /// Make the directory of one more node of the cluster in DIR, for `graven member add`
+    #[arg(long, value_name = "NAME=HOST:PORT", conflicts_with_all = ["nodes", "address"])]
     join: Option<String>,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: &InitArgs, global: &Global) -> CliResult {
-    if args.join.is_some() {
-        return Err(Failure::usage("--join comes with `graven member add`, which this version does not have yet"));
+    if let Some(node) = &args.join {
+        return join(args, node, global);
     }
     let cluster = NewCluster { dir: args.dir.clone(), nodes: nodes(args)?, settings: args.settings.clone() };
     let created = cluster.create().map_err(failure)?;
@@ -58,6 +59,23 @@ pub(crate) fn run(args: &InitArgs, global: &Global) -> CliResult {
     let client = quoted(&created.client_file);
     note(global, &format!("then `graven status --client {client}` shows them"));
     note(global, if copied { ONCE } else { TWICE });
+    Ok(())
+}
+
+/// The directory of one more node.
+fn join(args: &InitArgs, node: &str, global: &Global) -> CliResult {
+    let node = NewNode::parse(node).map_err(|why| Failure::usage(format!("--join: {why}")))?;
+    let (name, address, is_local) = (node.name.clone(), node.peer_address(), node.is_local());
+    let joining = JoiningNode { dir: args.dir.clone(), node, settings: args.settings.clone() };
+    let made = joining.create().map_err(failure)?;
+    if global.json {
+        let value = serde_json::json!({"id": made.id, "name": name, "node": made.node_file.display().to_string()});
+        return out::print_line(&value.to_string());
+    }
+    note(global, &format!("made node {name}, id {}; {}", made.id, if is_local { "run it:" } else { COPY }));
+    out::print(&format!("graven start --config {}\n", quoted(&made.node_file)))?;
+    note(global, &format!("then `graven member add {name} --address {address}` takes it in"));
+    note(global, if is_local { TWICE } else { ONCE });
     Ok(())
 }
 

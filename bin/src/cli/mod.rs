@@ -21,6 +21,7 @@ mod dev;
 mod error;
 mod init;
 mod input;
+mod member;
 mod out;
 mod read;
 mod render;
@@ -82,6 +83,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Hand leadership to a node
     Transfer(status::TransferArgs),
+    /// Show and change who belongs to the cluster
+    Member(member::MemberArgs),
     /// Make and check certificates
     Certs(certs::CertsArgs),
     /// Look into a data directory
@@ -132,6 +135,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Read(args) => read::run(&args, &global).map(|()| 0),
         Command::Status(args) => status::run(&args, &global),
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
+        Command::Member(args) => member::run(&args, &global).map(|()| 0),
         Command::Certs(args) => certs::run(&args, &global).map(|()| 0),
         Command::Wal(args) => wal::run(&args, &global).map(|()| 0),
         Command::Bench(args) => bench::run(&args, &global).map(|()| 0),
@@ -177,7 +181,7 @@ fn missing(error: &clap::Error) -> Option<&'static str> {
     LATER.into_iter().find(|command| command == asked)
 }
 
-const LATER: [&str; 6] = ["member", "recover", "trim", "snapshot", "backup", "restore"];
+const LATER: [&str; 5] = ["recover", "trim", "snapshot", "backup", "restore"];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

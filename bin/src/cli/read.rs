@@ -175,6 +175,10 @@ async fn follow(args: &ReadArgs, global: &Global, printer: &mut Printer, watch: 
     }
     let client = context::connect(global).await?;
     if let Some(name) = &args.node {
+        if !client.nodes().contains(name) {
+            // It may have been taken in after the client's file was written: the nodes know.
+            let _ = client.status().await;
+        }
         let known = client.nodes();
         if !known.contains(name) {
             return Err(context::unknown_node(name, &known));

@@ -34,18 +34,18 @@ pub(crate) fn run(args: &StartArgs, global: &Global) -> CliResult {
     }
     let config = NodeConfig::load(&args.config).map_err(Failure::config)?;
     log_to_stderr(&config.log, global);
-    let data_dir = config.data_dir.clone();
+    let (data_dir, name) = (config.data_dir.clone(), config.name.clone());
     let options = daemon::Options { exit_with_stdin: args.exit_with_stdin };
-    daemon::run(config, options).map_err(|error| failure(&error, &data_dir))
+    daemon::run(config, options).map_err(|error| failure(&error, &data_dir, &name))
 }
 
-fn failure(error: &DaemonError, data_dir: &std::path::Path) -> Failure {
+fn failure(error: &DaemonError, data_dir: &std::path::Path, name: &str) -> Failure {
     match error {
-        DaemonError::Start(StartError::Log { dir, source }) => log_failure(source, dir),
+        DaemonError::Start(StartError::Log { dir, source }) => log_failure(source, dir, name),
         DaemonError::Start(StartError::Tls(_)) => Failure::config(error),
         DaemonError::Start(StartError::WrongCertificate { .. }) => {
             let dir = data_dir.display();
-            Failure::config(format!("{error}; if {dir} is what is foreign, {REPLACE}"))
+            Failure::config(format!("{error}; if {dir} is what is foreign, {}", replace(name)))
         }
         // A socket that cannot be bound: the address is somebody else's or not this host's.
         DaemonError::Start(StartError::Peers(_) | StartError::Clients(_)) => Failure::config(error),
@@ -57,7 +57,11 @@ fn failure(error: &DaemonError, data_dir: &std::path::Path) -> Failure {
 }
 
 /// The way out when a node has no data directory of its own.
-const REPLACE: &str = "a data directory is made by `graven init` only; if the node's own is lost, `graven member replace` takes its place (not in this version: leave the node out, the others go on)";
+fn replace(name: &str) -> String {
+    format!(
+        "a data directory is made by `graven init` only; if the node's own is lost, make a new node with `graven init --join NEW=HOST:PORT --dir DIR`, start it, and put it in the place of this one with `graven member replace {name} NEW --address HOST:PORT`"
+    )
+}
 
 /// What to do about damage. Whatever the log's own error hopes for, nothing repairs it in this version.
 fn damaged(dir: &str) -> String {
@@ -66,13 +70,14 @@ fn damaged(dir: &str) -> String {
     )
 }
 
-fn log_failure(error: &OpenError, dir: &std::path::Path) -> Failure {
+fn log_failure(error: &OpenError, dir: &std::path::Path, name: &str) -> Failure {
+    let replace = replace(name);
     let dir = dir.display();
     match error {
-        OpenError::Missing => Failure::config(format!("{dir} does not exist; is its disk mounted? {REPLACE}")),
-        OpenError::Empty => Failure::config(format!("{dir} holds no log; is its disk mounted? {REPLACE}")),
+        OpenError::Missing => Failure::config(format!("{dir} does not exist; is its disk mounted? {replace}")),
+        OpenError::Empty => Failure::config(format!("{dir} holds no log; is its disk mounted? {replace}")),
         OpenError::NotALog { .. } | OpenError::WrongCluster { .. } => {
-            Failure::config(format!("{dir}: {error}; {REPLACE}"))
+            Failure::config(format!("{dir}: {error}; {replace}"))
         }
         OpenError::Locked { pid } => {
             Failure::usage(format!("{dir} is in use by process {pid}; this node runs already")).with("pid", *pid)

@@ -172,7 +172,7 @@ impl Engine {
         let reader = wal.reader();
         let replica = restore(&config, &recovered, &reader, state_machine)?;
         let members = replica.members().cloned().unwrap_or_default();
-        let roster = roster_of(&members);
+        let roster = roster_of(&replica.company());
 
         let (inputs, inputs_end) = mpsc::channel(INPUTS_MAX);
         let (peers, peers_end) = mpsc::channel(PEER_EVENTS_MAX);
@@ -434,6 +434,7 @@ fn peer_config(shared: &Shared) -> PeerConfig {
         shared.identity.incarnation,
     );
     config.reset_key = shared.reset_key;
+    config.advertised.clone_from(&shared.config.advertise.peer);
     config
 }
 
@@ -467,7 +468,7 @@ pub(super) fn roster_of(members: &Members) -> Roster {
         };
         (NodeId(member.id), entry)
     };
-    Roster { members: members.nodes.iter().map(entry).collect() }
+    Roster { members: members.present().map(entry).collect(), newest: NodeId(members.newest_id()) }
 }
 
 /// How long a node that stops may take in all before it gives up waiting.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graven_frame::{Frame, Group};
-use graven_net::server::AppendReply;
+use graven_net::server::{AppendReply, MemberChange};
 use tokio::sync::{Notify, oneshot};
 
 use crate::replica::sessions::Placed;
@@ -25,6 +25,8 @@ pub(super) enum Input {
     ReadIndex(Reply),
     /// Leadership should move to the node with this id.
     Transfer(u64, Reply),
+    /// The members should change.
+    ChangeMembers(MemberChange, Reply),
     /// The state machine has applied up to this index.
     Applied(u64),
     /// Frames were read for a follower.

@@ -19,6 +19,7 @@ use super::engine::{Fatal, roster_of};
 use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use crate::members::Members;
+use crate::members::change::ChangeRefused;
 use crate::replica::{Answer, Effect, Load, Now, Rejection, Replica, RequestId, View};
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
@@ -48,7 +49,7 @@ pub(super) struct Protocol {
     started: Instant,
     waiting: HashMap<RequestId, Waiting>,
     next_request: u64,
-    members_index: u64,
+    members_version: u64,
     stepping_down: Option<SteppingDown>,
     led_in: u64,
     /// Term, leader and membership as last published.
@@ -90,7 +91,7 @@ impl Protocol {
             started,
             waiting: HashMap::new(),
             next_request: 0,
-            members_index: 0,
+            members_version: 0,
             stepping_down: None,
             led_in: 0,
             leadership: None,
@@ -205,6 +206,10 @@ impl Protocol {
                     let request = self.register(Waiting::Other(reply));
                     self.replica.transfer(now, request, NodeId(to));
                 }
+                Input::ChangeMembers(change, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.change_members(now, request, &change);
+                }
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),
                 Input::StepDown(done) => self.step_down(now, done),
@@ -308,7 +313,7 @@ impl Protocol {
             info!(term, "this node leads");
         } else if role != Role::Leader {
             info!(term, leader = leader.map(|node| node.0), "role {role:?}");
-            for member in self.replica.members().into_iter().flat_map(|members| &members.nodes) {
+            for member in self.replica.members().into_iter().flat_map(Members::present) {
                 self.plane.reset_append(NodeId(member.id));
             }
         }
@@ -376,11 +381,10 @@ impl Protocol {
     }
 
     fn publish(&mut self) {
-        if self.members_index != self.replica.members_index()
-            && let Some(members) = self.replica.members().cloned()
-        {
-            self.members_index = self.replica.members_index();
-            self.plane.set_roster(roster_of(&members));
+        if self.members_version != self.replica.members_version() {
+            self.members_version = self.replica.members_version();
+            let members = self.replica.members().cloned().unwrap_or_default();
+            self.plane.set_roster(roster_of(&self.replica.company()));
             self.channels.members.send_replace(members);
         }
         let view = self.replica.view();
@@ -391,7 +395,7 @@ impl Protocol {
             *published = view;
             changed
         });
-        let leadership = (view.term.0, view.leader, self.members_index);
+        let leadership = (view.term.0, view.leader, self.members_version);
         if self.leadership != Some(leadership) {
             self.leadership = Some(leadership);
             self.channels.leader.send_replace(self.leader_view());
@@ -419,6 +423,11 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
             ErrorCode::DiskFull,
             "the leader's disk is full; free space there and appends go on by themselves",
         ),
+        Rejection::MembersChanging => Failure::refused(
+            ErrorCode::Unavailable,
+            "another change of the members is not over yet; see `graven member list`",
+        ),
+        Rejection::Change(why) => change_refused(&why),
         Rejection::Malformed => Failure::refused(ErrorCode::Usage, "the append has no record, or half a session"),
         Rejection::TransferFailed => Failure::refused(
             ErrorCode::Conflict,
@@ -435,5 +444,18 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
         Rejection::Gap { expected } => {
             Failure::refused(ErrorCode::Conflict, format!("the session goes on with sequence {expected}"))
         }
+    }
+}
+
+/// Why the members were not changed, as clients see it.
+fn change_refused(why: &ChangeRefused) -> Failure {
+    use graven_net::server::ErrorCode;
+    match why {
+        ChangeRefused::Unknown { .. } => Failure::refused(ErrorCode::Usage, why.to_string()).with("unknown_member", 1),
+        ChangeRefused::NotKnown => Failure::refused(ErrorCode::Usage, why.to_string()),
+        ChangeRefused::Behind { entries, .. } => {
+            Failure::refused(ErrorCode::Conflict, why.to_string()).with("behind_entries", *entries)
+        }
+        _ => Failure::refused(ErrorCode::Conflict, why.to_string()),
     }
 }

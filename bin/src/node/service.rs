@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use graven_frame::Group;
 use graven_net::server::{
-    AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberReport,
-    NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Opened, Request, Response, Service, Start,
-    SubscribeRequest,
+    AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberChange,
+    MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
+    Opened, Request, Response, Service, Start, SubscribeRequest,
 };
 use graven_raft::Role;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,6 +19,7 @@ use super::counters::process_usage;
 use super::engine::Shared;
 use super::input::{Input, Waiter, Who};
 use super::protocol::failure;
+use crate::members::{Member, MemberRole};
 use crate::replica::feed::{Feed, Step};
 use crate::replica::{Answer, Rejection, View};
 
@@ -70,10 +71,37 @@ impl NodeService {
         }
     }
 
+    async fn change_members(&self, change: MemberChange) -> Response {
+        match ask(&self.shared, |reply| Input::ChangeMembers(change, reply)).await {
+            Ok(Ok(_)) => Response::MembersChanged,
+            Ok(Err(Rejection::NotLeader { .. })) => self.not_leader(),
+            Ok(Err(rejection)) => Response::Failed(failure(rejection)),
+            Err(gone) => Response::Failed(gone),
+        }
+    }
+
+    fn members(&self) -> MemberList {
+        let members = self.shared.members.borrow();
+        let entry = |member: &Member| MemberEntry {
+            name: member.name.clone(),
+            id: member.id,
+            role: match member.role {
+                MemberRole::Voter => Say::Voter,
+                MemberRole::Joining => Say::Joining,
+                MemberRole::Leaving => Say::Leaving,
+                MemberRole::Learner | MemberRole::Removed => Say::Learner,
+            },
+            address: member.client_address.clone(),
+            peer_address: member.peer_address.clone(),
+            incarnation: format!("{:032x}", member.incarnation()),
+        };
+        MemberList { members: members.present().map(entry).collect(), changing: members.is_joint() }
+    }
+
     fn report(&self) -> NodeReport {
         let members = self.shared.members.borrow().clone();
         let leader = self.shared.leader.borrow().leader.clone();
-        let report = |member: &crate::members::Member| MemberReport {
+        let report = |member: &Member| MemberReport {
             name: member.name.clone(),
             id: member.id,
             address: Some(member.client_address.clone()),
@@ -82,7 +110,7 @@ impl NodeService {
         NodeReport {
             cluster_id: format!("{:032x}", self.shared.identity.cluster),
             leader,
-            members: members.nodes.iter().map(report).collect(),
+            members: members.present().map(report).collect(),
             status: self.status(&members),
         }
     }
@@ -98,7 +126,7 @@ impl NodeService {
             address: Some(me.map_or(shared.config.advertise.client.clone(), |me| me.client_address.clone())),
             peer_address: Some(me.map_or(shared.config.advertise.peer.clone(), |me| me.peer_address.clone())),
             reachable: true,
-            role: role_of(view.role, me.is_some_and(|me| me.voter)),
+            role: role_of(view.role, me.map(|me| me.role)),
             state: Some(if view.disk_full { NodeState::DiskFull } else { NodeState::Ok }),
             term: Some(view.term.0),
             commit_index: Some(view.commit_index),
@@ -177,6 +205,10 @@ impl Service for NodeService {
             },
             Request::Transfer { node } => self.transfer(&node).await,
             Request::NodeStats => Response::NodeStats(self.counters()),
+            // What a node that was cut off knows may be long over: only the leader is asked.
+            Request::Members if self.shared.view.borrow().role != Role::Leader => self.not_leader(),
+            Request::Members => Response::Members(self.members()),
+            Request::ChangeMembers(change) => self.change_members(change).await,
             _ => failed(Failure::refused(ErrorCode::Usage, "this node does not know the request; upgrade it first")),
         }
     }
@@ -258,10 +290,12 @@ pub(super) async fn read_index(shared: &Shared) -> Result<u64, Failure> {
     }
 }
 
-fn role_of(role: Role, voter: bool) -> NodeRole {
+/// What a node does; one that is no member, not yet or not any more, does nothing that has a name.
+fn role_of(role: Role, member: Option<MemberRole>) -> NodeRole {
     match role {
         Role::Leader => NodeRole::Leader,
-        _ if !voter => NodeRole::Learner,
+        _ if member.is_none() => NodeRole::Unknown,
+        _ if member == Some(MemberRole::Learner) => NodeRole::Learner,
         Role::Follower => NodeRole::Follower,
         _ => NodeRole::Candidate,
     }

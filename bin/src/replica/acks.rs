@@ -97,13 +97,13 @@ impl Acks {
     }
 
     /// Leadership is lost: what was waiting for a commit may or may not happen.
-    pub(super) fn deposed(&mut self, rejection: Rejection, out: &mut Vec<Ready>) {
+    pub(super) fn deposed(&mut self, rejection: &Rejection, out: &mut Vec<Ready>) {
         for (_, list) in self.placed.drain(..) {
-            out.extend(list.into_iter().map(|(request, _)| (request, Err(rejection))));
+            out.extend(list.into_iter().map(|(request, _)| (request, Err(rejection.clone()))));
         }
-        out.extend(self.held.drain(..).map(|(_, (request, _))| (request, Err(rejection))));
+        out.extend(self.held.drain(..).map(|(_, (request, _))| (request, Err(rejection.clone()))));
         for (_, list) in std::mem::take(&mut self.rounds) {
-            out.extend(list.into_iter().map(|(request, _)| (request, Err(rejection))));
+            out.extend(list.into_iter().map(|(request, _)| (request, Err(rejection.clone()))));
         }
     }
 

@@ -4,6 +4,7 @@ use graven_frame::Frame;
 use graven_raft::{AppendHead, HardState, Message, NodeId, Role, Term, Tick};
 
 use super::sessions::Placed;
+use crate::members::change::ChangeRefused;
 
 /// The moment of an input: the driver's monotonic clock and its wall clock. The replica has no clock of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,10 +105,12 @@ pub enum Answer {
     },
     /// Leadership is where it was wanted.
     Transferred,
+    /// The members are as wanted, and that is committed.
+    MembersChanged,
 }
 
 /// A request that was not carried out, or may not have been.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rejection {
     /// Refused: this node does not lead.
     NotLeader {
@@ -144,6 +147,10 @@ pub enum Rejection {
     TransferFailed,
     /// No quorum confirmed the read in time.
     ReadFailed,
+    /// Refused: another change of the members is not over, or this leader's first entry is not committed. Passes by itself.
+    MembersChanging,
+    /// Refused: the members cannot be changed so.
+    Change(Box<ChangeRefused>),
     /// Refused: the group does not follow the rules (a session append without a sequence number, no record).
     Malformed,
 }

@@ -135,7 +135,7 @@ impl Replica {
                 };
                 let requests = draft.waiting.into_iter().map(|(request, _)| request);
                 let judged = draft.judged.into_iter().map(|(request, _)| request);
-                self.ready.extend(requests.chain(judged).map(|request| (request, Err(rejection))));
+                self.ready.extend(requests.chain(judged).map(|request| (request, Err(rejection.clone()))));
                 return None;
             }
         }
@@ -184,7 +184,7 @@ impl Replica {
     }
 
     /// Holds answers that rest on the log up to `index` until that is certain.
-    fn hold(&mut self, now: Now, index: u64, judged: Vec<(RequestId, Result<Answer, Rejection>)>) {
+    pub(super) fn hold(&mut self, now: Now, index: u64, judged: Vec<(RequestId, Result<Answer, Rejection>)>) {
         if judged.is_empty() {
             return;
         }
@@ -201,7 +201,7 @@ impl Replica {
         let round = self.fresh_round();
         if self.core.read(now.tick, round).is_err() {
             let rejection = Rejection::LostLeadership { leader: self.core.leader() };
-            self.ready.extend(judged.into_iter().map(|(request, _)| (request, Err(rejection))));
+            self.ready.extend(judged.into_iter().map(|(request, _)| (request, Err(rejection.clone()))));
             return;
         }
         for ready in judged {

@@ -18,6 +18,7 @@ pub mod effect;
 pub mod feed;
 mod intake;
 pub mod log;
+mod membership;
 #[doc(hidden)]
 pub mod planted;
 pub mod sessions;
@@ -36,6 +37,7 @@ use acks::Acks;
 pub use effect::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, RequestId, View};
 use intake::{Intake, Wanted};
 use log::{LogView, Mark};
+use membership::{Changing, Growth};
 use planted::{Bug, is_planted};
 use sessions::{Placed, Sessions};
 #[doc(hidden)]
@@ -79,7 +81,12 @@ pub struct Replica {
     log: LogView,
     first_offset: u64,
     sessions: Sessions,
+    /// The members in the log, from the newest committed ones on.
     members: Vec<(u64, Members)>,
+    /// Counts their changes.
+    members_version: u64,
+    changing: Changing,
+    growth: Growth,
     intake: Intake,
     acks: Acks,
     /// Frames of the input in hand, until the core says which of them are new.
@@ -155,6 +162,7 @@ impl Replica {
         }
         let commit = log.readable().index;
         sessions.commit(commit);
+        forget_older(&mut members, commit);
         let core = Core::new(
             config.raft.clone(),
             graven_raft::Restored {
@@ -163,7 +171,7 @@ impl Replica {
                 base: LogId { term: Term(restored.base.term), index: Index(restored.base.index) },
                 term_runs,
                 last: Index(log.last().index),
-                memberships: members.iter().map(|(index, members)| (Index(*index), membership_of(members))).collect(),
+                memberships: members.iter().map(|(index, members)| (Index(*index), members.membership())).collect(),
                 commit: Index(commit),
                 applied: Index(if config.state_machine { restored.base.index } else { commit }),
             },
@@ -179,6 +187,9 @@ impl Replica {
             log,
             sessions,
             members,
+            members_version: 1,
+            changing: Changing::default(),
+            growth: Growth::default(),
             intake: Intake::default(),
             acks: Acks::default(),
             stash: VecDeque::new(),
@@ -216,7 +227,7 @@ impl Replica {
     /// When [`Replica::tick`] must be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.core.next_deadline()
+        self.core.next_deadline().into_iter().chain(self.changing.deadline()).min()
     }
 
     /// Takes in a control message from a peer.
@@ -395,10 +406,12 @@ impl Replica {
             while let Some(output) = self.core.poll() {
                 self.on_output(now, output);
             }
-            if !self.propose_waiting(now) {
+            self.maybe_begin_change(now);
+            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) {
                 break;
             }
         }
+        self.note_growth(now.tick);
         self.advance_readable(now);
         while let Some(output) = self.core.poll() {
             self.on_output(now, output);
@@ -425,6 +438,7 @@ impl Replica {
             Output::Commit { up_to } => {
                 self.committed = up_to.0;
                 self.sessions.commit(up_to.0);
+                self.members_version += u64::from(forget_older(&mut self.members, up_to.0));
                 self.acks.committed(up_to.0, &mut self.ready);
             }
             Output::Role { role, term, leader } => self.on_role(role, term, leader),
@@ -445,13 +459,16 @@ impl Replica {
     fn on_role(&mut self, role: Role, term: Term, leader: Option<NodeId>) {
         if role != Role::Leader {
             let rejection = Rejection::LostLeadership { leader };
+            self.give_up_change(leader, &rejection);
             if !is_planted(Bug::AcksSurviveDeposition) {
-                self.acks.deposed(rejection, &mut self.ready);
+                self.acks.deposed(&rejection, &mut self.ready);
             }
             for request in self.intake.drain_requests() {
                 self.ready.push((request, Err(Rejection::NotLeader { leader })));
             }
             self.loads.clear();
+        } else {
+            self.growth.forget();
         }
         self.effects.push_back(Effect::Role { role, term, leader });
     }
@@ -460,7 +477,7 @@ impl Replica {
         let answer = if ok { Ok(Answer::Transferred) } else { Err(Rejection::TransferFailed) };
         let (done, waiting): (Vec<_>, Vec<_>) = self.transfers.drain(..).partition(|(target, _)| *target == to || ok);
         self.transfers = waiting;
-        self.ready.extend(done.into_iter().map(|(_, request)| (request, answer)));
+        self.ready.extend(done.into_iter().map(|(_, request)| (request, answer.clone())));
     }
 
     fn on_core_alarm(&mut self, alarm: &graven_raft::Alarm) {
@@ -478,8 +495,9 @@ impl Replica {
         if !is_planted(Bug::SessionsNotRolledBack) {
             self.sessions.truncate(from);
         }
-        while self.members.len() > 1 && self.members.last().is_some_and(|(index, _)| *index >= from) {
+        while self.members.last().is_some_and(|(index, _)| *index >= from) {
             self.members.pop();
+            self.members_version += 1;
         }
         self.durable = self.durable.min(from - 1);
     }
@@ -493,10 +511,12 @@ impl Replica {
                 if fresh && !is_planted(Bug::SessionsNotRebuilt) {
                     // Its groups were verified on receipt; a frame that does not decode is a peer's lie and changes no session.
                     let _ = apply_to_sessions(&mut self.sessions, &frame);
-                    if let Ok(Some(members)) = members_of(&frame) {
-                        self.members.push((index, members));
-                    }
                 }
+                if let Ok(Some(members)) = members_of(&frame) {
+                    self.members.push((index, members));
+                    self.members_version += 1;
+                }
+                self.growth.grew(frame.encoded_len());
                 self.log.push(frame.clone());
                 frames.push(frame);
             }
@@ -624,7 +644,10 @@ fn entry_of(frame: &Frame) -> Result<Entry, FrameError> {
     let header = frame.header();
     frame.check_groups()?;
     let id = LogId { term: Term(header.term), index: Index(header.index) };
-    Ok(Entry { id, meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.as_ref().map(membership_of)) })
+    Ok(Entry {
+        id,
+        meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.as_ref().map(Members::membership)),
+    })
 }
 
 fn entry_meta(kind: Kind, bytes: usize, membership: Option<Membership>) -> EntryMeta {
@@ -639,10 +662,11 @@ fn entry_meta(kind: Kind, bytes: usize, membership: Option<Membership>) -> Entry
     EntryMeta { kind, bytes: u32::try_from(bytes).unwrap_or(u32::MAX), membership }
 }
 
-fn membership_of(members: &Members) -> Membership {
-    let of =
-        |voter: bool| members.nodes.iter().filter(move |member| member.voter == voter).map(|member| NodeId(member.id));
-    Membership { learners: of(false).collect(), ..Membership::of_voters(of(true)) }
+/// Drops members that no truncation can bring back in force: those before the newest that are committed. Returns whether
+/// there were any.
+fn forget_older(members: &mut Vec<(u64, Members)>, commit: u64) -> bool {
+    let committed = members.partition_point(|(index, _)| *index <= commit);
+    members.drain(..committed.saturating_sub(1)).count() > 0
 }
 
 fn members_of(frame: &Frame) -> Result<Option<Members>, FrameError> {

@@ -73,7 +73,27 @@ impl Replica {
         self.members.last().map(|(_, members)| members)
     }
 
-    /// Index of the newest membership entry: changes exactly when the members do.
+    /// Everybody to talk to: the members, and those whose removal is not committed yet. A leader that takes itself out must
+    /// be heard until the others have that entry and it has their word for it.
+    #[must_use]
+    pub fn company(&self) -> Members {
+        let mut company = self.members().cloned().unwrap_or_default();
+        for member in self.members.iter().rev().skip(1).flat_map(|(_, members)| members.present()) {
+            if company.by_id(member.id).is_none() {
+                company.nodes.retain(|gone| gone.id != member.id);
+                company.nodes.push(member.clone());
+            }
+        }
+        company
+    }
+
+    /// Counts the changes of the members and of [`Replica::company`], those taken back included.
+    #[must_use]
+    pub fn members_version(&self) -> u64 {
+        self.members_version
+    }
+
+    /// Index of the newest membership entry; 0 when there is none.
     #[must_use]
     pub fn members_index(&self) -> u64 {
         self.members.last().map_or(0, |(index, _)| *index)

@@ -99,8 +99,8 @@ fn wrong_arguments_are_one_sentence_and_exit_2() {
         assert!(error["details"].is_object() && error["message"].is_string(), "{error}");
     }
     run([""; 0]).expect(2);
-    let later = run(["member", "replace", "n1", "n4", "--address", "h:1"]).expect(2);
-    assert!(later.stderr.contains("`graven member` is not in this version"), "{}", later.stderr);
+    let later = run(["trim", "--before", "7"]).expect(2);
+    assert!(later.stderr.contains("`graven trim` is not in this version"), "{}", later.stderr);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn help_and_version_are_data_and_survive_a_closed_pipe() {
     let version = run(["--version"]).expect(0).text();
     assert!(version.starts_with("graven 0.") && version.contains("log format 1"), "{version}");
     assert!(version.contains("graven-client/1") && version.contains("graven-peer/1"), "{version}");
-    for command in ["dev", "init", "start", "append", "read", "status", "transfer", "certs", "wal", "bench"] {
+    for command in ["dev", "init", "start", "append", "read", "status", "transfer", "member", "certs", "wal", "bench"] {
         let help = run([command, "--help"]).expect(0).text();
         assert!(help.contains("Usage: graven"), "{help}");
     }
@@ -151,7 +151,7 @@ fn start_never_makes_a_data_directory() {
             fs::create_dir(&data).expect("made");
         }
         let done = run(&start).expect(2);
-        assert!(done.stderr.contains("member replace` takes its place (not in this version"), "{}", done.stderr);
+        assert!(done.stderr.contains("`graven member replace n1 NEW --address HOST:PORT`"), "{}", done.stderr);
         assert!(done.stderr.contains("is its disk mounted?"), "{}", done.stderr);
         assert_eq!(data.exists(), made);
     }

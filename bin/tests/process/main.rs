@@ -8,4 +8,5 @@ mod cli;
 mod cluster;
 mod dev;
 mod disk;
+mod member;
 mod wal;

@@ -1,6 +1,7 @@
 //! One connection to one node: dialling it, learning who it is, and telling apart why that failed.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +27,8 @@ pub(super) struct Link {
     pub(super) view: watch::Sender<LeaderView>,
     /// The largest record the node takes.
     pub(super) max_record_bytes: u32,
+    /// It is being asked who the members are.
+    pub(super) asking_members: AtomicBool,
 }
 
 impl Link {
@@ -78,6 +81,7 @@ pub(super) async fn dial(
                     max_record_bytes: welcome.max_record_bytes,
                     connection,
                     view,
+                    asking_members: AtomicBool::new(false),
                 });
             }
             Ok((_, welcome)) => failure = unavailable(&format!("it calls itself {}", welcome.name)),

@@ -41,14 +41,16 @@ pub use self::subscription::{Item, Record, Records, RecordsIter, SubscribeOption
 pub use crate::protocol::append::Ack;
 pub use crate::protocol::feed::Start;
 pub use crate::protocol::{
-    Bounds, ClusterStatus, Detail, ErrorCode, Failure, NodeRole, NodeState, NodeStats, NodeStatus, Outcome,
+    Bounds, ClusterStatus, Detail, ErrorCode, Failure, MemberChange, MemberEntry, MemberList, MemberRole, NewMember,
+    NodeRole, NodeState, NodeStats, NodeStatus, Outcome,
 };
 pub use graven_frame::RecordError;
 
 use self::courier::Lanes;
 use self::network::Network;
 use self::session::Session;
-use crate::protocol::{NodeReport, Request, Response};
+pub use crate::protocol::NodeReport;
+use crate::protocol::{Request, Response};
 
 mod appender;
 mod batch;
@@ -300,6 +302,45 @@ impl Client {
     pub async fn transfer(&self, node: &str) -> Result<(), RequestError> {
         match self.inner.network.ask_leader(&Request::Transfer { node: node.to_owned() }).await? {
             Response::Transferred => Ok(()),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Who belongs to the cluster, as the leader has it.
+    ///
+    /// # Errors
+    /// `unavailable` or `timeout` when there is no leader.
+    pub async fn members(&self) -> Result<MemberList, RequestError> {
+        match self.inner.network.ask_leader(&Request::Members).await? {
+            Response::Members(list) => Ok(list),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// Changes who belongs to the cluster; returns when the change is committed, both its steps when it has two. Needs the
+    /// role admin. The same change may be asked for again: what is done already is answered as done.
+    ///
+    /// # Errors
+    /// `usage` for a name that no member has; `conflict` for what is against the rules, for a learner that has not caught up
+    /// (with the detail `behind_bytes`) and for a change that would leave no majority of voters alive; `unavailable` or
+    /// `timeout` when there is no leader, or another change does not end; `forbidden`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the waiting, not the change.
+    pub async fn change_members(&self, change: &MemberChange) -> Result<(), RequestError> {
+        match self.inner.network.ask_leader(&Request::ChangeMembers(change.clone())).await? {
+            Response::MembersChanged => Ok(()),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// What the node `node` says about itself.
+    ///
+    /// # Errors
+    /// `usage` for an unknown node, `unavailable` or `timeout`.
+    pub async fn node_report(&self, node: &str) -> Result<NodeReport, RequestError> {
+        match self.inner.ask(Some(node), &Request::NodeStatus).await? {
+            Response::NodeStatus(report) => Ok(*report),
             other => Err(unexpected(&other).into()),
         }
     }

@@ -349,9 +349,13 @@ impl Network {
             nodes.iter().map(|(name, node)| (name.clone(), node.live().is_some())).partition(|(_, live)| *live)
         };
         let has_leader = leader.as_ref().is_none_or(|leader| live.iter().any(|(name, _)| name == leader));
-        let wanted = CONNECTIONS.min(live.len() + dead.len());
+        // The last leader heard of may lead no more, and nodes that know no leader may be cut off, removed, or not taken in
+        // yet: then every node is worth asking.
+        let is_sure = leader.as_ref().is_some_and(|leader| self.says_it_leads(leader));
+        let all = live.len() + dead.len();
+        let wanted = if is_sure { CONNECTIONS.min(all) } else { all };
         if has_leader && live.len() >= wanted {
-            return true;
+            return is_sure;
         }
         // The leader first, then whoever answers: all are tried at the same time because dead ones answer late.
         dead.sort_by_key(|(name, _)| leader.as_ref() != Some(name));
@@ -370,6 +374,12 @@ impl Network {
             }
         }
         false
+    }
+
+    /// Whether the node of this name is connected and says itself that it leads.
+    fn says_it_leads(&self, name: &str) -> bool {
+        let link = self.lock().get(name).and_then(Node::live);
+        link.is_some_and(|link| link.view.borrow().leader.as_deref() == Some(name))
     }
 
     /// Closes all connections.
@@ -429,7 +439,12 @@ async fn follow(network: std::sync::Weak<Network>, link: Arc<Link>) {
             recv.read_exact(&mut bytes).await.ok()?;
             let view = wire::decode::<MAX_MESSAGE_BYTES, LeaderView>(&bytes).ok()?;
             link.view.send_replace(view.clone());
-            network.upgrade()?.merge_view(&view);
+            let known = network.upgrade()?;
+            known.merge_view(&view);
+            // Whoever led and says so no more leaves its clients to look for another one.
+            known.changed.notify_one();
+            // Pushed when the leader changed or the members did.
+            tokio::spawn(learn_members(network.clone(), link.clone()));
         }
     };
     let _: Option<()> = views.await;
@@ -437,6 +452,24 @@ async fn follow(network: std::sync::Weak<Network>, link: Arc<Link>) {
     tracing::debug!("{}", link.lost(&reason.to_string()));
     if let Some(network) = network.upgrade() {
         network.changed.notify_one();
+    }
+}
+
+/// Asks a node who the members are: all whom this client knows may be replaced while it is connected. After a moment, so that
+/// the many clients of one node do not ask in the middle of an election.
+async fn learn_members(network: std::sync::Weak<Network>, link: Arc<Link>) {
+    if link.asking_members.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    tokio::time::sleep(Duration::from_millis(rand::random_range(20..200))).await;
+    // What changes from here on is worth another question.
+    link.asking_members.store(false, Ordering::Release);
+    let answer = tokio::time::timeout(MEMBERS_TIMEOUT, link.unary(&Request::NodeStatus)).await;
+    let (Some(network), Ok(Ok(Response::NodeStatus(report)))) = (network.upgrade(), answer) else { return };
+    for member in &report.members {
+        if let Some(address) = &member.address {
+            network.learn(&member.name, address);
+        }
     }
 }
 
@@ -467,6 +500,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(25);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A request unanswered for so long, while another node is known to lead, was sent to a leader of the past.
 const UNANSWERED: Duration = Duration::from_millis(100);
+/// How long a node may take to say who the members are.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(2);
 const CLOSE_DELIVERY: Duration = Duration::from_millis(500);
 /// A leader whose certificate expires loses its peers within a second, and with them the leadership: so long the others get
 /// to elect another one before its refusal counts.

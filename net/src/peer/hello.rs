@@ -8,7 +8,7 @@ use graven_raft::NodeId;
 use quinn::{RecvStream, SendStream};
 use serde::{Deserialize, Serialize};
 
-use super::Roster;
+use super::{Roster, RosterEntry};
 use crate::{
     tls::{Identity, Verified},
     wire,
@@ -69,7 +69,7 @@ pub enum Refusal {
         seen: u64,
     },
     /// Not a member, or not under this name.
-    #[error("node {node} ({name}) is not a member under that name here")]
+    #[error("node {node} ({name}) is not a member under that name here; if it was removed, stop it")]
     NotMember {
         /// The dialler's id.
         node: u64,
@@ -78,7 +78,7 @@ pub enum Refusal {
     },
     /// A member's id on another data directory: wiped, copied or restored.
     #[error(
-        "node {node} has incarnation {seen}, the membership has {expected}: its data directory was replaced or copied; start it with its own, or use `graven member replace` (not in this version)"
+        "node {node} has incarnation {seen}, the membership has {expected}: its data directory was replaced or copied; start it with its own, or make a new node with `graven init --join` and swap it in with `graven member replace`"
     )]
     Incarnation {
         /// Whose.
@@ -118,6 +118,8 @@ pub(super) struct Hello {
     pub(super) boot: u64,
     pub(super) lane: Lane,
     pub(super) feature_level: u32,
+    /// Where the dialler is reached, for an acceptor that does not know it yet.
+    pub(super) advertised: String,
 }
 
 /// The acceptor's answer.
@@ -137,13 +139,22 @@ pub(super) struct Welcome {
 }
 
 /// Who we are, for both sides of a hello.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Local {
     pub(super) cluster: u128,
     pub(super) node: NodeId,
     pub(super) incarnation: u128,
     pub(super) boot: u64,
     pub(super) feature_level: u32,
+    pub(super) advertised: String,
+}
+
+/// Who is welcome.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Judged {
+    pub(super) welcome: Welcome,
+    /// Present when the dialler is newer than the roster.
+    pub(super) guest: Option<RosterEntry>,
 }
 
 impl Local {
@@ -156,11 +167,12 @@ impl Local {
             boot: self.boot,
             lane,
             feature_level: self.feature_level,
+            advertised: self.advertised.clone(),
         }
     }
 
     /// The acceptor's decision: the certificate first, then what the hello claims, then the roster.
-    pub(super) fn judge(&self, hello: &Hello, verified: &Verified, roster: &Roster) -> Result<Welcome, Refusal> {
+    pub(super) fn judge(&self, hello: &Hello, verified: &Verified, roster: &Roster) -> Result<Judged, Refusal> {
         let Identity::Node(certificate) = &verified.identity else {
             return Err(Refusal::NotANode(verified.identity.to_string()));
         };
@@ -174,18 +186,29 @@ impl Local {
         if hello.to != self.node {
             return Err(Refusal::WrongNode { expected: self.node.0, seen: hello.to.0 });
         }
+        let is_newer = hello.from > roster.newest && hello.from != self.node;
         let entry = roster.members.get(&hello.from).filter(|entry| entry.name == certificate.name);
-        let Some(entry) = entry.filter(|_| hello.from != self.node) else {
-            return Err(Refusal::NotMember { node: hello.from.0, name: certificate.name.clone() });
+        let guest = match entry.filter(|_| hello.from != self.node) {
+            // A guest is known by what it said last, not by what the log says: it may say something else.
+            Some(entry) if !is_newer => {
+                check_incarnation(hello.from, entry.incarnation, hello.incarnation)?;
+                None
+            }
+            _ if is_newer => Some(RosterEntry {
+                name: certificate.name.clone(),
+                address: hello.advertised.clone(),
+                incarnation: hello.incarnation,
+            }),
+            _ => return Err(Refusal::NotMember { node: hello.from.0, name: certificate.name.clone() }),
         };
-        check_incarnation(hello.from, entry.incarnation, hello.incarnation)?;
-        Ok(Welcome {
+        let welcome = Welcome {
             version: VERSION_MAX,
             node: self.node,
             incarnation: self.incarnation,
             boot: self.boot,
             feature_level: self.feature_level,
-        })
+        };
+        Ok(Judged { welcome, guest })
     }
 }
 
@@ -303,17 +326,18 @@ mod tests {
     }
 
     fn local(node: u64) -> Local {
-        Local { cluster: CLUSTER, node: NodeId(node), incarnation: 11, boot: 1, feature_level: 1 }
+        let advertised = format!("h:{node}");
+        Local { cluster: CLUSTER, node: NodeId(node), incarnation: 11, boot: 1, feature_level: 1, advertised }
     }
 
     fn roster() -> Roster {
         let entry = |node: u64, incarnation| {
             (NodeId(node), RosterEntry { name: format!("n{node}"), address: "h:1".into(), incarnation })
         };
-        Roster { members: [entry(1, 11), entry(2, 22), entry(3, 0)].into() }
+        Roster { members: [entry(1, 11), entry(2, 22), entry(3, 0)].into(), newest: NodeId(9) }
     }
 
-    fn judge(change: impl FnOnce(&mut Hello), certificate: &Verified) -> Result<Welcome, Refusal> {
+    fn judge(change: impl FnOnce(&mut Hello), certificate: &Verified) -> Result<Judged, Refusal> {
         let mut hello = Local { incarnation: 22, ..local(2) }.hello(NodeId(1), Lane::Control);
         change(&mut hello);
         local(1).judge(&hello, certificate, &roster())
@@ -321,13 +345,23 @@ mod tests {
 
     #[test]
     fn member_with_its_certificate_is_welcome() {
-        assert_eq!(judge(|_| (), &node_certificate(CLUSTER, 2, "n2")).unwrap().node, NodeId(1));
+        let judged = judge(|_| (), &node_certificate(CLUSTER, 2, "n2")).unwrap();
+        assert_eq!((judged.welcome.node, judged.guest), (NodeId(1), None));
     }
 
     #[test]
     fn unknown_incarnation_is_taken_as_it_comes() {
         let change = |hello: &mut Hello| (hello.from, hello.incarnation) = (NodeId(3), 99);
         assert!(judge(change, &node_certificate(CLUSTER, 3, "n3")).is_ok());
+    }
+
+    #[test]
+    fn newer_node_than_the_roster_is_a_guest_by_its_own_word() {
+        let change = |hello: &mut Hello| (hello.from, hello.incarnation) = (NodeId(10), 77);
+        let guest = judge(change, &node_certificate(CLUSTER, 10, "n10")).unwrap().guest.unwrap();
+        assert_eq!((guest.name.as_str(), guest.address.as_str(), guest.incarnation), ("n10", "h:2", 77));
+        let other = node_certificate(7, 10, "n10");
+        assert!(matches!(judge(change, &other), Err(Refusal::Cluster { .. })));
     }
 
     #[test]

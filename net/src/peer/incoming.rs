@@ -133,7 +133,7 @@ async fn greet(shared: &Arc<Shared>, incoming: Incoming) {
 
 /// Hears the hello and answers it. `None`: refused, and told so.
 async fn answer(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     connection: &Connection,
     address: SocketAddr,
 ) -> Result<Option<(Hello, Verified)>, HelloError> {
@@ -142,8 +142,13 @@ async fn answer(
     let from = heard.as_ref().ok().map(|hello| hello.from);
     let judged = heard.and_then(|hello| {
         let verified = Verified::of(connection).map_err(|cause| Refusal::Certificate(cause.to_string()))?;
-        let welcome = shared.local.judge(&hello, &verified, &shared.roster.borrow())?;
-        Ok((hello, verified, welcome))
+        let judged = shared.local.judge(&hello, &verified, &shared.roster.borrow())?;
+        if let Some(guest) = judged.guest
+            && !shared.take_guest(hello.from, guest.clone())
+        {
+            return Err(Refusal::NotMember { node: hello.from.0, name: guest.name });
+        }
+        Ok((hello, verified, judged.welcome))
     });
     match judged {
         Ok((hello, verified, welcome)) => {

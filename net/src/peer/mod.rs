@@ -14,6 +14,7 @@
 
 mod append;
 mod chunks;
+mod guests;
 mod hello;
 mod incoming;
 mod outgoing;
@@ -64,6 +65,8 @@ pub struct PeerConfig {
     pub incarnation: u128,
     /// The newest cluster feature level this build can take part in.
     pub feature_level: u32,
+    /// Where peers reach us, `host:port`, told to those that do not know us yet; empty: at the address that was bound.
+    pub advertised: String,
     /// Kept in the data directory, so that peers notice at once that we restarted.
     pub reset_key: Option<ResetKey>,
     /// The largest datagrams to try.
@@ -86,6 +89,7 @@ impl PeerConfig {
             node,
             incarnation,
             feature_level: 1,
+            advertised: String::new(),
             reset_key: None,
             mtu: Mtu::Auto,
             window_bytes: WINDOW_BYTES,
@@ -100,6 +104,9 @@ impl PeerConfig {
 pub struct Roster {
     /// Every other node; our own entry is ignored.
     pub members: BTreeMap<NodeId, RosterEntry>,
+    /// The highest id that is known to have been given. Ids are given in order and once, so who comes with a higher one was
+    /// taken in since, and who comes with a lower one and is no member was removed.
+    pub newest: NodeId,
 }
 
 /// One node of the roster.
@@ -250,6 +257,8 @@ struct Shared {
     buffers: SocketBuffers,
     events: mpsc::Sender<PeerEvent>,
     roster: watch::Sender<Arc<Roster>>,
+    /// Who is newer than the roster and reached us: see [`guests`].
+    guests: Mutex<guests::Guests>,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     incoming: incoming::Registry,
     told: Told,
@@ -300,6 +309,10 @@ impl PeerPlane {
             incarnation: config.incarnation,
             boot: rand::random(),
             feature_level: config.feature_level,
+            advertised: match endpoint.local_addr() {
+                Ok(bound) if config.advertised.is_empty() => bound.to_string(),
+                _ => config.advertised.clone(),
+            },
         };
         let shared = Arc::new(Shared {
             config,
@@ -309,6 +322,7 @@ impl PeerPlane {
             buffers: bound.buffers,
             events,
             roster: watch::Sender::new(Arc::default()),
+            guests: Mutex::default(),
             peers: Mutex::default(),
             incoming: incoming::Registry::default(),
             told: Told::default(),
@@ -328,25 +342,7 @@ impl PeerPlane {
     /// Replaces who may talk to us. New members are dialled at once, changed ones dialled again, dropped ones cut off; a dropped
     /// member's [`PeerEvent::Down`] is not told, since the driver dropped it.
     pub fn set_roster(&self, roster: Roster) {
-        let shared = &self.shared;
-        let mut peers = lock(&shared.peers);
-        peers.retain(|node, peer| {
-            let stays = roster.members.contains_key(node);
-            if !stays {
-                let _not_awaited = peer.stop();
-            }
-            stays
-        });
-        let new: Vec<NodeId> = roster
-            .members
-            .keys()
-            .filter(|node| **node != shared.local.node && !peers.contains_key(node))
-            .copied()
-            .collect();
-        shared.roster.send_replace(Arc::new(roster));
-        for node in new {
-            peers.insert(node, Peer::start(shared, node));
-        }
+        self.shared.set_roster(roster);
     }
 
     /// Queues a control message. Never waits; what cannot be queued is dropped, which Raft takes like a lost packet.
@@ -442,6 +438,43 @@ impl Drop for PeerPlane {
 }
 
 impl Shared {
+    /// Takes in the members, and keeps those guests that are still newer than all of them.
+    fn set_roster(self: &Arc<Self>, roster: Roster) {
+        let mut guests = lock(&self.guests);
+        let roster = guests.under(roster);
+        self.follow(roster);
+    }
+
+    /// Takes in somebody who is newer than the roster. `false` when there is no room for it.
+    fn take_guest(self: &Arc<Self>, node: NodeId, entry: RosterEntry) -> bool {
+        let mut guests = lock(&self.guests);
+        let Some(roster) = guests.with(node, entry) else { return false };
+        self.follow(roster);
+        true
+    }
+
+    /// Starts, keeps and stops peers so that they are those of `roster`.
+    fn follow(self: &Arc<Self>, roster: Roster) {
+        let mut peers = lock(&self.peers);
+        peers.retain(|node, peer| {
+            let stays = roster.members.contains_key(node);
+            if !stays {
+                let _not_awaited = peer.stop();
+            }
+            stays
+        });
+        let new: Vec<NodeId> = roster
+            .members
+            .keys()
+            .filter(|node| **node != self.local.node && !peers.contains_key(node))
+            .copied()
+            .collect();
+        self.roster.send_replace(Arc::new(roster));
+        for node in new {
+            peers.insert(node, Peer::start(self, node));
+        }
+    }
+
     fn peer(&self, node: NodeId) -> Result<Arc<Peer>, SendError> {
         lock(&self.peers).get(&node).cloned().ok_or(SendError::Unknown { node })
     }

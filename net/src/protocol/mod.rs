@@ -12,9 +12,11 @@ pub(crate) mod budget;
 pub(crate) mod chunks;
 mod failure;
 pub mod feed;
+mod members;
 mod status;
 
 pub use failure::{Detail, ErrorCode, Failure, Outcome};
+pub use members::{MemberChange, MemberEntry, MemberList, MemberRole, NewMember};
 pub use status::{Bounds, ClusterStatus, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus};
 
 /// Name of the client protocol in the TLS handshake.
@@ -145,6 +147,11 @@ pub enum Request {
     },
     /// The process's counters.
     NodeStats,
+    /// Who belongs to the cluster, as the node's log has it.
+    Members,
+    /// Changes who belongs to the cluster; at the leader only. Answered when the change is committed, both its steps when it
+    /// has two. Safe to repeat.
+    ChangeMembers(MemberChange),
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -168,6 +175,10 @@ pub enum Response {
     NotLeader(LeaderView),
     /// The request failed.
     Failed(Failure),
+    /// To [`Request::Members`].
+    Members(MemberList),
+    /// To [`Request::ChangeMembers`]: the change is committed.
+    MembersChanged,
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -185,15 +196,17 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters | read |
+/// | subscribe, status, bounds, counters, members | read |
 /// | open a session, append | append |
-/// | transfer | admin |
+/// | transfer, change members | admin |
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
         Action::Subscribe => Role::Read,
-        Action::Unary(Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats) => Role::Read,
+        Action::Unary(Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::Members) => {
+            Role::Read
+        }
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
-        Action::Unary(Request::Transfer { .. }) => Role::Admin,
+        Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_)) => Role::Admin,
     }
 }

@@ -71,7 +71,8 @@ pub(crate) fn entry(id: u64, address: SocketAddr) -> (NodeId, RosterEntry) {
 }
 
 pub(crate) fn roster(entries: impl IntoIterator<Item = (NodeId, RosterEntry)>) -> Roster {
-    Roster { members: entries.into_iter().collect::<BTreeMap<_, _>>() }
+    // Nobody is newer: a test that wants guests says so.
+    Roster { members: entries.into_iter().collect::<BTreeMap<_, _>>(), newest: NodeId(u64::MAX) }
 }
 
 /// A plane and the events it told.
@@ -85,7 +86,7 @@ impl Node {
     pub(crate) async fn start(config: PeerConfig, tls: TlsIdentity) -> Self {
         let (sender, events) = mpsc::channel(64);
         let id = config.node.0;
-        let plane = PeerPlane::start(config, tls, Roster::default(), sender).await.unwrap();
+        let plane = PeerPlane::start(config, tls, roster([]), sender).await.unwrap();
         Self { id, plane, events }
     }
 

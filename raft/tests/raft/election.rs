@@ -257,7 +257,56 @@ fn no_candidacy_before_what_was_committed_is_applied() {
     assert_eq!(core.role(), Role::Candidate);
 }
 
+/// Raft paper 5.2: a voter answers once in a term, so a candidate that a majority refused waits like everybody else.
+#[test]
+fn a_candidate_that_cannot_win_any_more_is_a_follower_again() {
+    let mut core = core_of(5, &[1], hard(1));
+    core.tick(Tick(400 * MS));
+    let granted = |node| (n(node), Message::PreVoteReply { term: Term(1), campaign: Term(2), granted: true });
+    for (from, reply) in [granted(2), granted(3)] {
+        core.receive(Tick(400 * MS), from, reply);
+    }
+    let outputs = drain(&mut core);
+    sync(&mut core, Tick(401 * MS), &outputs);
+    let reply = |granted| Message::VoteReply { term: Term(2), granted };
+    for (from, granted) in [(2, false), (2, false), (3, true), (3, false), (4, false)] {
+        core.receive(Tick(402 * MS), n(from), reply(granted));
+        assert_eq!(core.role(), Role::Candidate, "repeated refusals count once, and a yes stands");
+    }
+    core.receive(Tick(402 * MS), n(5), reply(false));
+    assert_eq!((core.role(), core.leader()), (Role::Follower, None));
+    assert_eq!(core.hard_state(), HardState { term: Term(2), vote: Some(n(1)) });
+    core.receive(Tick(403 * MS), n(4), reply(true));
+    assert_eq!(core.role(), Role::Follower, "it is over");
+}
+
+/// An answer to an earlier question about the same term may come late: it must not drown the answers to this one.
+#[test]
+fn late_refusals_do_not_end_a_pre_vote() {
+    let mut core = core_of(3, &[1], hard(1));
+    core.tick(Tick(400 * MS));
+    let reply = |granted| Message::PreVoteReply { term: Term(1), campaign: Term(2), granted };
+    for (from, granted) in [(2, false), (3, false), (2, true)] {
+        assert_eq!(core.role(), Role::PreCandidate);
+        core.receive(Tick(401 * MS), n(from), reply(granted));
+    }
+    assert_eq!(core.role(), Role::Candidate);
+}
+
 /// A damaged node says neither yes nor "me".
+#[test]
+fn a_pre_vote_of_a_voter_in_an_earlier_term_counts() {
+    // It does not stand by itself, as one whose log does not show yet that it votes: nothing else would bring it to this term.
+    let mut core = core_of(3, &[1], hard(6));
+    core.tick(Tick(1_000_000));
+    assert_eq!(core.role(), Role::PreCandidate);
+    let granted = |term| Message::PreVoteReply { term: Term(term), campaign: Term(7), granted: true };
+    core.receive(Tick(1_000_001), n(2), Message::PreVoteReply { term: Term(5), campaign: Term(6), granted: true });
+    assert_eq!(core.role(), Role::PreCandidate, "an answer to an earlier question");
+    core.receive(Tick(1_000_002), n(2), granted(5));
+    assert_eq!((core.role(), core.term()), (Role::Candidate, Term(7)));
+}
+
 #[test]
 fn a_node_that_may_not_vote_does_not() {
     let memberships = vec![(Index(1), Membership::of_voters([n(1), n(2)]))];
@@ -276,4 +325,104 @@ fn a_node_that_may_not_vote_does_not() {
             ..
         }
     )));
+}
+
+/// raft-rs 84: a node that comes back in an earlier term than the rest learns the term with the first word it hears, and neither
+/// stays apart nor raises anybody's.
+#[test]
+fn a_node_that_comes_back_in_an_earlier_term_follows() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::new(3, seed);
+        let (_, others) = cluster.elect_and_others();
+        cluster.isolate(others[0]);
+        // The others go through some elections without it.
+        for _ in 0..3 {
+            let leader = cluster.elect();
+            let heir = (1..=3).find(|node| *node != leader && *node != others[0]).unwrap();
+            cluster.input(n(leader), |core, now| core.transfer(now, n(heir))).unwrap().unwrap();
+            cluster.run_for(200 * MS);
+        }
+        let leader = cluster.elect();
+        let term = cluster.core(leader).term();
+        assert!(cluster.core(others[0]).term() < term, "seed {seed}");
+        cluster.heal();
+        cluster.run_for(500 * MS);
+        assert_eq!((cluster.leader(), cluster.core(leader).term()), (Some(leader), term), "seed {seed}");
+        assert_eq!((cluster.core(others[0]).leader(), cluster.core(others[0]).term()), (Some(n(leader)), term));
+    }
+}
+
+/// canonical/raft 279: a node in a higher term than its leader's takes nothing from it and cannot win alone. The leader learns of the
+/// term, gives way, and all go on together: pre-vote keeps no stale leader in place.
+#[test]
+fn a_leader_gives_way_to_the_higher_term_of_one_that_comes_back() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::new(3, seed);
+        let (leader, others) = cluster.elect_and_others();
+        cluster.crash(n(others[0]));
+        cluster.run_for(20 * MS);
+        let term = cluster.core(leader).term();
+        // It had raised its term before it went down, and nobody heard of it.
+        cluster.nodes.get_mut(&n(others[0])).unwrap().disk.hard = hard(term.0 + 5);
+        cluster.start(n(others[0]), Index(0));
+        cluster.run_for(1_000 * MS);
+        let leader = cluster.elect();
+        assert!(cluster.core(leader).term() > Term(term.0 + 5), "seed {seed}");
+        let last = cluster.propose(leader).unwrap();
+        cluster.run_for(50 * MS);
+        for node in 1..=3 {
+            assert!(cluster.core(node).commit() >= last.index, "seed {seed}: node {node}");
+        }
+    }
+}
+
+/// Thesis 6.2: whoever does not lead names the leader.
+#[test]
+fn a_refused_proposal_names_the_leader() {
+    let mut cluster = Cluster::new(3, 1);
+    let (leader, others) = cluster.elect_and_others();
+    let before = cluster.core(others[0]).last_id();
+    assert_eq!(cluster.propose(others[0]), Err(ProposeError::NotLeader { leader: Some(n(leader)) }));
+    assert_eq!(cluster.core(others[0]).last_id(), before, "nothing was changed");
+}
+
+/// A leader with nothing to do says one word an interval to each follower, and nothing else.
+#[test]
+fn an_idle_leader_sends_one_heartbeat_an_interval() {
+    let mut cluster = Cluster::new(3, 2);
+    let (leader, _) = cluster.elect_and_others();
+    cluster.latency_us = 300..301;
+    cluster.run_for(100 * MS);
+    cluster.appends.clear();
+    let mut rounds = std::collections::BTreeSet::new();
+    for _ in 0..5_000 {
+        cluster.run_for(MS / 5);
+        for packet in cluster.packets.iter().filter(|packet| packet.from == n(leader)) {
+            match packet.body {
+                Body::Message(Message::Heartbeat { round, .. }) => rounds.insert((packet.to, round)),
+                _ => panic!("{packet:?}"),
+            };
+        }
+    }
+    assert!(
+        (38..=42).contains(&rounds.len()),
+        "{} heartbeats in a second, to two followers, every 50 ms",
+        rounds.len()
+    );
+    assert!(cluster.appends.is_empty());
+}
+
+/// A commit notice is lost: the next heartbeat carries the same.
+#[test]
+fn a_lost_commit_notice_is_made_up_for_by_the_next_heartbeat() {
+    let mut cluster = Cluster::new(3, 3);
+    let (leader, others) = cluster.elect_and_others();
+    let last = cluster.propose(leader).unwrap();
+    for _ in 0..700 {
+        cluster.run_for(MS / 10);
+        cluster.packets.retain(|packet| !matches!(packet.body, Body::Message(Message::Commit { .. })));
+    }
+    for node in others {
+        assert_eq!(cluster.core(node).commit(), last.index, "node {node}, after 70 ms");
+    }
 }

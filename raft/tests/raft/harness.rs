@@ -13,6 +13,17 @@ use rand::{RngExt, SeedableRng};
 
 pub(crate) const MS: u64 = 1_000;
 
+/// The seed to run alone, from `GRAVEN_RAFT_SEED`.
+pub(crate) fn alone() -> Option<u64> {
+    std::env::var("GRAVEN_RAFT_SEED").ok().and_then(|seed| seed.parse().ok())
+}
+
+/// The seeds of a random test: `count` from `first` on, twenty times as many under `GRAVEN_LONG=1`, or the one that runs alone.
+pub(crate) fn seeds(first: u64, count: u64) -> std::ops::Range<u64> {
+    let times = if std::env::var("GRAVEN_LONG").is_ok_and(|value| value == "1") { 20 } else { 1 };
+    alone().map_or(first..first + count * times, |seed| seed..seed + 1)
+}
+
 pub(crate) fn n(id: u64) -> NodeId {
     NodeId(id)
 }
@@ -161,7 +172,9 @@ pub(crate) struct Node {
     pub(crate) sync_us: u64,
     pub(crate) told: Vec<Output>,
     pub(crate) alarms: Vec<Alarm>,
-    lives: u64,
+    pub(crate) lives: u64,
+    /// Roles in the order they were taken in this life, with their terms.
+    pub(crate) roles: Vec<(Role, Term)>,
 }
 
 impl Node {
@@ -252,6 +265,7 @@ impl Cluster {
             told: Vec::new(),
             alarms: Vec::new(),
             lives: 0,
+            roles: Vec::new(),
         };
         self.nodes.insert(node, entry);
         self.start(node, Index(0));
@@ -261,6 +275,7 @@ impl Cluster {
         let (seed, configure, now) = (self.seed, self.configure, self.now);
         let state = self.nodes.get_mut(&node).unwrap();
         state.lives += 1;
+        state.roles = vec![(Role::Follower, state.disk.hard.term)];
         let mut config = Config::new(node, seed ^ (node.0 << 32) ^ (state.lives << 48));
         configure(&mut config);
         state.view = state.disk.entries.clone();
@@ -305,6 +320,9 @@ impl Cluster {
         let sync = if self.random_sync { self.rng.random_range(100..20_000) } else { self.nodes[&node].sync_us };
         let now = self.now;
         let state = self.nodes.get_mut(&node).unwrap();
+        if let Output::Role { role, term, .. } = output {
+            state.roles.push((role, term));
+        }
         match output {
             Output::Send { to, message } => self.post(node, to, Body::Message(message)),
             Output::SendAfterPersist { to, message } => match state.unsynced.back_mut() {

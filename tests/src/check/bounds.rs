@@ -126,6 +126,7 @@ mod tests {
             state: ProgressState::Replicate,
             inflight_bytes,
             heard: Tick(0),
+            round: 0,
             lost: None,
         };
         let checked = |bytes| check(1, &Footprint::default(), &STANDING, std::iter::once(follower(bytes)));

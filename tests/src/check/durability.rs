@@ -3,8 +3,12 @@
 //! The books are kept beside the real disk: an entry counts as synced when the call that wrote and synced it returned, and
 //! never because a replica says so.
 
-use graven_frame::{Chain, Frame};
+use std::collections::BTreeSet;
 
+use graven_frame::{Chain, Frame};
+use graven_raft::{Membership, NodeId};
+
+use super::membership::is_quorum;
 use super::{Checked, violated};
 
 /// What the disk of one node holds for certain.
@@ -90,20 +94,21 @@ impl Durability {
         Ok(())
     }
 
-    /// An append in the entry at `index`, whose chain is `chain`, was acknowledged in a cluster of `nodes` voters.
+    /// An append in the entry at `index`, whose chain is `chain`, was acknowledged by a leader that had these memberships in
+    /// force in turn while it took this step.
     ///
     /// # Errors
-    /// Too few disks hold it.
-    pub fn acknowledged(&self, index: u64, chain: Chain, nodes: u64) -> Checked {
-        let holds = |synced: &&Synced| synced.chains.get(index as usize - 1) == Some(&chain);
-        let holders = self.nodes.iter().filter(holds).count() as u64;
-        if holders * 2 <= nodes {
-            return violated(
-                "P1",
-                format!("append in entry {index} acknowledged, synced on {holders} of {nodes} disks"),
-            );
+    /// The disks that hold it are no quorum of any of them.
+    pub fn acknowledged(&self, index: u64, chain: Chain, in_force: &[(u64, Membership)]) -> Checked {
+        let holds = |node: &usize| self.nodes[*node].chains.get(index as usize - 1) == Some(&chain);
+        let holders: BTreeSet<_> = (1..self.nodes.len()).filter(holds).map(|node| NodeId(node as u64)).collect();
+        if in_force.iter().any(|(_, membership)| is_quorum(membership, &holders)) {
+            return Ok(());
         }
-        Ok(())
+        violated(
+            "P1",
+            format!("append in entry {index} acknowledged, synced on {holders:?}, no quorum of {in_force:?}"),
+        )
     }
 
     /// `node` shows readers everything up to entry `readable`, whose chain is `chain`.
@@ -131,16 +136,21 @@ mod tests {
     fn an_acknowledgement_without_a_synced_majority_is_seen() {
         let first = frame(None, 1, &[]);
         let chain = first.header().chain;
-        let mut durability = Durability::new(3);
+        let of = |count: u64| [(1, Membership::of_voters((1..=count).map(NodeId)))];
+        let mut durability = Durability::new(4);
         durability.synced(1, &first);
-        durability.acknowledged(1, chain, 3).expect_err("one of three");
+        durability.acknowledged(1, chain, &of(3)).expect_err("one of three");
         durability.exposed(2, 1, chain).expect_err("not on its own disk");
         durability.exposed(1, 1, Chain(7)).expect_err("another entry");
         durability.exposed(1, 1, chain).expect("right");
         durability.synced(2, &first);
-        durability.acknowledged(1, chain, 3).expect("two of three");
-        durability.acknowledged(1, chain, 4).expect_err("two of four");
-        durability.acknowledged(1, Chain(7), 3).expect_err("another entry");
+        durability.acknowledged(1, chain, &of(3)).expect("two of three");
+        durability.acknowledged(1, chain, &of(4)).expect_err("two of four");
+        durability.acknowledged(1, chain, &[of(4), of(3)].concat()).expect("of the other one in force");
+        durability.acknowledged(1, Chain(7), &of(3)).expect_err("another entry");
+        let voters = |ids: &[u64]| ids.iter().map(|id| NodeId(*id)).collect();
+        let joint = Membership { voters: voters(&[1, 3, 4]), outgoing: voters(&[1, 2]), ..Membership::default() };
+        durability.acknowledged(1, chain, &[(1, joint)]).expect_err("a majority of one half only");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Left {
     pub nodes: Vec<(u64, u64)>,
     /// Whether nobody leads.
     pub leaderless: bool,
+    /// Whether a change of voters is under way.
+    pub changing: bool,
 }
 
 impl Left {

@@ -80,10 +80,12 @@ impl Changes {
         Ok(())
     }
 
-    /// How many voters the membership in force at `node` has; both halves of a joint one.
+    /// The membership in force at `node`, and the one before it: what a leader counted by in a step in which it went from one
+    /// to the other.
     #[must_use]
-    pub fn in_force(&self, node: u64) -> Option<&Membership> {
-        self.logs[node as usize].last().map(|(_, membership)| membership)
+    pub fn in_force(&self, node: u64) -> &[(u64, Membership)] {
+        let log = &self.logs[node as usize];
+        &log[log.len().saturating_sub(2)..]
     }
 }
 
@@ -93,11 +95,7 @@ pub fn membership_in(frame: &Frame) -> Option<Membership> {
     if frame.header().kind != Kind::Membership {
         return None;
     }
-    let members = Members::decode(&frame.body().concat()).ok()?;
-    let of = |voter: bool| {
-        members.nodes.iter().filter(move |member| member.voter == voter).map(|member| NodeId(member.id)).collect()
-    };
-    Some(Membership { voters: of(true), learners: of(false), outgoing: BTreeSet::new() })
+    Members::decode(&frame.body().concat()).ok().map(|members| members.membership())
 }
 
 /// Whether `nodes` are a quorum: a majority of the voters, and of the outgoing ones while there are any.
@@ -165,7 +163,7 @@ mod tests {
         changes.writing(1, 8, None, 6, None).expect("an entry of another kind");
         // What a truncation took away does not count any more.
         changes.writing(2, 7, None, 6, None).expect("in its place");
-        assert_eq!(changes.in_force(2), Some(&old));
+        assert_eq!(changes.in_force(2), [(1, old.clone())]);
         changes.restarted(2, vec![(1, old), (7, joint)]);
         changes.writing(2, 8, Some(&new), 7, KNOWS).expect("7 is committed");
     }

@@ -38,6 +38,8 @@ pub mod records;
 pub mod refusals;
 pub mod repair;
 
+use graven::members::change::MemberChange;
+use graven::members::{Member, Members};
 use graven::replica::Rejection;
 use graven_frame::{Frame, Group, Kind};
 
@@ -64,8 +66,6 @@ pub(crate) fn violated(property: &'static str, detail: String) -> Checked {
 /// All checkers of a run, and what they share.
 #[derive(Debug)]
 pub struct Checkers {
-    /// How many nodes.
-    nodes: u64,
     /// The step that is being looked at: the clock of the recorded history.
     pub step: u64,
     elections: elections::Elections,
@@ -93,7 +93,6 @@ impl Checkers {
     #[must_use]
     pub fn new(nodes: u64, readers: usize) -> Checkers {
         Checkers {
-            nodes,
             step: 0,
             elections: elections::Elections::default(),
             append_only: append_only::AppendOnly::new(nodes),
@@ -145,7 +144,8 @@ impl Checkers {
         let header = frame.header();
         self.append_only.writing(node, header.index, header.term)?;
         self.agreement.overwriting(node, frame)?;
-        let committed = self.agreement.log().len() as u64;
+        // What a leader commits in this very step is looked at when the step is over.
+        let committed = (self.agreement.log().len() as u64).max(maker.map_or(0, |maker| maker.commit));
         self.changes.writing(node, header.index, membership::membership_in(frame).as_ref(), committed, maker)?;
         self.matching.writing(node, frame)
     }
@@ -217,15 +217,36 @@ impl Checkers {
         }
     }
 
-    /// An append was acknowledged: `group` at `first`, in the entry at `index`.
+    /// A wish to change the members was answered as granted.
+    ///
+    /// # Errors
+    /// No committed entry grants it.
+    pub fn members_changed(&self, change: &MemberChange) -> Checked {
+        let votes = |members: &Members, name: &str| members.by_name(name).is_some_and(Member::votes);
+        let granted = |members: &Members| match change {
+            MemberChange::Add(new) => members.by_id(new.id).is_some(),
+            MemberChange::Promote { name } => votes(members, name),
+            MemberChange::Remove { name } => members.by_name(name).is_none(),
+            MemberChange::Replace { old, new } => members.by_name(old).is_none() && votes(members, new),
+            _ => false,
+        };
+        let frames = self.agreement.log().iter().filter(|frame| frame.header().kind == Kind::Membership);
+        let mut committed = frames.filter_map(|frame| Members::decode(&frame.body().concat()).ok());
+        if committed.any(|members| granted(&members)) {
+            return Ok(());
+        }
+        violated("P1", format!("{change:?} is answered as granted, and no committed entry grants it"))
+    }
+
+    /// An append was acknowledged by `leader`: `group` at `first`, in the entry at `index`.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn acknowledged(&mut self, index: u64, first: u64, group: &Group) -> Checked {
+    pub fn acknowledged(&mut self, leader: u64, index: u64, first: u64, group: &Group) -> Checked {
         let Some(frame) = self.agreement.entry(index) else {
             return violated("P1", format!("append acknowledged at index {index}, which is not committed"));
         };
-        self.durability.acknowledged(index, frame.header().chain, self.nodes)?;
+        self.durability.acknowledged(index, frame.header().chain, self.changes.in_force(leader))?;
         self.records.acknowledged(first, group)?;
         self.once.acknowledged(group.header(), first)?;
         self.reads.acknowledged(first + u64::from(group.header().count));

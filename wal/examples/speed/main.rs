@@ -3,8 +3,10 @@
 //! `cargo run --release -p graven-wal --example speed -- DIR [PART]...`, with the parts listed in [`PARTS`].
 //!
 //! Rounds of the log and of the raw file take turns, so that what else the machine does falls on both; medians are printed.
-//! DIR must be on the disk in question, and needs 2 GiB, 6 GiB for `open`, and 60 GiB free for `open-large`.
+//! DIR must be on the disk in question, and needs 2 GiB, 6 GiB for `open`, and 40 GiB free for `open-large`.
 
+mod group;
+mod tried;
 mod waits;
 
 use std::fs::{File, OpenOptions};
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use graven_frame::{Body, Frame, GroupBuilder, GroupHeaderSpec, HeaderSpec, Kind};
-use graven_wal::{Identity, LogBase, Options, PrepareState, RealDisk, Wal, inspect};
+use graven_wal::{Identity, LogBase, Options, PrepareState, RealDisk, SyncMethod, Wal, inspect};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -24,7 +26,7 @@ const FILE_BYTES: u64 = 64 << 20;
 const ROUNDS: usize = 15;
 const PART_AT_MOST: Duration = Duration::from_secs(10);
 
-const PARTS: &str = "append|group|rotate|shared|read|cold|open|open-large|lookup|raw|recycled";
+const PARTS: &str = "append|group|rotate|shared|read|cold|open|open-large|lookup|raw|recycled|received|segments";
 
 fn main() -> Fallible<()> {
     let mut args = std::env::args().skip(1);
@@ -44,9 +46,11 @@ fn main() -> Fallible<()> {
             "rotate" => waits::rotation(&dir)?,
             "shared" => waits::shared_disk(&dir)?,
             "recycled" => waits::recycled(&dir)?,
+            "received" => tried::received(),
+            "segments" => tried::segment_sizes(&dir)?,
             "cold" => cold_reads(&dir)?,
             "open" => opens(&dir, &[64, 1 << 10, 4 << 10])?,
-            "open-large" => opens(&dir, &[64, 16 << 10])?,
+            "open-large" => opens(&dir, &[64, 1 << 10, 4 << 10, 16 << 10])?,
             "lookup" => lookups(&dir)?,
             "raw" => raw_methods(&dir)?,
             other => return Err(format!("no part named {other}").into()),
@@ -123,24 +127,38 @@ fn zeroed(path: &Path, flags: i32) -> Fallible<File> {
     Ok(OpenOptions::new().write(true).custom_flags(flags).open(path)?)
 }
 
-/// Synced appends one by one: the log beside `pwrite` and `fdatasync` on a zero-filled file. Each append of the log is
-/// followed by a raw one, so that what else uses the disk falls on both.
+/// Synced appends one by one: the log by each method beside `pwrite` and `fdatasync` on a zero-filled file. They take turns write
+/// by write, so that what else uses the disk falls on all.
 fn appends(dir: &Path) -> Fallible<()> {
+    const METHODS: [SyncMethod; 3] = [SyncMethod::Fdatasync, SyncMethod::Dsync, SyncMethod::Direct];
     for (size, count) in [(512, 4000), (4 << 10, 4000), (64 << 10, 1500), (1 << 20, 300)] {
         let _ = std::fs::remove_dir_all(dir.join("log"));
-        std::fs::create_dir_all(dir.join("log"))?;
         let raw = zeroed(&dir.join("raw"), 0)?;
-        let mut wal = new_log(dir)?;
+        let log = |sync: &SyncMethod| {
+            let mut wal =
+                new_log_in(&dir.join(format!("log/{sync:?}")), &Options { sync: *sync, ..Options::default() })?;
+            prepare(&mut wal)?;
+            Ok(wal)
+        };
+        let mut logs = METHODS.iter().map(log).collect::<Fallible<Vec<_>>>()?;
         let (body, bytes) = (body(size)?, vec![7_u8; size]);
-        let (mut raw_at, mut raws, mut logs) = (0, Vec::new(), Vec::new());
-        prepare(&mut wal)?;
+        let (mut raw_at, mut raws) = (0, Vec::new());
+        let (mut times, mut spent) = ([const { Vec::new() }; METHODS.len()], [0.0; METHODS.len()]);
         let begun = Instant::now();
-        while logs.len() < count && begun.elapsed() < PART_AT_MOST {
-            let frame = frames(wal.tail(), &body, 1);
-            let start = Instant::now();
-            wal.append(&frame)?;
-            wal.sync()?;
-            logs.push(start.elapsed().as_secs_f64());
+        while raws.len() < count && begun.elapsed() < 2 * PART_AT_MOST {
+            for (nth, wal) in logs.iter_mut().enumerate() {
+                let frame = frames(wal.tail(), &body, 1);
+                let (start, start_cpu) = (Instant::now(), cpu());
+                wal.append(&frame)?;
+                wal.sync()?;
+                times[nth].push(start.elapsed().as_secs_f64());
+                spent[nth] += cpu() - start_cpu;
+                if wal.tail().index.is_multiple_of(100) {
+                    wal.note_commit(wal.last_index());
+                    wal.release_before(wal.last_index())?;
+                    prepare(wal)?;
+                }
+            }
             if raw_at + size as u64 > FILE_BYTES {
                 raw_at = 0;
             }
@@ -149,27 +167,28 @@ fn appends(dir: &Path) -> Fallible<()> {
             raw.sync_data()?;
             raws.push(start.elapsed().as_secs_f64());
             raw_at += size as u64;
-            if wal.tail().index.is_multiple_of(100) {
-                wal.note_commit(wal.last_index());
-                wal.release_before(wal.last_index())?;
-                prepare(&mut wal)?;
-            }
         }
         let sum = |times: &[f64]| times.iter().sum::<f64>();
-        let (log_sum, raw_sum, pairs) = (sum(&logs), sum(&raws), logs.len());
-        let stats = wal.stats();
-        let (log, raw) = (median(logs), median(raws));
+        let (raw_sum, rounds, raw) = (sum(&raws), raws.len(), median(raws));
         println!(
-            "synced append {size:>7} B: log {:.0} us ({:.1} MB/s), raw {:.0} us ({:.1} MB/s): raw/log {:.3} by medians, {:.3} by sums of {pairs} pairs; {} rotations, {} recycled",
-            log * 1e6,
-            size as f64 / log / 1e6,
+            "synced append {size} B, {rounds} of each: raw {:.0} us ({:.1} MB/s)",
             raw * 1e6,
-            size as f64 / raw / 1e6,
-            raw / log,
-            raw_sum / log_sum,
-            stats.rotations,
-            stats.recycled,
+            size as f64 / raw / 1e6
         );
+        for (nth, method) in METHODS.iter().enumerate() {
+            let (log_sum, log, stats) = (sum(&times[nth]), median(times[nth].clone()), logs[nth].stats());
+            println!(
+                "  log, {method:?}: {:.0} us ({:.1} MB/s), CPU {:.0} us: raw/log {:.3} by medians, {:.3} by sums; {} rotations, {} recycled",
+                log * 1e6,
+                size as f64 / log / 1e6,
+                spent[nth] / rounds as f64 * 1e6,
+                raw / log,
+                raw_sum / log_sum,
+                stats.rotations,
+                stats.recycled,
+            );
+        }
+        println!("  RssAnon {} kB", rss_anon());
     }
     Ok(())
 }
@@ -338,8 +357,8 @@ fn grown(dir: &Path, size_mb: u64) -> Fallible<Wal<RealDisk>> {
 /// How long opening takes, with short and with long logs in turns.
 fn opens(dir: &Path, sizes_mb: &[u64]) -> Fallible<()> {
     let free = rustix::fs::statvfs(dir)?;
-    if sizes_mb.iter().any(|size| *size > 8 << 10) && free.f_bavail * free.f_frsize < 60 << 30 {
-        println!("open a log of 16 GiB: left out, less than 60 GiB free");
+    if sizes_mb.iter().any(|size| *size > 8 << 10) && free.f_bavail * free.f_frsize < 40 << 30 {
+        println!("open a log of 16 GiB: left out, less than 40 GiB free");
         return Ok(());
     }
     let body = body(16 << 10)?;
@@ -432,15 +451,18 @@ enum Way {
     FdatasyncOnWriteZeroes,
     Dsync,
     DirectDsync,
+    DirectFdatasync,
     RwfDsync,
 }
 
 /// Ways to get bytes to stable storage, one write of each after the other.
 fn raw_methods(dir: &Path) -> Fallible<()> {
     use Way::{
-        DirectDsync, Dsync, Fdatasync, FdatasyncOnAllocated, FdatasyncOnWriteZeroes, FdatasyncUnaligned, RwfDsync,
+        DirectDsync, DirectFdatasync, Dsync, Fdatasync, FdatasyncOnAllocated, FdatasyncOnWriteZeroes,
+        FdatasyncUnaligned, RwfDsync,
     };
-    let mut ways = vec![Fdatasync, FdatasyncUnaligned, FdatasyncOnAllocated, Dsync, DirectDsync, RwfDsync];
+    let mut ways =
+        vec![Fdatasync, FdatasyncUnaligned, FdatasyncOnAllocated, Dsync, DirectDsync, DirectFdatasync, RwfDsync];
     match allocated(&dir.join("z"), WRITE_ZEROES) {
         Ok(_) => ways.push(FdatasyncOnWriteZeroes),
         Err(error) => println!("FALLOC_FL_WRITE_ZEROES: {error}"),
@@ -504,6 +526,7 @@ fn file_for(way: Way, dir: &Path) -> Fallible<File> {
         Way::FdatasyncOnWriteZeroes => allocated(&path, WRITE_ZEROES),
         Way::Dsync => zeroed(&path, dsync),
         Way::DirectDsync => zeroed(&path, dsync | direct),
+        Way::DirectFdatasync => zeroed(&path, direct),
         _ => zeroed(&path, 0),
     }
 }

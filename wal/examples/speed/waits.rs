@@ -7,16 +7,10 @@ use std::time::{Duration, Instant};
 
 use graven_wal::{Options, RealDisk, Wal};
 
+use crate::group::{self, Joining, Measured, WRITERS, Writers, quantile};
 use crate::{
     FILE_BYTES, Fallible, PART_AT_MOST, body, drop_cached, frames, median, new_log, new_log_in, prepare, zeroed,
 };
-
-/// The value that this part of them do not exceed.
-fn quantile(values: &[f64], part: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[((sorted.len() as f64 * part) as usize).min(sorted.len() - 1)]
-}
 
 fn timed(work: impl FnOnce() -> Fallible<()>) -> Fallible<f64> {
     let start = Instant::now();
@@ -31,96 +25,85 @@ fn rest(wal: &mut Wal<RealDisk>) -> Fallible<()> {
     prepare(wal)
 }
 
-const WRITERS: usize = 64;
-
-/// 64 writers that share a sync, in turns with one that has its own. Sealing the frames is part of both.
-///
-/// The writers of a sync are taken to have come evenly spread over the one before it: each waits for the rest of that one
-/// and for its own.
+/// 64 requests of 256 B that wait at the same time, and one alone, all through a log thread, in turns. Sealing the frames is part
+/// of all.
 pub(crate) fn group(dir: &Path) -> Fallible<()> {
+    const TURN: Duration = Duration::from_millis(250);
+    let short = Joining::Awaited(Duration::from_micros(30));
+    let ways = [
+        (Writers::InFlight(1), Joining::Queued),
+        (Writers::InFlight(WRITERS), Joining::Queued),
+        (Writers::InFlight(WRITERS), short),
+        (Writers::Threads(WRITERS), Joining::Queued),
+        (Writers::Threads(WRITERS), short),
+    ];
     let mut wal = new_log(dir)?;
     let body = body(256)?;
     prepare(&mut wal)?;
-    let (mut alone, mut shared, mut syncs, mut waits) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let begun = Instant::now();
-    while shared.len() < 6000 && begun.elapsed() < PART_AT_MOST {
-        for _ in 0..50 {
-            alone.push(timed(|| {
-                wal.append(&frames(wal.tail(), &body, 1))?;
-                Ok(wal.sync()?)
-            })?);
+    let mut measured: Vec<Measured> = ways.iter().map(|_| Measured::default()).collect();
+    for _ in 0..16 {
+        for ((writers, joining), measured) in ways.iter().zip(&mut measured) {
+            let done = group::round(&mut wal, &body, *writers, *joining, TURN, measured);
+            done.map_err(|error| error.to_string())?;
         }
-        let mut before = None;
-        for _ in 0..50 {
-            let mut sync = 0.0;
-            let whole = timed(|| {
-                wal.append(&frames(wal.tail(), &body, WRITERS))?;
-                sync = timed(|| Ok(wal.sync()?))?;
-                Ok(())
-            })?;
-            if let Some(before) = before {
-                waits.extend((0..WRITERS).map(|nth| before * (nth as f64 + 0.5) / WRITERS as f64 + whole));
-            }
-            before = Some(whole);
-            shared.push(whole);
-            syncs.push(sync);
-        }
-        rest(&mut wal)?;
     }
-    let rate = |times: &[f64], records: usize| (times.len() * records) as f64 / times.iter().sum::<f64>();
-    let (many, one) = (rate(&shared, WRITERS), rate(&alone, 1));
-    let (sync, wait) = (quantile(&syncs, 0.5), quantile(&waits, 0.99));
-    println!(
-        "group sync of {WRITERS} x 256 B: {many:.0} records/s, one writer {one:.0}: {:.1} times ({:.1} by medians); sync p50 {:.0} us, p99 {:.0} us; wait p50 {:.0} us, p99 {:.0} us: {:.2} times the sync's p50 ({} syncs)",
-        many / one,
-        quantile(&alone, 0.5) * WRITERS as f64 / quantile(&shared, 0.5),
-        sync * 1e6,
-        quantile(&syncs, 0.99) * 1e6,
-        quantile(&waits, 0.5) * 1e6,
-        wait * 1e6,
-        wait / sync,
-        syncs.len(),
-    );
+    println!("group sync of 256 B, every wait measured:");
+    for ((writers, joining), of) in ways.iter().zip(&measured) {
+        println!("  {writers:?}, {joining:?}: {}; {:.1} times one writer", of.told(), of.rate() / measured[0].rate());
+    }
     Ok(())
 }
 
-/// Synced appends of 16 KiB to a log that rotates every 63 of them, in turns with one that never does.
+/// Synced appends to a log that rotates often, in turns with one that hardly ever does: small segments and the default ones.
 pub(crate) fn rotation(dir: &Path) -> Fallible<()> {
-    const APPENDS: usize = 20_000;
     let small = Options { segment_bytes: 1 << 20, ..Options::default() };
-    let large = Options { segment_bytes: 384 << 20, prepared_segments: 1, ..Options::default() };
-    let mut logs = [new_log_in(&dir.join("small"), &small)?, new_log_in(&dir.join("large"), &large)?];
-    let body = body(16 << 10)?;
+    rotations_of(&dir.join("small"), 16 << 10, &small, 20_000)?;
+    rotations_of(&dir.join("default"), 256 << 10, &Options::default(), 26_000)
+}
+
+fn rotations_of(dir: &Path, bytes: usize, options: &Options, appends: usize) -> Fallible<()> {
+    let large = Options { segment_bytes: 1 << 30, prepared_segments: 1, ..Options::default() };
+    let mut logs = [new_log_in(&dir.join("often"), options)?, new_log_in(&dir.join("rarely"), &large)?];
+    let body = body(bytes)?;
     for wal in &mut logs {
         prepare(wal)?;
     }
     let (mut times, mut rotating) = ([Vec::new(), Vec::new()], Vec::new());
     let begun = Instant::now();
-    while times[1].len() < APPENDS && begun.elapsed() < 2 * PART_AT_MOST {
-        for (wal, times) in logs.iter_mut().zip(&mut times) {
+    while times[1].len() < appends && begun.elapsed() < 3 * PART_AT_MOST {
+        for (nth, wal) in logs.iter_mut().enumerate() {
             let frame = frames(wal.tail(), &body, 1);
             let rotations = wal.stats().rotations;
             let time = timed(|| {
                 wal.append(&frame)?;
                 Ok(wal.sync()?)
             })?;
-            times.push(time);
-            if wal.stats().rotations > rotations {
+            let rotated = wal.stats().rotations > rotations;
+            if nth == 0 || !rotated {
+                times[nth].push(time);
+            }
+            if nth == 0 && rotated {
                 rotating.push(time);
             }
             rest(wal)?;
         }
     }
+    println!(
+        "synced append {} KiB, segments of {} MiB, in turns with one segment:",
+        bytes >> 10,
+        options.segment_bytes >> 20
+    );
     for (wal, times) in logs.iter().zip(&times) {
         let stats = wal.stats();
         println!(
-            "synced append 16 KiB: p50 {:.0} us, p99 {:.0} us, p99.9 {:.0} us, longest {:.0} us of {}; {} rotations, {} recycled, {} made, {} late allocations, {} unprepared",
+            "  p50 {:.0} us, p99 {:.0} us, p99.9 {:.0} us, longest {:.0} us of {}; {} rotations, {} sealed ahead, {} recycled, {} made, {} late allocations, {} unprepared",
             quantile(times, 0.5) * 1e6,
             quantile(times, 0.99) * 1e6,
             quantile(times, 0.999) * 1e6,
             quantile(times, 1.0) * 1e6,
             times.len(),
             stats.rotations,
+            stats.sealed_ahead,
             stats.recycled,
             stats.created,
             stats.late_allocations,
@@ -128,7 +111,7 @@ pub(crate) fn rotation(dir: &Path) -> Fallible<()> {
         );
     }
     println!(
-        "an append that rotates: p50 {:.0} us, p99 {:.0} us; p99.9 with rotations / without {:.2}",
+        "  an append that rotates: p50 {:.0} us, p99 {:.0} us; p99.9 with rotations / without {:.2}",
         quantile(&rotating, 0.5) * 1e6,
         quantile(&rotating, 0.99) * 1e6,
         quantile(&times[0], 0.999) / quantile(&times[1], 0.999),

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use graven_frame::{Frame, Kind};
 use graven_wal::sim::{SECTOR_BYTES, SimDisk};
-use graven_wal::{Damage, Disk, DiskFile, HardState, Identity, OpenError, ReadError, Wal, inspect};
+use graven_wal::{
+    Damage, Disk, DiskFile, HardState, Identity, OpenError, Options, ReadError, SyncMethod, Wal, inspect,
+};
 
 use crate::common::{IDENTITY, control, first, grow, new_log, options};
 use crate::long;
@@ -22,6 +24,8 @@ pub(crate) struct Specimen {
     meaning: BTreeMap<String, Vec<(u64, u64, Option<u64>)>>,
     /// The last record: nothing vouches for it, and it vouches for the rest.
     last: (String, u64),
+    /// How it was written, and is opened.
+    options: Options,
 }
 
 /// What became of a change.
@@ -49,7 +53,16 @@ impl Specimen {
     /// Three segments with all kinds of records; few bytes of them are used, so that every one can be tried.
     pub(crate) fn plain() -> Specimen {
         let disk = SimDisk::new(21);
-        Specimen::fill(&disk, new_log(&disk))
+        Specimen::fill(&disk, new_log(&disk), options())
+    }
+
+    /// Written around the page cache, and opened for that.
+    pub(crate) fn direct() -> Specimen {
+        let disk = SimDisk::new(21);
+        drop(new_log(&disk));
+        let options = Options { sync: SyncMethod::Direct, ..options() };
+        let (wal, _) = Wal::open(disk.clone(), options.clone()).expect("just created");
+        Specimen::fill(&disk, wal, options)
     }
 
     /// The same in segments that had an earlier life.
@@ -67,10 +80,10 @@ impl Specimen {
         }
         wal.sync().expect("no fault");
         wal.release_before(wal.last_index()).expect("no fault");
-        Specimen::fill(&disk, wal)
+        Specimen::fill(&disk, wal, options())
     }
 
-    fn fill(disk: &SimDisk, mut wal: Wal<SimDisk>) -> Specimen {
+    fn fill(disk: &SimDisk, mut wal: Wal<SimDisk>, options: Options) -> Specimen {
         let term = wal.hard_state().term;
         for round in 1..4 {
             grow(&mut wal, 2, 150);
@@ -89,7 +102,7 @@ impl Specimen {
         }
         wal.close().expect("no fault");
         let disk = disk.copy();
-        let (wal, recovered) = Wal::open(disk.copy(), options()).expect("closed in good order");
+        let (wal, recovered) = Wal::open(disk.copy(), options.clone()).expect("closed in good order");
         let content = look(&wal.reader(), &recovered).expect("intact");
         let found = inspect::verify(&disk).expect("closed");
         assert!(found.damage.is_empty() && found.healed.is_empty() && found.torn_bytes == 0, "{found:?}");
@@ -111,7 +124,7 @@ impl Specimen {
         {
             range.2 = range.2.filter(|index| later.insert(*index));
         }
-        Specimen { disk, content, files, meaning, last }
+        Specimen { disk, content, files, meaning, last, options }
     }
 
     /// Begun segments.
@@ -134,7 +147,7 @@ impl Specimen {
     pub(crate) fn judge(&self, changed: &SimDisk, harm: Harm<'_>) -> Result<Outcome, String> {
         let before = segment_files(changed);
         let verified = inspect::verify(changed);
-        let opened = Wal::open(changed.clone(), options());
+        let opened = Wal::open(changed.clone(), self.options.clone());
         let unchanged = || {
             let same = before.iter().all(|(name, bytes)| *bytes == whole(changed, name));
             if same { Ok(()) } else { Err("an open that found damage changed bytes".to_owned()) }
@@ -436,8 +449,8 @@ fn bits() -> Vec<u8> {
     if long() { (0..8).collect() } else { vec![0] }
 }
 
-fn specimens() -> [Specimen; 2] {
-    [Specimen::plain(), Specimen::recycled()]
+fn specimens() -> [Specimen; 3] {
+    [Specimen::plain(), Specimen::recycled(), Specimen::direct()]
 }
 
 #[test]

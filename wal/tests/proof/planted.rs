@@ -54,6 +54,22 @@ fn opening_synced_before_it_is_written_is_found() {
 }
 
 #[test]
+fn segment_that_was_synced_and_lost_its_opening_is_found_when_cut() {
+    let specimen = Specimen::plain();
+    is_found(Bug::LostOpeningCut, move || every_sector(&specimen).map(drop));
+}
+
+#[test]
+fn seal_ahead_that_is_believed_is_found() {
+    is_found(Bug::SealAheadBelieved, crashes_of("seal ahead"));
+}
+
+#[test]
+fn block_that_was_begun_and_is_not_written_again_is_found() {
+    is_found(Bug::TailBlockSkipped, crashes_of("append and vote, direct"));
+}
+
+#[test]
 fn length_trusted_before_the_sum_is_found() {
     is_found(Bug::LengthBeforeCrc, crashes_of("append and vote"));
 }

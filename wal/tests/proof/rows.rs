@@ -1,7 +1,7 @@
 //! Rows of the recovery table for which the bytes must be forged: nothing that this crate writes looks like that.
 
 use graven_frame::{Frame, Kind};
-use graven_wal::sim::SimDisk;
+use graven_wal::sim::{SimDisk, Unsynced};
 use graven_wal::{LogBase, OpenError, Wal, inspect};
 
 use crate::common::{base, control, first, grow, new_log, options, records};
@@ -231,4 +231,84 @@ fn row_unanchored_entry_needs_a_reset_behind_it() {
             assert!(matches!(opened, Err(OpenError::WrongChain { .. } | OpenError::Damaged(_))), "{opened:?}");
         }
     }
+}
+
+const SECOND: &str = "0000000000000002.seg";
+
+/// A log that went on in its second segment with one append that was not synced, and the entries before it.
+fn rotated_and_not_synced() -> (SimDisk, Wal<SimDisk>, Vec<Frame>) {
+    let disk = SimDisk::new(12);
+    let mut wal = new_log(&disk);
+    let mut frames = vec![first()];
+    frames.extend(grow(&mut wal, 4, 2500));
+    wal.sync().expect("no fault");
+    assert_eq!(wal.stats().rotations, 0);
+    grow(&mut wal, 1, 900);
+    assert_eq!(wal.stats().rotations, 1);
+    (disk, wal, frames)
+}
+
+/// Of the first write into a segment only the records survived: it was not acknowledged, and its bytes go aside.
+#[test]
+fn row_records_without_their_opening_are_an_unfinished_write() {
+    let (disk, wal, frames) = rotated_and_not_synced();
+    let unsynced = disk.unsynced();
+    let of_opening =
+        |thing: &Unsynced| matches!(thing, Unsynced::Sector(name, sector) if name == SECOND && *sector < 8);
+    assert!(unsynced.iter().any(of_opening) && !unsynced.iter().all(of_opening), "{unsynced:?}");
+    let lost = disk.crash_keeping(|nth| !of_opening(&unsynced[nth]));
+    drop(wal);
+    let record = lost.bytes_of(SECOND).expect("there")[4096..].to_vec();
+    let found = inspect::scan(&lost).expect("a log");
+    assert!(found.torn_bytes > 4096 && found.damage.is_empty(), "{found:?}");
+    let (mut wal, recovered) = Wal::open(lost.clone(), options()).expect("no damage");
+    assert_eq!(look(&wal.reader(), &recovered).expect("intact").frames, frames);
+    assert_eq!(recovered.report.torn_bytes, found.torn_bytes);
+    let kept = lost.bytes_of(&recovered.report.saved_as.expect("saved")).expect("there");
+    assert_eq!(kept[4096..], record[..kept.len() - 4096], "every byte of it is kept");
+    // The segment is used after all, and nothing of the first attempt is met in it.
+    let new = grow(&mut wal, 1, 100);
+    wal.close().expect("no fault");
+    let (wal, recovered) = Wal::open(lost, options()).expect("closed");
+    assert_eq!((recovered.report.torn_bytes, recovered.last_index), (0, 6));
+    assert_eq!(wal.reader().frame(6).expect("there"), new[0]);
+}
+
+/// The same bytes are gone, and a record that was written after a sync of the segment is there.
+#[test]
+fn row_opening_lost_under_records_that_were_synced_is_damage() {
+    let (disk, mut wal, _) = rotated_and_not_synced();
+    wal.sync().expect("no fault");
+    wal.write_sync_point().expect("no fault");
+    drop(wal);
+    disk.edit(SECOND, |bytes| bytes[..4096].fill(0));
+    let before = disk.bytes_of(SECOND);
+    match Wal::open(disk.clone(), options()) {
+        Err(OpenError::Damaged(damage)) => assert_eq!((damage.segment.0, damage.from, damage.to), (2, 0, 4096)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(disk.bytes_of(SECOND), before);
+}
+
+/// Records in a segment say that the one before it was closed: if it is not, it lost something that was durable.
+#[test]
+fn row_unfinished_write_behind_a_segment_that_is_not_closed_is_damage() {
+    let (disk, wal, frames) = rotated_and_not_synced();
+    let unsynced = disk.unsynced();
+    let lost = disk.crash_keeping(
+        |nth| !matches!(&unsynced[nth], Unsynced::Sector(name, sector) if name == SECOND && *sector < 8),
+    );
+    drop(wal);
+    let (_, end) = place(&lost, frames.len() as u64);
+    lost.edit(SEGMENT, |bytes| bytes[end..].fill(0));
+    match Wal::open(lost.clone(), options()) {
+        Err(OpenError::Damaged(damage)) => {
+            assert_eq!((damage.segment.0, damage.from, damage.to), (1, end as u64, 16 << 10), "{damage}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // With consent the log ends where it still can be read, and the write that was not finished is out of the way.
+    let plan = inspect::repair(&lost, inspect::Consent::AcceptDataLoss).expect("a plan");
+    assert_eq!((plan.keeps, plan.moved.len()), (Some((1, frames.len() as u64)), 1), "{plan:?}");
+    assert_eq!(entries(&lost), Ok(frames));
 }

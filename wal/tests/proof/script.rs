@@ -60,7 +60,11 @@ impl Script {
             _ if random.below(3) == 0 => Step::Reset(random.below(9)),
             _ => Step::Reopen,
         });
-        Script::new(&format!("random seed {seed}"), &steps.collect::<Vec<_>>())
+        let mut script = Script::new(&format!("random seed {seed}"), &steps.collect::<Vec<_>>());
+        if seed % 3 == 2 {
+            script.options.sync = SyncMethod::Direct;
+        }
+        script
     }
 
     /// The workloads that together touch every kind of call.
@@ -170,11 +174,57 @@ impl Script {
                     Sync,
                 ],
             ),
+            // Small appends, each with its sync, over the end of a segment, in fresh and in used files: the footer goes with the last of
+            // them, and the next opening with the first one behind it.
+            Script::new(
+                "seal ahead",
+                &[
+                    Prepare,
+                    Append(3, 3000),
+                    Append(1, 900),
+                    Sync,
+                    Append(1, 300),
+                    Sync,
+                    Append(1, 300),
+                    Prepare,
+                    Append(3, 2900),
+                    Append(1, 900),
+                    Sync,
+                    SyncPoint,
+                    Append(3, 3000),
+                    Prepare,
+                    Append(1, 900),
+                    HardState(Some(1)),
+                    Sync,
+                    Commit(0),
+                    Release(1),
+                    Append(2, 3000),
+                    Append(1, 2000),
+                    Append(1, 900),
+                    Sync,
+                    Append(1, 300),
+                    Sync,
+                ],
+            ),
+            Script::new(
+                "seal ahead and reopen",
+                &[Prepare, Append(3, 3000), Append(1, 900), Sync, Reopen, Append(1, 300), Sync],
+            ),
         ];
-        let mut durable = scripts[1].clone();
-        durable.name = "rotate, dsync".to_owned();
-        durable.options.sync = SyncMethod::Dsync;
-        scripts.push(durable);
+        let otherwise: Vec<_> = scripts
+            .iter()
+            .flat_map(|script| {
+                let written = |way: &str, sync| Script {
+                    name: format!("{}, {way}", script.name),
+                    options: Options { sync, ..script.options.clone() },
+                    steps: script.steps.clone(),
+                };
+                let dsync = ["rotate", "seal ahead"].contains(&script.name.as_str());
+                let dsync = dsync.then(|| written("dsync", SyncMethod::Dsync));
+                dsync.into_iter().chain([written("direct", SyncMethod::Direct)])
+            })
+            .collect();
+        scripts.extend(otherwise);
         scripts
     }
 
@@ -396,7 +446,7 @@ pub(crate) fn look(reader: &LogReader, recovered: &Recovered) -> Result<Moment, 
 /// The scripts reach what they are there for: a crash test of calls that are never made proves nothing.
 #[test]
 fn scripts_rotate_reuse_files_reset_and_release() {
-    let (mut rotations, mut recycled, mut unprepared, mut moved_up) = (0, 0, 0, 0);
+    let (mut rotations, mut recycled, mut unprepared, mut moved_up, mut ahead) = (0, 0, 0, 0, 0);
     for script in Script::all() {
         let mut model = Model::new();
         match script.run(&script.fresh_disk(1), &mut model) {
@@ -405,11 +455,14 @@ fn scripts_rotate_reuse_files_reset_and_release() {
                 rotations += stats.rotations;
                 recycled += stats.recycled;
                 unprepared += stats.unprepared_rotations;
+                ahead += stats.sealed_ahead;
                 moved_up += u64::from(wal.reader().first_index() > 1);
             }
             Ended::Closed(error) | Ended::NotOpened(error) => panic!("{}: {error}", script.name),
         }
     }
-    println!("{rotations} rotations, {unprepared} unprepared, {recycled} files used again, {moved_up} logs moved up");
-    assert!(rotations > 8 && recycled > 0 && unprepared > 0 && moved_up > 1);
+    println!(
+        "{rotations} rotations, {unprepared} unprepared, {ahead} sealed ahead, {recycled} files used again, {moved_up} logs moved up"
+    );
+    assert!(rotations > 8 && recycled > 0 && unprepared > 0 && moved_up > 1 && ahead > 3);
 }

@@ -4,6 +4,8 @@
 //! An interrupted run that moved nothing is repeated from the start; one that was interrupted while moving is refused by name,
 //! because what it left behind may already be in use.
 
+pub mod join;
+
 use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -16,7 +18,7 @@ use graven_net::tls::{Authority, AuthorityError, Role};
 use graven_wal::{CreateError, Identity, Options, RealDisk, Wal};
 
 use crate::config::{ConfigError, NodeConfig, check_name, split_address};
-use crate::members::{Member, Members, MembersError};
+use crate::members::{Member, MemberRole, Members, MembersError};
 
 /// One node of the cluster to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,6 +175,12 @@ pub enum InitError {
     /// A setting makes no valid configuration.
     #[error("a setting cannot be used: {0}")]
     Setting(#[source] ConfigError),
+    /// There is no cluster to make a node for.
+    #[error("{} has no authority in it: name the directory that `graven init` or `graven dev` made, with its ca", dir.display())]
+    NoAuthority {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// No certificate could be made.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
@@ -298,21 +306,12 @@ impl NewCluster {
         write_file(&staging.join(CLIENT_FILE), client_toml(&self.nodes).as_bytes())?;
 
         let members = self.members();
+        write_file(&staging.join("ca").join(join::NEWEST_FILE), members.newest_id().to_string().as_bytes())?;
         let first = first_entry(&members)?;
         for (node, member) in self.nodes.iter().zip(&members.nodes) {
-            let dir = staging.join(&node.name);
-            make_dir(&dir, 0o700)?;
-            write_file(&dir.join("ca.crt"), public)?;
-            let issued = authority.issue_node(&node.name, member.id, [&node.host])?;
-            issued.save(dir.join("node.crt"), dir.join("node.key"))?;
-            let text = self.node_toml(node);
-            let config = NodeConfig::parse(&text, &dir.join("graven.toml")).map_err(InitError::Setting)?;
-            write_file(&dir.join("graven.toml"), text.as_bytes())?;
-            make_dir(&config.data_dir, 0o700)?;
             let identity = Identity { cluster, node: member.id, incarnation: member.incarnation() };
-            let options = Options { segment_bytes: config.wal.segment_bytes, ..Options::default() };
-            Wal::create(RealDisk::open(&config.data_dir), identity, options, std::slice::from_ref(&first))
-                .map_err(|cause| InitError::Data { name: node.name.clone(), cause })?;
+            let dir = staging.join(&node.name);
+            stage_node(&dir, &authority, node, identity, &self.settings, std::slice::from_ref(&first))?;
         }
         Ok(())
     }
@@ -324,12 +323,38 @@ impl NewCluster {
             peer_address: node.peer_address(),
             client_address: node.client_address(),
             incarnation: rand::random(),
-            voter: true,
+            role: MemberRole::Voter,
         });
         Members { nodes: nodes.collect() }
     }
+}
 
-    fn node_toml(&self, node: &NewNode) -> String {
+/// Makes one node's directory: certificates, configuration, and a log that holds `first`.
+fn stage_node(
+    dir: &Path,
+    authority: &Authority,
+    node: &NewNode,
+    identity: Identity,
+    settings: &[Setting],
+    first: &[Frame],
+) -> Result<(), InitError> {
+    make_dir(dir, 0o700)?;
+    write_file(&dir.join("ca.crt"), authority.certificate_pem().as_bytes())?;
+    let issued = authority.issue_node(&node.name, identity.node, [&node.host])?;
+    issued.save(dir.join("node.crt"), dir.join("node.key"))?;
+    let text = node.toml(settings);
+    let config = NodeConfig::parse(&text, &dir.join("graven.toml")).map_err(InitError::Setting)?;
+    write_file(&dir.join("graven.toml"), text.as_bytes())?;
+    make_dir(&config.data_dir, 0o700)?;
+    let options = Options { segment_bytes: config.wal.segment_bytes, ..Options::default() };
+    Wal::create(RealDisk::open(&config.data_dir), identity, options, first)
+        .map_err(|cause| InitError::Data { name: node.name.clone(), cause })
+}
+
+impl NewNode {
+    /// The text of its `graven.toml`.
+    fn toml(&self, settings: &[Setting]) -> String {
+        let node = self;
         let text = |value: &str| toml::Value::String(value.to_owned());
         let entry = |key: &str, value: toml::Value| (key.to_owned(), value);
         let mut sections: Vec<(String, Vec<(String, toml::Value)>)> = vec![
@@ -358,7 +383,7 @@ impl NewCluster {
                 ],
             ),
         ];
-        for setting in &self.settings {
+        for setting in settings {
             let (section, key) = setting.key.split_once('.').unwrap_or(("", &setting.key));
             let at = sections.iter().position(|(name, _)| name == section).unwrap_or_else(|| {
                 sections.push((section.to_owned(), Vec::new()));
