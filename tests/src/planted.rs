@@ -125,6 +125,7 @@ pub const ALL: &[Planted] = &[
         &["P11", "P2", "P7", "P1", "answers", "liveness"],
     ),
     in_replica("sessions-not-rebuilt", replica::Bug::SessionsNotRebuilt, 50, &["answers", "P7", "P10"]),
+    in_replica("fence-not-rolled-back", replica::Bug::FenceNotRolledBack, 3000, &["P10"]),
     in_replica("undo-kept", replica::Bug::UndoKept, 50, &["P11"]),
     in_replica("judged-too-early", replica::Bug::JudgedTooEarly, 50, &["P1", "P10"]),
     in_replica("deposed-judges", replica::Bug::DeposedJudges, 400, &["P10", "P8", "answers"]),
@@ -145,5 +146,6 @@ pub const ALL: &[Planted] = &[
     in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 200, &["recovery"]),
     in_wal("sync-retried", wal::Bug::SyncRetried, 100, &["recovery", "P1"]),
     in_wal("page-cache-trusted", wal::Bug::PageCacheTrusted, 100, &["recovery", "P1", "P2"]),
+    in_wal("cut-left-standing", wal::Bug::CutLeftStanding, 3000, &["recovery", "P1"]),
     in_wal("seal-without-sync", wal::Bug::SealWithoutSync, 200, &["recovery", "P1"]),
 ];
