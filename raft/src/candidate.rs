@@ -53,9 +53,16 @@ impl Core {
     pub(crate) fn may_stand(&self) -> bool {
         self.config.may_vote
             && self.applied >= self.must_apply
-            && self.log.membership().is_voter(self.config.id)
+            && self.is_needed()
             && !self.disk_stalled()
             && !self.hard_state_pending()
+    }
+
+    /// Whether an election may depend on this node: it votes by the membership in force, or by one before it that is not known to be
+    /// over. One whose log alone holds the entry that removes it must be able to win with it, or nobody could: the others
+    /// still need its vote, which it cannot give to their shorter logs (thesis 4.2.2).
+    fn is_needed(&self) -> bool {
+        self.log.memberships().iter().any(|(_, membership)| membership.is_voter(self.config.id))
     }
 
     /// Asks whether it could win, in the term after its own (thesis 9.6).

@@ -39,7 +39,8 @@ impl Core {
         let matched = follower.matched;
         follower.push_inflight(Inflight { request, last, bytes, deadline, matched });
         if follower.state == ProgressState::Replicate {
-            follower.next = last.next();
+            // While the bytes were fetched an acknowledgement of earlier appends may have come in that covers more.
+            follower.next = last.next().max(matched.next());
         }
         self.maybe_append(at);
         self.maybe_tell_commit(at);

@@ -2,8 +2,9 @@
 //!
 //! Nothing is answered `Appended` before its entry is committed. Any other answer that rests on the session table or on the
 //! log's end (duplicate, conflict, fenced, expired, gap) leaves only after everything up to the judged index is committed in
-//! this leader's term, or, when nothing is pending, after a quorum confirmed the leadership: a deposed leader may have
-//! judged against entries that never happened. When leadership is lost first, the outcome is unknown.
+//! this leader's term, and a quorum confirmed the leadership in a round that began after the judgement: a deposed leader may
+//! have judged against entries that never happened, or without those of the leader after it. When leadership is lost first, the
+//! outcome is unknown.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -20,8 +21,9 @@ pub(super) struct Acks {
     placed: VecDeque<(u64, Vec<(RequestId, Answer)>)>,
     /// Answers held until `index` is committed.
     held: VecDeque<(u64, Ready)>,
-    /// Answers held until a read round ends, by its id. Ordered, because it is drained: equal inputs, equal outputs.
-    rounds: BTreeMap<u64, Vec<Ready>>,
+    /// Answers held until a read round ends, by its id, and the index they rest on. Ordered, because it is drained: equal
+    /// inputs, equal outputs.
+    rounds: BTreeMap<u64, Vec<(u64, Ready)>>,
     /// Linearizable reads: round id to request; then index to wait for.
     reads: HashMap<u64, RequestId>,
     reads_at: VecDeque<(u64, RequestId)>,
@@ -41,9 +43,9 @@ impl Acks {
         self.held.push_back((index, ready));
     }
 
-    /// `ready` rests on a log that is all committed; round `id` confirms that this is still so.
-    pub(super) fn hold_for_round(&mut self, id: u64, ready: Ready) {
-        self.rounds.entry(id).or_default().push(ready);
+    /// `ready` rests on the log up to `index`; round `id` confirms that it is still the log of the leader.
+    pub(super) fn hold_for_round(&mut self, id: u64, index: u64, ready: Ready) {
+        self.rounds.entry(id).or_default().push((index, ready));
     }
 
     /// `request` is a linearizable read whose index round `id` will tell.
@@ -67,9 +69,16 @@ impl Acks {
         }
     }
 
-    /// Round `id` confirmed the leadership at `index`.
-    pub(super) fn round_confirmed(&mut self, id: u64, index: u64, out: &mut Vec<Ready>) {
-        out.extend(self.rounds.remove(&id).into_iter().flatten());
+    /// Round `id` confirmed the leadership at `index`, everything up to `committed` being committed. What rests on more goes on
+    /// waiting: rounds end in order and indexes never fall, so it goes behind what waits already.
+    pub(super) fn round_confirmed(&mut self, id: u64, index: u64, committed: u64, out: &mut Vec<Ready>) {
+        for (at, ready) in self.rounds.remove(&id).into_iter().flatten() {
+            if at <= committed {
+                out.push(ready);
+            } else {
+                self.held.push_back((at, ready));
+            }
+        }
         if let Some(request) = self.reads.remove(&id) {
             self.reads_at.push_back((index, request));
         }
@@ -77,7 +86,7 @@ impl Acks {
 
     /// Round `id` will not end: this leadership is over or has no quorum.
     pub(super) fn round_failed(&mut self, id: u64, out: &mut Vec<Ready>) {
-        for (request, _) in self.rounds.remove(&id).into_iter().flatten() {
+        for (_, (request, _)) in self.rounds.remove(&id).into_iter().flatten() {
             out.push((request, Err(Rejection::LostLeadership { leader: None })));
         }
         if let Some(request) = self.reads.remove(&id) {
@@ -103,7 +112,7 @@ impl Acks {
         }
         out.extend(self.held.drain(..).map(|(_, (request, _))| (request, Err(rejection.clone()))));
         for (_, list) in std::mem::take(&mut self.rounds) {
-            out.extend(list.into_iter().map(|(request, _)| (request, Err(rejection.clone()))));
+            out.extend(list.into_iter().map(|(_, (request, _))| (request, Err(rejection.clone()))));
         }
     }
 

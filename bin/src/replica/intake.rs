@@ -183,20 +183,19 @@ impl Replica {
         }
     }
 
-    /// Holds answers that rest on the log up to `index` until that is certain.
+    /// Holds answers that rest on the log up to `index` until that is certain: all of it committed, and the leadership
+    /// confirmed by a round that began now. The commit alone proves nothing about now: it may come about by acknowledgements
+    /// that were on their way while another leader was elected.
     pub(super) fn hold(&mut self, now: Now, index: u64, judged: Vec<(RequestId, Result<Answer, Rejection>)>) {
         if judged.is_empty() {
             return;
         }
-        let certain = if index > self.core.commit().0 { Bug::JudgedTooEarly } else { Bug::DeposedJudges };
-        if is_planted(certain) {
+        let is_committed = index <= self.core.commit().0;
+        if is_planted(Bug::JudgedTooEarly) || (is_planted(Bug::DeposedJudges) && is_committed) {
             return self.ready.extend(judged);
         }
-        if index > self.core.commit().0 {
-            for ready in judged {
-                self.acks.hold_until(index, ready);
-            }
-            return;
+        if is_planted(Bug::DeposedJudges) {
+            return judged.into_iter().for_each(|ready| self.acks.hold_until(index, ready));
         }
         let round = self.fresh_round();
         if self.core.read(now.tick, round).is_err() {
@@ -205,7 +204,7 @@ impl Replica {
             return;
         }
         for ready in judged {
-            self.acks.hold_for_round(round, ready);
+            self.acks.hold_for_round(round, index, ready);
         }
     }
 }

@@ -442,7 +442,9 @@ impl Replica {
                 self.acks.committed(up_to.0, &mut self.ready);
             }
             Output::Role { role, term, leader } => self.on_role(role, term, leader),
-            Output::ReadReady { id, index } => self.acks.round_confirmed(id, index.0, &mut self.ready),
+            Output::ReadReady { id, index } => {
+                self.acks.round_confirmed(id, index.0, self.committed, &mut self.ready);
+            }
             Output::ReadFailed { id } => self.acks.round_failed(id, &mut self.ready),
             // Its frame is sealed when the persist that follows asks for it.
             Output::Noop { .. } => {}

@@ -52,6 +52,35 @@ fn new_servers_catch_up_without_a_say_and_delay_nobody() {
     assert_eq!((cluster.core(4).role(), cluster.core(4).term()), (Role::Follower, cluster.core(leader).term()));
 }
 
+/// Thesis 4.2.2: a server that its own newest membership leaves out may be the only one that can win, as long as that entry is
+/// not committed.
+#[test]
+fn a_leader_that_alone_holds_the_entry_that_removes_it_can_be_elected_to_commit_it() {
+    let mut cluster = Cluster::new(3, 21);
+    let (leader, others) = cluster.elect_and_others();
+    // Only one of the two that stay is there to hear of it.
+    cluster.crash(n(others[1]));
+    cluster.isolate(leader);
+    cluster.propose_meta(leader, change(&others, &[], &[])).unwrap();
+    cluster.run_for(5 * MS);
+    cluster.crash(n(leader));
+    cluster.heal();
+    cluster.start(n(leader), Index(1));
+    // The other one has a shorter log; the removed one is in no majority of its own. Only it can win.
+    let stands = |cluster: &Cluster| {
+        cluster.core(leader).role() == Role::Candidate || cluster.core(leader).role() == Role::PreCandidate
+    };
+    assert!(cluster.run_while(2_000 * MS, stands));
+    cluster.start(n(others[1]), Index(1));
+    let is_over = |cluster: &Cluster| {
+        others
+            .iter()
+            .all(|&node| cluster.core(node).commit() >= Index(3) && cluster.core(node).membership().voters.len() == 2)
+    };
+    assert!(cluster.run_while(5_000 * MS, is_over));
+    assert!(!cluster.core(others[0]).membership().is_voter(n(leader)));
+}
+
 /// Thesis 4.2.1: what learners hold commits nothing, however many there are.
 #[test]
 fn learners_count_for_no_commit() {

@@ -351,6 +351,27 @@ fn replicating() -> Core {
     core
 }
 
+/// What is sent may be fetched from a disk first; an acknowledgement that comes meanwhile counts.
+#[test]
+fn bytes_that_come_late_take_back_nothing_that_was_acknowledged() {
+    let mut core = replicating();
+    let asked = drain(&mut core).into_iter().find_map(|output| match output {
+        Output::Append { to, request, epoch, prev, .. } if to == n(2) => Some((request, epoch, prev.index)),
+        _ => None,
+    });
+    let (request, epoch, prev) = asked.unwrap();
+    core.propose(Tick(403 * MS), records()).unwrap();
+    let matched = core.last_id().index;
+    // Of an append that was sent before, and arrived after all.
+    let reply =
+        Message::AppendReply { term: Term(2), request: 1, epoch, success: true, matched, last: matched, hint: None };
+    core.receive(Tick(404 * MS), n(2), reply);
+    core.sent(Tick(405 * MS), n(2), request, prev.next(), 100, epoch);
+    let follower = core.progress().find(|follower| follower.node == n(2)).unwrap();
+    assert_eq!((follower.matched, follower.next), (matched, matched.next()));
+    invariants::check_state(&core).unwrap();
+}
+
 /// A follower that answers heartbeats looks healthy; when nothing reaches its log all the same, it is probed anew.
 #[test]
 fn a_follower_that_is_alive_and_does_not_advance_is_probed() {
