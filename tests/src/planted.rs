@@ -8,6 +8,7 @@ use graven::replica::planted as replica;
 use graven_raft::planted as core;
 use graven_wal::planted as wal;
 
+use crate::profile::Profile;
 use crate::{Outcome, Settings, run};
 
 /// Where a bug is switched on.
@@ -30,6 +31,8 @@ pub struct Planted {
     pub switch: Switch,
     /// Seeds, from 0 on, after which it counts as overlooked.
     pub within: u64,
+    /// The mix of faults it is looked for under; `None` is the ordinary mixture.
+    pub profile: Option<Profile>,
     /// The properties by which it may be found.
     pub found_by: &'static [&'static str],
 }
@@ -45,6 +48,7 @@ impl Planted {
     #[must_use]
     pub fn hunt(&self, seeds: std::ops::Range<u64>, settings: &Settings) -> Option<Outcome> {
         self.plant();
+        let settings = &Settings { profile: settings.profile.or(self.profile), ..*settings };
         let found = seeds.map(|seed| run(seed, settings)).find(|outcome| outcome.violation.is_some());
         unplant();
         found
@@ -69,87 +73,72 @@ pub fn unplant() {
 }
 
 const fn in_core(name: &'static str, bug: core::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
-    Planted { name, switch: Switch::Core(bug), within, found_by }
+    Planted { name, switch: Switch::Core(bug), within, profile: None, found_by }
 }
 
 const fn in_replica(name: &'static str, bug: replica::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
-    Planted { name, switch: Switch::Replica(bug), within, found_by }
+    Planted { name, switch: Switch::Replica(bug), within, profile: None, found_by }
 }
 
 const fn in_wal(name: &'static str, bug: wal::Bug, within: u64, found_by: &'static [&'static str]) -> Planted {
-    Planted { name, switch: Switch::Wal(bug), within, found_by }
+    Planted { name, switch: Switch::Wal(bug), within, profile: None, found_by }
+}
+
+impl Planted {
+    const fn under(self, profile: Profile) -> Planted {
+        Planted { profile: Some(profile), ..self }
+    }
 }
 
 /// All of them, in the order in which `sim --planted list` prints them.
 pub const ALL: &[Planted] = &[
-    in_core("old-term-commit", core::Bug::OldTermCommit, 5000, &["leader completeness", "state-machine safety"]),
-    in_core("leader-counts-unsynced", core::Bug::LeaderCountsUnsynced, 50, &["P1"]),
-    in_core("half-is-enough", core::Bug::HalfIsEnough, 50, &["P1", "election safety", "leader completeness"]),
-    in_core("commit-beyond-verified", core::Bug::CommitBeyondVerified, 50, &["state-machine safety", "invariant"]),
+    in_core("old-term-commit", core::Bug::OldTermCommit, 600, &["leader completeness"]).under(Profile::DEPOSED),
+    in_core("leader-counts-unsynced", core::Bug::LeaderCountsUnsynced, 100, &["P1"]),
+    in_core("half-is-enough", core::Bug::HalfIsEnough, 100, &["P1"]),
+    in_core("commit-beyond-verified", core::Bug::CommitBeyondVerified, 100, &["state-machine safety", "invariant"]),
     in_core("hint-ignored", core::Bug::HintIgnored, 100, &["repair cost"]),
-    in_core("read-round-unconfirmed", core::Bug::ReadRoundUnconfirmed, 200, &["P8"]),
-    in_core("passed-round-answered", core::Bug::PassedRoundAnswered, 1500, &["alarm", "P8"]),
-    in_core("read-before-own-entry", core::Bug::ReadBeforeOwnEntry, 200, &["P8"]),
-    in_core("vote-for-shorter-log", core::Bug::VoteForShorterLog, 50, &["leader completeness", "state-machine safety"]),
-    in_core("vote-twice", core::Bug::VoteTwice, 100, &["election safety", "invariant"]),
+    in_core("read-round-unconfirmed", core::Bug::ReadRoundUnconfirmed, 100, &["P8"]),
+    in_core("passed-round-answered", core::Bug::PassedRoundAnswered, 100, &["alarm", "P8"]).under(Profile::PAUSES),
+    in_core("read-before-own-entry", core::Bug::ReadBeforeOwnEntry, 100, &["P8"]),
+    in_core("vote-for-shorter-log", core::Bug::VoteForShorterLog, 100, &["leader completeness"]),
+    in_core("vote-twice", core::Bug::VoteTwice, 100, &["invariant", "election safety"]),
     in_core("vote-request-before-persist", core::Bug::VoteRequestBeforePersist, 200, &["election safety"]),
-    in_core("vote-before-persist", core::Bug::VoteBeforePersist, 600, &["election safety"]),
-    in_core("term-not-persisted", core::Bug::TermNotPersisted, 50, &["invariant", "election safety"]),
-    in_core(
-        "passed-term-taken",
-        core::Bug::PassedTermTaken,
-        200,
-        &["alarm", "leader completeness", "state-machine safety", "invariant"],
-    ),
-    in_core("prev-unchecked", core::Bug::PrevUnchecked, 100, &["log matching", "state-machine safety", "invariant"]),
-    in_core("truncates-what-agrees", core::Bug::TruncatesWhatAgrees, 50, &["invariant", "P1", "state-machine safety"]),
+    in_core("vote-before-persist", core::Bug::VoteBeforePersist, 100, &["election safety"]),
+    in_core("term-not-persisted", core::Bug::TermNotPersisted, 100, &["invariant"]),
+    in_core("passed-term-taken", core::Bug::PassedTermTaken, 200, &["alarm", "state-machine safety"]),
+    in_core("prev-unchecked", core::Bug::PrevUnchecked, 100, &["invariant", "log matching", "state-machine safety"]),
+    in_core("truncates-what-agrees", core::Bug::TruncatesWhatAgrees, 100, &["invariant"]),
     in_core("check-quorum-off", core::Bug::CheckQuorumOff, 100, &["liveness"]),
     in_core("pre-vote-skipped", core::Bug::PreVoteSkipped, 100, &["stability"]),
-    in_core("loyalty-off", core::Bug::LoyaltyOff, 800, &["stability"]),
-    in_core("noop-skipped", core::Bug::NoopSkipped, 50, &["P8", "liveness", "invariant"]),
+    in_core("loyalty-off", core::Bug::LoyaltyOff, 300, &["stability"]),
+    in_core("noop-skipped", core::Bug::NoopSkipped, 100, &["P8"]),
     in_core("watchdog-off", core::Bug::WatchdogOff, 100, &["liveness"]),
-    in_replica("ack-before-commit", replica::Bug::AckBeforeCommit, 50, &["P1"]),
-    in_replica(
-        "promise-before-sync",
-        replica::Bug::PromiseBeforeSync,
-        50,
-        &["P1", "leader completeness", "election safety", "state-machine safety"],
-    ),
-    in_replica("sync-skipped", replica::Bug::SyncSkipped, 50, &["P1"]),
-    in_replica("vote-forgotten", replica::Bug::VoteForgotten, 600, &["election safety"]),
-    in_replica("duplicate-lands", replica::Bug::DuplicateLands, 50, &["P7"]),
-    in_replica(
-        "sessions-not-rolled-back",
-        replica::Bug::SessionsNotRolledBack,
-        100,
-        &["P11", "P2", "P7", "P1", "answers", "liveness"],
-    ),
-    in_replica("sessions-not-rebuilt", replica::Bug::SessionsNotRebuilt, 50, &["answers", "P7", "P10"]),
-    in_replica("fence-not-rolled-back", replica::Bug::FenceNotRolledBack, 5000, &["P10"]),
-    in_replica("undo-kept", replica::Bug::UndoKept, 50, &["P11"]),
-    in_replica("judged-too-early", replica::Bug::JudgedTooEarly, 50, &["P1", "P10"]),
-    in_replica("deposed-judges", replica::Bug::DeposedJudges, 400, &["P10", "P8", "answers"]),
-    in_replica(
-        "acks-survive-deposition",
-        replica::Bug::AcksSurviveDeposition,
-        100,
-        &["P2", "P7", "P1", "P10", "answers"],
-    ),
-    in_replica("feed-skips", replica::Bug::FeedSkips, 50, &["P4"]),
-    in_replica("stale-read", replica::Bug::StaleRead, 50, &["P8"]),
-    in_replica("read-not-awaited", replica::Bug::ReadNotAwaited, 50, &["P8"]),
-    in_replica(
-        "readable-before-commit",
-        replica::Bug::ReadableBeforeCommit,
-        50,
-        &["state-machine safety", "invariant"],
-    ),
-    in_replica("stale-durable-report", replica::Bug::StaleDurableReport, 4000, &["P2", "invariant"]),
-    in_replica("ring-grows", replica::Bug::RingGrows, 50, &["P11"]),
-    in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery", "P1"]),
-    in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 4000, &["recovery", "P1"]),
-    in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 300, &["recovery"]),
-    in_wal("sync-retried", wal::Bug::SyncRetried, 100, &["recovery", "P1"]),
-    in_wal("page-cache-trusted", wal::Bug::PageCacheTrusted, 100, &["recovery", "P1", "P2"]),
-    in_wal("seal-without-sync", wal::Bug::SealWithoutSync, 200, &["recovery", "P1"]),
+    in_core("change-too-early", core::Bug::ChangeTooEarly, 100, &["membership safety"]).under(Profile::MEMBERS),
+    in_core("membership-on-commit", core::Bug::MembershipOnCommit, 200, &["liveness"]).under(Profile::MEMBERS),
+    in_core("membership-kept", core::Bug::MembershipKept, 100, &["invariant"]).under(Profile::MEMBERS),
+    in_replica("ack-before-commit", replica::Bug::AckBeforeCommit, 100, &["P1"]),
+    in_replica("promise-before-sync", replica::Bug::PromiseBeforeSync, 100, &["P1"]),
+    in_replica("sync-skipped", replica::Bug::SyncSkipped, 100, &["P1"]),
+    in_replica("vote-forgotten", replica::Bug::VoteForgotten, 100, &["election safety"]),
+    in_replica("duplicate-lands", replica::Bug::DuplicateLands, 100, &["P7"]),
+    in_replica("sessions-not-rolled-back", replica::Bug::SessionsNotRolledBack, 100, &["P11", "P2", "P7"]),
+    in_replica("sessions-not-rebuilt", replica::Bug::SessionsNotRebuilt, 100, &["answers"]),
+    in_replica("fence-not-rolled-back", replica::Bug::FenceNotRolledBack, 900, &["P10"]).under(Profile::TRANSFERS),
+    in_replica("undo-kept", replica::Bug::UndoKept, 100, &["P11"]),
+    in_replica("judged-too-early", replica::Bug::JudgedTooEarly, 100, &["P1", "P10"]),
+    in_replica("deposed-judges", replica::Bug::DeposedJudges, 700, &["P8", "P10"]).under(Profile::PAUSES),
+    in_replica("acks-survive-deposition", replica::Bug::AcksSurviveDeposition, 100, &["P2", "P7", "P10"]),
+    in_replica("feed-skips", replica::Bug::FeedSkips, 100, &["P4"]),
+    in_replica("stale-read", replica::Bug::StaleRead, 100, &["P8"]),
+    in_replica("read-not-awaited", replica::Bug::ReadNotAwaited, 100, &["P8"]),
+    in_replica("readable-before-commit", replica::Bug::ReadableBeforeCommit, 100, &["invariant"]),
+    in_replica("stale-durable-report", replica::Bug::StaleDurableReport, 100, &["P2"]).under(Profile::DEPOSED),
+    in_replica("ring-grows", replica::Bug::RingGrows, 100, &["P11"]),
+    in_replica("joint-kept", replica::Bug::JointKept, 100, &["liveness"]).under(Profile::MEMBERS),
+    in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),
+    in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 100, &["recovery"]).under(Profile::DISKS),
+    in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 100, &["recovery"]),
+    in_wal("sync-retried", wal::Bug::SyncRetried, 100, &["recovery"]),
+    in_wal("page-cache-trusted", wal::Bug::PageCacheTrusted, 100, &["recovery"]),
+    in_wal("seal-without-sync", wal::Bug::SealWithoutSync, 100, &["recovery"]),
 ];

@@ -40,8 +40,6 @@ pub enum Bug {
     ReadNotAwaited,
     /// Readers see what is synced here, committed or not.
     ReadableBeforeCommit,
-    /// A change of voters begins whoever of the new ones is alive.
-    NobodyAsked,
     /// A joint membership is never left.
     JointKept,
     /// A report of a write counts for the entries that replace what it wrote.
