@@ -67,7 +67,8 @@ impl Writer {
             nodes,
             pace_us: *rng.pick(&[2_000, 8_000, 30_000]),
             patience_us: *rng.pick(&PATIENCE_US),
-            window: *rng.pick(&[1, 4, 8]),
+            // Many tiny ones: what a sync has still to cover is longer than a record of term and vote.
+            window: if tiny { *rng.pick(&[8, 64, 128]) } else { *rng.pick(&[1, 4, 8]) },
             session: None,
             opening: None,
             next_sequence: 1,
@@ -124,7 +125,7 @@ impl Writer {
             self.pending.clear();
             return;
         }
-        let mut fresh = 1 + self.rng.below(3);
+        let mut fresh = 1 + self.rng.below(if self.tiny { 24 } else { 3 });
         while fresh > 0 && self.pending.len() < self.window && self.budget != Some(0) {
             fresh -= 1;
             self.budget = self.budget.map(|left| left - 1);
@@ -224,7 +225,7 @@ impl Writer {
         // Never above what is committed: offsets only grow, so that a conflict is final.
         let expected_offset = self.rng.chance(30).then_some(committed);
         // They grow, but not strictly: about half of them meet a higher one.
-        let fence = (self.fences && self.rng.chance(100)).then(|| 1 + committed / 16 + self.rng.below(16));
+        let fence = (self.fences && self.rng.chance(200)).then(|| 1 + committed / 16 + self.rng.below(16));
         builder.finish(GroupHeaderSpec {
             session: self.session,
             sequence: Some(self.next_sequence),

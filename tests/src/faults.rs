@@ -187,15 +187,14 @@ impl Cluster {
         self.after(20_000, 600_000, Event::Fault(Fault::Mend));
     }
 
-    /// What `node` writes now reaches few or none, and then it dies: tails of its term stay in a minority of the logs.
+    /// What `node` says now ends after a few messages, and then it dies: tails of its term stay in a minority of the logs, and
+    /// what a new leader brings of an old term arrives without its own.
     fn mute(&mut self, node: u64) {
-        let nodes = self.nodes.len() as u64;
-        let reached = self.rng.below(nodes / 2 + 1);
-        self.trace.line(self.now_us, format_args!("n{node} is heard by {reached} at most"));
-        self.network.mute(node, nodes, reached);
+        self.trace.line(self.now_us, format_args!("n{node} falls silent soon"));
+        self.network.mute_after_few(node, self.nodes.len() as u64);
         self.stats.partitions += 1;
-        self.after(2_000, 40_000, Event::Fault(Fault::Depose(node)));
-        self.after(2_000, 40_000, Event::Fault(Fault::Mend));
+        self.after(5_000, 60_000, Event::Fault(Fault::Depose(node)));
+        self.after(60_000, 300_000, Event::Fault(Fault::Mend));
     }
 
     /// `node` was just elected: some profiles do not leave it in peace. What it holds is in doubt the most while its first entries

@@ -16,6 +16,8 @@ pub struct Network {
     rng: Rng,
     /// `cut[from][to]`: nothing passes that way.
     cut: [[bool; PLACES]; PLACES],
+    /// `last_words[from][to]`: so many messages pass that way, and then none.
+    last_words: [[Option<u64>; PLACES]; PLACES],
     /// When the last message of each link arrives; keeps order where nothing is reordered.
     arrives: [[u64; PLACES]; PLACES],
     latency_us: u64,
@@ -48,6 +50,7 @@ impl Network {
         Network {
             rng,
             cut: [[false; PLACES]; PLACES],
+            last_words: [[None; PLACES]; PLACES],
             arrives: [[0; PLACES]; PLACES],
             latency_us: profile.latency_us,
             loss: profile.loss,
@@ -79,7 +82,7 @@ impl Network {
     /// When a message sent now arrives, if it does.
     pub fn send(&mut self, now_us: u64, from: u64, to: u64) -> Arrivals {
         let (source, target) = (from as usize, to as usize);
-        if self.cut[source][target] || self.rng.chance(self.loss) {
+        if self.cut[source][target] || self.is_muted(source, target) || self.rng.chance(self.loss) {
             self.lost += 1;
             return Arrivals::default();
         }
@@ -121,6 +124,7 @@ impl Network {
     /// Mends all cuts.
     pub fn heal(&mut self) {
         self.cut = [[false; PLACES]; PLACES];
+        self.last_words = [[None; PLACES]; PLACES];
     }
 
     /// Mends all cuts and stops misbehaving.
@@ -160,12 +164,23 @@ impl Network {
         }
     }
 
-    /// Cuts the way out of `node` to all but `reached` others of `nodes` nodes.
-    pub fn mute(&mut self, node: u64, nodes: u64, reached: u64) {
-        let first = self.rng.below(nodes);
-        let others = (0..nodes).map(|at| (first + at) % nodes + 1).filter(|peer| *peer != node);
-        for peer in others.skip(reached as usize).collect::<Vec<_>>() {
-            self.cut(node, peer);
+    /// Lets a few more messages out of `node` to each of `nodes` nodes, or none, and cuts it then.
+    pub fn mute_after_few(&mut self, node: u64, nodes: u64) {
+        for peer in (1..=nodes).filter(|peer| *peer != node) {
+            let few = if self.rng.chance(500) { 0 } else { self.rng.below(7) };
+            self.last_words[node as usize][peer as usize] = Some(few);
+        }
+    }
+
+    /// Whether a message may still leave, where only a few may; it is counted.
+    fn is_muted(&mut self, from: usize, to: usize) -> bool {
+        match &mut self.last_words[from][to] {
+            None => false,
+            Some(0) => true,
+            Some(few) => {
+                *few -= 1;
+                false
+            }
         }
     }
 

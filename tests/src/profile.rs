@@ -116,7 +116,8 @@ impl Profile {
     pub const TORN: Profile = Profile {
         name: "torn",
         tiny: true,
-        crash_us: 150_000,
+        slow_lives: 400,
+        crash_us: 250_000,
         power: 950,
         in_write: 950,
         flips: 300,

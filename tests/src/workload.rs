@@ -3,7 +3,7 @@
 use graven::members::change::MemberChange;
 use graven::replica::feed::{Feed, Step};
 use graven::replica::{Answer, Rejection, RequestId};
-use graven_frame::Group;
+use graven_frame::{Group, GroupBuilder, GroupHeaderSpec};
 use graven_raft::NodeId;
 
 use crate::check::{Asked, Checked, Violation};
@@ -25,6 +25,10 @@ pub(crate) enum Request {
         asked: Asked,
     },
     Read {
+        asked: Asked,
+    },
+    /// An append that wants to be the first.
+    Probe {
         asked: Asked,
     },
     Transfer {
@@ -58,6 +62,14 @@ impl Cluster {
                 let asked = self.checkers.read_began();
                 self.requests[request as usize] = Request::Read { asked };
                 self.input(node, |replica, now| replica.read_index(now, id))
+            }
+            Request::Probe { .. } => {
+                let asked = self.checkers.read_began();
+                self.requests[request as usize] = Request::Probe { asked };
+                self.input(node, |replica, now| {
+                    replica.append(id, hopeless_append());
+                    replica.flush(now);
+                })
             }
             Request::Transfer { to } => self.input(node, |replica, now| replica.transfer(now, id, NodeId(to))),
             Request::Change(change) => self.input(node, |replica, now| replica.change_members(now, id, &change)),
@@ -93,6 +105,12 @@ impl Cluster {
                     }
                     Ok(other) => unexpected(Ok(other)),
                     Err(_) => Ok(()),
+                };
+            }
+            Request::Probe { asked } => {
+                return match answer {
+                    Ok(other) => unexpected(Ok(other)),
+                    Err(rejection) => self.checkers.refused(&hopeless_append(), rejection, *asked),
                 };
             }
             Request::Transfer { .. } => return Ok(()),
@@ -196,7 +214,11 @@ impl Cluster {
         });
         let oldest = oldest.map_or(any, |node| node.id);
         let node = if self.rng.chance(500) { oldest } else { any };
-        self.ask(node, Request::Read { asked: Asked::default() });
+        // An append on a condition that cannot hold tells the length as well, and rests on the leader's word in the same way.
+        match self.rng.chance(400) && self.checkers.committed_records() > 0 {
+            true => self.ask(node, Request::Probe { asked: Asked::default() }),
+            false => self.ask(node, Request::Read { asked: Asked::default() }),
+        }
         let pace = self.profile.pace;
         self.after(1_000 * pace, 20_000 * pace, Event::Read);
         Ok(())
@@ -256,4 +278,12 @@ impl Cluster {
             writer.finish_after(3);
         }
     }
+}
+
+/// An append outside of any session that wants to be the first of all. The log is not empty any more.
+fn hopeless_append() -> Group {
+    let mut builder = GroupBuilder::new();
+    // One byte is within every bound.
+    let _ = builder.push(&[], b"!");
+    builder.finish(GroupHeaderSpec { expected_offset: Some(0), ..GroupHeaderSpec::default() })
 }
