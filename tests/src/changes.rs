@@ -23,7 +23,7 @@ fn crash_within(seed: u64, old: u64, victim: Option<u64>, steps: u64, power: boo
         let settled = cluster.members().filter(|members| !members.is_joint());
         settled.and_then(|members| members.by_name(name)).is_some_and(|member| member.role == role)
     };
-    let mut ask = |cluster: &mut Cluster, change: &MemberChange, name: &str, role| {
+    let ask = |cluster: &mut Cluster, change: &MemberChange, name: &str, role| {
         cluster.run_while(|cluster| cluster.leader().is_none())?;
         if let Some(leader) = cluster.leader() {
             cluster.ask_change(leader, change.clone());
