@@ -10,6 +10,8 @@ const PREFIX: &str = "checkpoint-";
 const DAMAGED: &str = ".damaged";
 /// The file that is being written.
 const UNFINISHED: &str = "checkpoint.new";
+/// A checkpoint that the log is about to begin with.
+const STAGED: &str = "checkpoint.install";
 
 /// Why a checkpoint was not saved or not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +69,41 @@ fn index_of(name: &str) -> Option<u64> {
 /// # Errors
 /// [`CheckpointError::Io`].
 pub fn save<D: Disk>(disk: &D, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let name = name_of(checkpoint.base.index);
+    save_as(disk, checkpoint, &name_of(checkpoint.base.index))
+}
+
+/// Makes a checkpoint durable that a log is about to begin with. It counts for nothing until the log was reset to it, durably, and
+/// [`settle`] gave it its name.
+///
+/// # Errors
+/// As [`save`].
+pub fn stage<D: Disk>(disk: &D, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    save_as(disk, checkpoint, STAGED)
+}
+
+/// Ends what a crash, or [`stage`], left: a staged checkpoint gets its name if the log begins behind it, and is removed if the log
+/// does not; what was being written is removed. Call it with the entry before the log's first one.
+///
+/// # Errors
+/// [`CheckpointError`]: a log that begins behind a checkpoint which is damaged.
+pub fn settle<D: Disk>(disk: &D, base: u64) -> Result<(), CheckpointError> {
+    remove_if_there(disk, UNFINISHED)?;
+    match head(disk, STAGED) {
+        Err(CheckpointError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(found) if found.index == base => {
+            disk.rename(STAGED, &name_of(base)).map_err(failed("rename", STAGED))?;
+        }
+        // The log was not reset to it; whoever offered it offers it again.
+        Ok(_) | Err(CheckpointError::Flawed { .. }) => remove_if_there(disk, STAGED)?,
+        Err(error) => return Err(error),
+    }
+    disk.sync_dir().map_err(failed("sync the directory of", STAGED))
+}
+
+fn save_as<D: Disk>(disk: &D, checkpoint: &Checkpoint, name: &str) -> Result<(), CheckpointError> {
     let written = write(disk, &checkpoint.encode()).and_then(|()| {
-        disk.rename(UNFINISHED, &name).map_err(failed("rename", UNFINISHED))?;
-        disk.sync_dir().map_err(failed("sync the directory of", &name))
+        disk.rename(UNFINISHED, name).map_err(failed("rename", UNFINISHED))?;
+        disk.sync_dir().map_err(failed("sync the directory of", name))
     });
     if written.as_ref().is_err_and(CheckpointError::is_full) {
         remove_if_there(disk, UNFINISHED)?;
@@ -105,14 +138,6 @@ pub fn stored<D: Disk>(disk: &D) -> Result<Vec<u64>, CheckpointError> {
     Ok(indexes)
 }
 
-/// Removes what a crash left of one that was being written.
-///
-/// # Errors
-/// [`CheckpointError::Io`].
-pub fn sweep<D: Disk>(disk: &D) -> Result<(), CheckpointError> {
-    remove_if_there(disk, UNFINISHED)
-}
-
 /// Loads the checkpoint of this index, every byte checked.
 ///
 /// # Errors
@@ -133,11 +158,14 @@ pub fn load<D: Disk>(disk: &D, index: u64) -> Result<Checkpoint, CheckpointError
 /// # Errors
 /// [`CheckpointError`].
 pub fn read_base<D: Disk>(disk: &D, index: u64) -> Result<LogBase, CheckpointError> {
-    let name = name_of(index);
-    let file = disk.open(&name, None).map_err(failed("open", &name))?;
+    head(disk, &name_of(index))
+}
+
+fn head<D: Disk>(disk: &D, name: &str) -> Result<LogBase, CheckpointError> {
+    let file = disk.open(name, None).map_err(failed("open", name))?;
     let mut head = [0; HEADER_BYTES];
-    let have = file.read_at(0, &mut head).map_err(failed("read", &name))?;
-    let flawed = |flaw| CheckpointError::Flawed { name: name.clone(), flaw };
+    let have = file.read_at(0, &mut head).map_err(failed("read", name))?;
+    let flawed = |flaw| CheckpointError::Flawed { name: name.to_owned(), flaw };
     Head::decode(&head[..have]).map(|head| head.base).map_err(flawed)
 }
 
@@ -203,13 +231,26 @@ mod tests {
             if found.contains(&2) {
                 assert_eq!(load(&disk, 2).expect("whole or not there"), checkpoint(2), "call {cut}");
             }
-            sweep(&disk).expect("a sweep");
+            settle(&disk, 0).expect("a sweep");
             save(&disk, &checkpoint(2)).expect("once more");
             if saved.is_ok() {
                 assert!(cut >= 5, "every step of it was cut");
                 return;
             }
         }
+    }
+
+    #[test]
+    fn a_staged_one_gets_its_name_when_the_log_begins_behind_it() {
+        let disk = SimDisk::new(4);
+        stage(&disk, &checkpoint(9)).expect("room");
+        assert_eq!(stored(&disk).expect("a list"), [0; 0]);
+        let other = disk.copy();
+        settle(&other, 3).expect("settled");
+        assert_eq!((stored(&other).expect("a list"), other.names().len()), (vec![], 0), "the log was not reset");
+        settle(&disk, 9).expect("settled");
+        assert_eq!(load(&disk, 9).expect("there"), checkpoint(9));
+        settle(&disk, 9).expect("nothing to do");
     }
 
     #[test]

@@ -301,6 +301,12 @@ impl<D: Disk> Wal<D> {
         self.pool.no_space() && room + spare < FULL_MARGIN_BYTES.max(self.options.segment_bytes / 8)
     }
 
+    /// The directory it lives in, for what stands beside it.
+    #[must_use]
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
     /// A view for reading, here or on other threads.
     #[must_use]
     pub fn reader(&self) -> LogReader {

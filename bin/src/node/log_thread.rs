@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use graven_wal::{AppendError, Disk, PrepareState, Wal};
+use graven_wal::{Disk, PrepareState, Wal};
 use tokio::sync::mpsc::Sender;
 use tracing::warn;
 
 use super::counters::Counters;
 use crate::replica::DiskJob;
-use crate::replica::disk;
+use crate::replica::disk::{self, DiskError};
 
 /// What goes to the log thread.
 #[derive(Debug)]
@@ -32,9 +32,11 @@ pub(super) enum LogReport {
         sequence: u64,
         /// Only the reserve is left on the disk.
         disk_full: bool,
+        /// The last entry of the newest checkpoint among them.
+        saved: Option<u64>,
     },
     /// The log failed and is closed.
-    Failed(AppendError),
+    Failed(DiskError),
 }
 
 /// Jobs written together at most: bounds the memory that one sync vouches for, and the time until the next report.
@@ -59,7 +61,7 @@ pub(super) fn run<D: Disk>(
     counters: &Arc<Counters>,
 ) {
     let mut thread = LogThread { wal, queue: VecDeque::new(), done: 0, full: false, preparing: true, behind_bytes: 0 };
-    if let Err(error) = thread.work(jobs, reports, counters).and_then(|()| thread.wal.close()) {
+    if let Err(error) = thread.work(jobs, reports, counters).and_then(|()| Ok(thread.wal.close()?)) {
         // When nobody listens any more the process is ending anyway, and nothing was acknowledged.
         let _ = reports.blocking_send(LogReport::Failed(error));
     }
@@ -81,7 +83,7 @@ impl<D: Disk> LogThread<D> {
         jobs: &Receiver<LogInput>,
         reports: &Sender<LogReport>,
         counters: &Counters,
-    ) -> Result<(), AppendError> {
+    ) -> Result<(), DiskError> {
         loop {
             match jobs.recv_timeout(self.pause()) {
                 Ok(LogInput::Job(job)) => self.gather(job, jobs),
@@ -94,7 +96,7 @@ impl<D: Disk> LogThread<D> {
                 self.done = ran.done.unwrap_or(self.done);
                 self.note_room(ran.disk_full || self.wal.disk_full());
                 self.count(counters);
-                if reports.blocking_send(LogReport::Done { sequence: self.done, disk_full: self.full }).is_err() {
+                if reports.blocking_send(self.report(ran.saved)).is_err() {
                     return Ok(());
                 }
                 self.behind_bytes += appended as u64;
@@ -130,17 +132,21 @@ impl<D: Disk> LogThread<D> {
         }
     }
 
-    fn idle(&mut self) -> Result<(), AppendError> {
+    fn idle(&mut self) -> Result<(), DiskError> {
         if self.wal.sync_point_due() {
-            return self.wal.write_sync_point();
+            return Ok(self.wal.write_sync_point()?);
         }
         self.prepare()
     }
 
-    fn prepare(&mut self) -> Result<(), AppendError> {
+    fn prepare(&mut self) -> Result<(), DiskError> {
         self.behind_bytes = self.behind_bytes.saturating_sub(PREPARE_STEP_BYTES);
         self.preparing = matches!(self.wal.prepare(PREPARE_STEP_BYTES)?, PrepareState::More);
         Ok(())
+    }
+
+    fn report(&self, saved: Option<u64>) -> LogReport {
+        LogReport::Done { sequence: self.done, disk_full: self.full, saved }
     }
 
     fn note_room(&mut self, full: bool) {

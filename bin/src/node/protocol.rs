@@ -20,7 +20,7 @@ use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use crate::members::Members;
 use crate::members::change::ChangeRefused;
-use crate::replica::{Answer, Effect, Load, Now, Rejection, Replica, RequestId, View};
+use crate::replica::{Answer, Effect, Fetch, Load, Now, Rejection, Replica, RequestId, View};
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
 const TURN_INPUTS: usize = 1024;
@@ -34,6 +34,7 @@ pub(super) struct Channels {
     pub(super) reports: mpsc::Receiver<LogReport>,
     pub(super) jobs: SyncSender<LogInput>,
     pub(super) loads: SyncSender<Load>,
+    pub(super) fetches: mpsc::Sender<Fetch>,
     pub(super) view: watch::Sender<View>,
     pub(super) leader: watch::Sender<LeaderView>,
     pub(super) members: watch::Sender<Members>,
@@ -149,9 +150,9 @@ impl Protocol {
 
     fn on_report(&mut self, report: LogReport) -> Go {
         match report {
-            LogReport::Done { sequence, disk_full } => {
+            LogReport::Done { sequence, disk_full, saved } => {
                 let now = self.now();
-                self.replica.disk_done(now, sequence, disk_full);
+                self.replica.disk_done(now, sequence, disk_full, saved);
                 Go::On
             }
             LogReport::Failed(cause) => {
@@ -210,6 +211,11 @@ impl Protocol {
                     let request = self.register(Waiting::Other(reply));
                     self.replica.change_members(now, request, &change);
                 }
+                Input::Trim(before, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.trim(now, request, before);
+                }
+                Input::Fetched(token, checkpoint) => self.replica.fetched(now, token, checkpoint.map(|it| *it)),
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),
                 Input::StepDown(done) => self.step_down(now, done),
@@ -295,6 +301,14 @@ impl Protocol {
                 self.counters.cold_loads.add(1);
                 let _ = self.channels.loads.send(load);
             }
+            Effect::Fetch(fetch) => {
+                // Whoever fetches answers later; nobody there to do it is an answer too.
+                if self.channels.fetches.try_send(fetch).is_err() {
+                    let now = self.now();
+                    self.replica.fetched(now, fetch.token, None);
+                }
+            }
+            Effect::Recovered => info!("this node has everything again that it may have acknowledged; it votes"),
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::Role { role, term, leader } => self.on_role(role, term.0, leader),
             Effect::Alarm(alarm) => {
@@ -410,6 +424,10 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
         Rejection::Conflict { next_offset } => {
             let message = format!("the next record lands at offset {next_offset}, not at the expected one");
             Failure::refused(ErrorCode::Conflict, message).with("next_offset", next_offset)
+        }
+        Rejection::TrimBeyond { next_offset } => {
+            let message = format!("nothing was trimmed: there is no record behind offset {next_offset} yet");
+            Failure::refused(ErrorCode::OutOfRange, message).with("next_offset", next_offset)
         }
         Rejection::Fenced { fence } => {
             let message = format!("a fencing token of {fence} has been used; this append carries a lower one");

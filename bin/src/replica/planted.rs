@@ -46,6 +46,18 @@ pub enum Bug {
     StaleDurableReport,
     /// The ring of recent frames never shrinks.
     RingGrows,
+    /// A trim moves the first offset when it is in the log, committed or not.
+    TrimBeforeCommit,
+    /// The log is let go of up to the newest checkpoint, trimmed or not.
+    ReleasePastTrim,
+    /// A checkpoint holds what uncommitted entries did to the sessions.
+    CheckpointOfTail,
+    /// An installed checkpoint leaves the sessions as they were.
+    InstallKeepsSessions,
+    /// A node that is having a checkpoint installed goes on voting and standing.
+    InstallVotes,
+    /// The log is reset to an offered checkpoint that is not durable.
+    InstallUnsaved,
 }
 
 thread_local! {

@@ -38,6 +38,8 @@ pub struct Footprint {
     pub results: usize,
     /// Entries that the session table knows how to take back.
     pub undo: usize,
+    /// Followers that are offered a checkpoint.
+    pub offers: usize,
 }
 
 impl Replica {
@@ -58,6 +60,7 @@ impl Replica {
             next_offset: readable.next_offset,
             diverged: self.diverged,
             disk_full: self.disk_full,
+            recovering: self.recovering.is_some() || self.installs.is_installing(),
         }
     }
 
@@ -158,6 +161,7 @@ impl Replica {
             sessions,
             results,
             undo,
+            offers: self.installs.offers(),
         }
     }
 
