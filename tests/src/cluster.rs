@@ -398,7 +398,7 @@ impl Cluster {
             return Ok(());
         }
         let life = self.node(node).life;
-        self.checkers.append_refused((node, life), to, head.term.0, head.prev.index.0)
+        self.checkers.append_refused((node, life), to, &head)
     }
 
     /// Lets the checkers look at what `node` is about to write.

@@ -119,7 +119,7 @@ pub const ALL: &[Planted] = &[
     in_replica("ack-before-commit", replica::Bug::AckBeforeCommit, 100, &["P1"]),
     in_replica("promise-before-sync", replica::Bug::PromiseBeforeSync, 100, &["P1"]),
     in_replica("sync-skipped", replica::Bug::SyncSkipped, 100, &["P1"]),
-    in_replica("vote-forgotten", replica::Bug::VoteForgotten, 100, &["election safety"]),
+    in_replica("vote-forgotten", replica::Bug::VoteForgotten, 300, &["election safety"]),
     in_replica("duplicate-lands", replica::Bug::DuplicateLands, 100, &["P7"]),
     in_replica("sessions-not-rolled-back", replica::Bug::SessionsNotRolledBack, 100, &["P11", "P2", "P7"]),
     in_replica("sessions-not-rebuilt", replica::Bug::SessionsNotRebuilt, 100, &["answers"]),

@@ -44,6 +44,7 @@ use graven::members::change::MemberChange;
 use graven::members::{Member, Members};
 use graven::replica::Rejection;
 use graven_frame::{Frame, Group, Kind};
+use graven_raft::AppendHead;
 use graven_wal::LogBase;
 
 use linearizability::{History, Read};
@@ -232,13 +233,13 @@ impl Checkers {
         self.matching.writing(node, frame)
     }
 
-    /// `follower`, in life `life`, refuses an append of `leader` in `term`, which begins after the entry at `prev`.
+    /// `follower`, in the life that comes with it, refuses an append of `leader` with this head.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn append_refused(&mut self, follower: (u64, u64), leader: u64, term: u64, prev: u64) -> Checked {
+    pub fn append_refused(&mut self, follower: (u64, u64), leader: u64, head: &AppendHead) -> Checked {
         let (theirs, leaders) = (self.matching.log(follower.0), self.matching.log(leader));
-        self.repair.refused(follower, term, prev, theirs, leaders)
+        self.repair.refused(follower, head.term.0, (head.epoch, head.prev.index.0), theirs, leaders)
     }
 
     /// `node` does not lead, or does not lead any more.

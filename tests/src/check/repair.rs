@@ -1,8 +1,9 @@
 //! The cost of finding where two logs part: a tail of T terms costs at most T + 1 refusals (Raft paper 5.3, the optimisation
 //! with conflict terms).
 //!
-//! Counted are refusals of appends that begin inside the follower's log, each place once: a lost answer is asked for again.
-//! That a log is merely too short is told by its length and costs nothing more.
+//! Counted are refusals of appends that begin inside the follower's log, each place once: a lost answer is asked for again. Of
+//! appends that were under way together, of one epoch, only the lowest counts: where lanes reorder, those behind it are refused for the
+//! same reason. That a log is merely too short is told by its length and costs nothing more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,13 +14,14 @@ use super::{Checked, violated};
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Repair {
-    /// By follower, its life and the leader's term: the terms in its tail when it first refused, and where it did.
-    refused: BTreeMap<(u64, u64, u64), (u64, BTreeSet<u64>)>,
+    /// By follower, its life and the leader's term: the terms in its tail when it first refused, and by epoch the lowest place
+    /// where it did.
+    refused: BTreeMap<(u64, u64, u64), (u64, BTreeMap<u64, u64>)>,
 }
 
 impl Repair {
-    /// `follower`, in life `life`, refuses an append of the leader of `term` that begins after the entry at `prev`. These are
-    /// their logs.
+    /// `follower`, in life `life`, refuses an append of the leader of `term`, of this epoch, that begins after the entry at `prev`.
+    /// These are their logs.
     ///
     /// # Errors
     /// It has refused too often.
@@ -27,7 +29,7 @@ impl Repair {
         &mut self,
         (follower, life): (u64, u64),
         term: u64,
-        prev: u64,
+        (epoch, prev): (u64, u64),
         theirs: &[Frame],
         leaders: &[Frame],
     ) -> Checked {
@@ -37,8 +39,9 @@ impl Repair {
         let (tail, places) = self
             .refused
             .entry((follower, life, term))
-            .or_insert_with(|| (terms_in_tail(theirs, leaders), BTreeSet::new()));
-        places.insert(prev);
+            .or_insert_with(|| (terms_in_tail(theirs, leaders), BTreeMap::new()));
+        places.entry(epoch).and_modify(|lowest| *lowest = prev.min(*lowest)).or_insert(prev);
+        let places: BTreeSet<_> = places.values().collect();
         if places.len() as u64 > *tail + 1 {
             return violated(
                 "repair cost",
@@ -82,13 +85,14 @@ mod tests {
         let (theirs, leaders) = (log(&[1, 2, 2, 2, 3, 3]), log(&[1, 4, 4, 4, 4, 4, 5]));
         assert_eq!(terms_in_tail(&theirs, &leaders), 2);
         let mut repair = Repair::default();
-        for prev in [6, 5, 4] {
-            repair.refused((1, 1), 5, prev, &theirs, &leaders).expect("three for two terms");
-            repair.refused((1, 1), 5, prev, &theirs, &leaders).expect("asked again");
+        for (epoch, prev) in [(1, 6), (3, 5), (5, 4)] {
+            repair.refused((1, 1), 5, (epoch, prev), &theirs, &leaders).expect("three for two terms");
+            repair.refused((1, 1), 5, (epoch + 1, prev), &theirs, &leaders).expect("asked again");
         }
-        repair.refused((1, 1), 5, 7, &theirs, &leaders).expect("too short is no refusal of this kind");
-        repair.refused((2, 1), 5, 3, &theirs, &leaders).expect("another node");
-        repair.refused((1, 1), 5, 3, &theirs, &leaders).expect_err("the fourth place");
+        repair.refused((1, 1), 5, (6, 5), &theirs, &leaders).expect("under way with one that counted");
+        repair.refused((1, 1), 5, (7, 7), &theirs, &leaders).expect("too short is no refusal of this kind");
+        repair.refused((2, 1), 5, (7, 3), &theirs, &leaders).expect("another node");
+        repair.refused((1, 1), 5, (7, 3), &theirs, &leaders).expect_err("the fourth place");
     }
 
     #[test]
