@@ -7,11 +7,14 @@
 //! | [`wire`] | the one place where control messages become bytes, with a size limit |
 //! | [`protocol`] | messages between clients and nodes |
 //! | [`client`] | the client library |
+//! | `bulk` (feature `peer`) | fetching frames and checkpoints from another node |
 //! | `peer` (feature `peer`) | lanes between nodes: control messages and appends |
 //! | `server` (feature `peer`) | the node's listener for clients |
 //!
 //! quinn stays behind these modules: no type of it is part of what the rest of graven calls.
 
+#[cfg(feature = "peer")]
+pub mod bulk;
 pub mod client;
 #[cfg(feature = "peer")]
 pub mod peer;

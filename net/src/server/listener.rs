@@ -12,9 +12,11 @@ use tokio::task::JoinSet;
 
 use super::Service;
 use super::connection::{self, Shared, feature_level};
+use crate::bulk::server::Bulk;
+use crate::bulk::{self, BulkSource};
 use crate::protocol::budget::Budget;
 use crate::protocol::{ALPN, CLOSE_BUSY, CLOSE_SHUTDOWN, VERSION, Welcome};
-use crate::tls::{self, Credentials, Identity, TlsError, TlsIdentity};
+use crate::tls::{self, ALPN_BULK, Credentials, Identity, TlsError, TlsIdentity};
 use crate::transport::{self, Mtu, Profile, ResetKey};
 
 /// How a node listens for clients. Every number is a bound on memory (P11).
@@ -42,6 +44,8 @@ pub struct ServerConfig {
     pub total_bytes: usize,
     /// The largest record taken; a group with a larger one is refused.
     pub max_record_bytes: usize,
+    /// The most bytes a second given to other nodes' fetches, all together; 0 sets no bound.
+    pub bulk_bytes_per_second: u64,
 }
 
 impl ServerConfig {
@@ -60,6 +64,7 @@ impl ServerConfig {
             connection_bytes: 16 << 20,
             total_bytes: 128 << 20,
             max_record_bytes: 1 << 20,
+            bulk_bytes_per_second: 0,
         }
     }
 }
@@ -81,6 +86,28 @@ impl Server {
     /// # Errors
     /// When the certificate is not a node's, or the address cannot be bound.
     pub async fn start<S: Service>(config: ServerConfig, tls: TlsIdentity, service: S) -> Result<Server, StartError> {
+        Server::start_with(config, tls, service, None).await
+    }
+
+    /// The same, and gives other nodes what `bulk` has for them, on the same port under a protocol name of its own.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn start_with_bulk<S: Service>(
+        config: ServerConfig,
+        tls: TlsIdentity,
+        service: S,
+        bulk: Arc<dyn BulkSource>,
+    ) -> Result<Server, StartError> {
+        Server::start_with(config, tls, service, Some(bulk)).await
+    }
+
+    async fn start_with<S: Service>(
+        config: ServerConfig,
+        tls: TlsIdentity,
+        service: S,
+        source: Option<Arc<dyn BulkSource>>,
+    ) -> Result<Server, StartError> {
         // Watched from before the first use: a replacement in between is seen as a change.
         let renewals = tls.watch();
         let credentials = tls.current();
@@ -96,7 +123,7 @@ impl Server {
             software: env!("CARGO_PKG_VERSION").to_owned(),
             max_record_bytes: u32::try_from(config.max_record_bytes).unwrap_or(u32::MAX),
         };
-        let quic = quic_config(&config, &credentials)?;
+        let quic = quic_config(&config, &credentials, source.is_some())?;
         let unbound = |cause| StartError::Bind { address: config.listen, cause };
         let bound = transport::bind(config.listen, transport::SOCKET_BUFFER_BYTES).map_err(unbound)?;
         let endpoint = quinn::Endpoint::new(
@@ -116,10 +143,14 @@ impl Server {
             connection_bytes: config.connection_bytes,
             max_record_bytes: config.max_record_bytes,
             handshake_timeout: config.handshake_timeout,
-            draining: drains,
+            draining: drains.clone(),
+        });
+        let bulk = source.map(|source| {
+            let timeout = config.handshake_timeout;
+            Arc::new(Bulk::new(source, config.bulk_bytes_per_second, timeout, drains))
         });
         let connections = Arc::new(AtomicUsize::new(0));
-        let accepting = tokio::spawn(accept(endpoint.clone(), config, renewals, shared, connections.clone()));
+        let accepting = tokio::spawn(accept(endpoint.clone(), config, renewals, shared, bulk, connections.clone()));
         Ok(Server { endpoint, address, draining, connections, budget, accepting })
     }
 
@@ -195,8 +226,9 @@ pub enum StartError {
     },
 }
 
-fn quic_config(config: &ServerConfig, credentials: &Credentials) -> Result<quinn::ServerConfig, TlsError> {
-    let mut quic = quinn::ServerConfig::with_crypto(credentials.quic_server(ALPN)?);
+fn quic_config(config: &ServerConfig, credentials: &Credentials, bulk: bool) -> Result<quinn::ServerConfig, TlsError> {
+    let names: &[&[u8]] = if bulk { &[ALPN, ALPN_BULK] } else { &[ALPN] };
+    let mut quic = quinn::ServerConfig::with_crypto(credentials.quic_server_of(names)?);
     let mut profile = Profile::client(config.window_bytes);
     profile.mtu = config.mtu;
     profile.streams.bidirectional = config.max_streams;
@@ -211,6 +243,7 @@ async fn accept<S: Service>(
     config: ServerConfig,
     mut renewals: watch::Receiver<Arc<Credentials>>,
     shared: Arc<Shared<S>>,
+    bulk: Option<Arc<Bulk>>,
     connections: Arc<AtomicUsize>,
 ) {
     let mut draining = shared.draining.clone();
@@ -221,7 +254,7 @@ async fn accept<S: Service>(
             Some(incoming) = endpoint.accept() => incoming,
             Some(_) = tasks.join_next() => continue,
             Ok(()) = renewals.changed() => {
-                match quic_config(&config, &renewals.borrow_and_update()) {
+                match quic_config(&config, &renewals.borrow_and_update(), bulk.is_some()) {
                     Ok(quic) => endpoint.set_server_config(Some(quic)),
                     Err(cause) => tracing::error!("new certificate not used for clients: {cause}"),
                 }
@@ -240,7 +273,7 @@ async fn accept<S: Service>(
             continue;
         };
         let (shared, connections, timeout) = (shared.clone(), connections.clone(), config.handshake_timeout);
-        let max_connections = config.max_connections;
+        let (max_connections, bulk) = (config.max_connections, bulk.clone());
         tasks.spawn(async move {
             let address = incoming.remote_address();
             let Ok(connecting) = incoming.accept() else { return };
@@ -248,6 +281,12 @@ async fn accept<S: Service>(
             drop(permit);
             match handshake {
                 Ok(Ok(connection)) => {
+                    // Other nodes have bounds of their own: a crowd of clients does not keep a node from healing.
+                    if let Some(bulk) = bulk
+                        && tls::agreed_alpn(&connection).is_some_and(|name| name == ALPN_BULK)
+                    {
+                        return bulk::server::serve(bulk, connection).await;
+                    }
                     let Some(_counted) = Counted::take(&connections, max_connections) else {
                         connection.close(
                             CLOSE_BUSY.into(),

@@ -145,13 +145,21 @@ impl Credentials {
     /// # Errors
     /// [`TlsError::Config`] if rustls refuses the combination, which would be a defect.
     pub fn quic_server(&self, alpn: &[u8]) -> Result<Arc<QuicServerConfig>, TlsError> {
+        self.quic_server_of(&[alpn])
+    }
+
+    /// The same for a port that several protocols share; [`agreed_alpn`] tells which one a connection is for.
+    ///
+    /// # Errors
+    /// As [`Credentials::quic_server`].
+    pub fn quic_server_of(&self, alpn: &[&[u8]]) -> Result<Arc<QuicServerConfig>, TlsError> {
         let verifier = verifier::of_clients(&self.roots, &provider(), self.identity.cluster())?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(TlsError::Config)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(CertifiedKey::clone(&self.key))));
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         let quic = QuicServerConfig::try_from(config).map_err(|_| TlsError::Config(no_initial_suite()))?;
@@ -207,6 +215,13 @@ impl Credentials {
         })?;
         Ok(Self { identity, not_after, roots, key: Arc::new(key) })
     }
+}
+
+/// The protocol name that an established connection agreed on.
+#[must_use]
+pub fn agreed_alpn(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
+    data.protocol
 }
 
 /// The other side of a connection, as its verified certificate names it.

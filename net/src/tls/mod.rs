@@ -19,7 +19,7 @@ mod verifier;
 
 pub use authority::{AUTHORITY_CERTIFICATE, AUTHORITY_KEY, Authority, AuthorityError, Issued, Validity};
 pub use check::{CertReport, CheckError, check};
-pub use credentials::{Credentials, Reload, TlsError, TlsFiles, TlsIdentity, UnixTime, Verified};
+pub use credentials::{Credentials, Reload, TlsError, TlsFiles, TlsIdentity, UnixTime, Verified, agreed_alpn};
 pub use identity::{ClientIdentity, Identity, IdentityError, NodeIdentity, Role, check_name, server_name};
 pub(crate) use verifier::sentence;
 
@@ -27,3 +27,5 @@ pub(crate) use verifier::sentence;
 pub const ALPN_PEER: &[u8] = b"graven-peer/1";
 /// The protocol name clients and nodes agree on in the handshake.
 pub const ALPN_CLIENT: &[u8] = b"graven-client/1";
+/// The protocol name under which a node fetches frames and checkpoints from another one, on the port for clients.
+pub const ALPN_BULK: &[u8] = b"graven-bulk/1";

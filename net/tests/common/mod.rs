@@ -1,4 +1,5 @@
 //! A cluster's certificates in a temporary directory, and planes that use them.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{collections::BTreeMap, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -30,6 +31,11 @@ impl House {
     /// The same house, whose authority issues certificates for `validity`.
     pub(crate) fn with_validity(self, validity: Validity) -> Self {
         Self { authority: self.authority.with_validity(validity), ..self }
+    }
+
+    /// The same house under another authority.
+    pub(crate) fn with_authority(self, authority: Authority) -> Self {
+        Self { authority, ..self }
     }
 
     pub(crate) fn files(&self, stem: &str, issued: &Issued) -> TlsFiles {
