@@ -23,4 +23,4 @@ mod format;
 mod store;
 
 pub use format::{Checkpoint, FORMAT_VERSION, Flaw, STATE_BYTES_MAX, file_bytes_max};
-pub use store::{CheckpointError, forget, load, read_base, save, set_aside, settle, stage, stored};
+pub use store::{CheckpointError, forget, load, name_of, read_base, save, set_aside, settle, stage, stored};

@@ -52,7 +52,9 @@ fn failed(operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> Chec
     move |cause| CheckpointError::Io { operation, name, cause }
 }
 
-fn name_of(index: u64) -> String {
+/// The file name of the checkpoint of this index.
+#[must_use]
+pub fn name_of(index: u64) -> String {
     format!("{PREFIX}{index:016x}")
 }
 

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use super::counters::Counters;
 use super::input::{Budget, INPUTS_MAX, Input};
 use super::protocol::{Channels, Protocol};
-use super::{load_thread, log_thread};
+use super::{checkpoints, load_thread, log_thread};
 use crate::config::{NodeConfig, SyncMode};
 use crate::members::Members;
 use crate::replica::disk::DiskError;
@@ -222,6 +222,7 @@ impl Engine {
         );
         threads.push(spawn("graven-log", move || log_thread::run(wal, &jobs_end, &reports, &counters))?);
         threads.push(spawn("graven-load", move || load_thread::run(&reader, &loads_end, &inputs))?);
+        tokio::spawn(checkpoints::fetch_all(Arc::clone(&shared), fetches_end));
         Ok(Engine { shared, fatal, fatal_sender, threads })
     }
 

@@ -1,5 +1,6 @@
 //! A running node: threads and sockets around a [`crate::replica`].
 
+mod checkpoints;
 mod counters;
 pub mod daemon;
 mod embed;

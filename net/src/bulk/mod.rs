@@ -46,7 +46,7 @@ pub trait BulkSource: Send + Sync + 'static {
     /// When the first of them cannot be given.
     fn frames(&self, wanted: Wanted, max_bytes: usize) -> Result<Vec<Frame>, Refusal>;
 
-    /// The newest checkpoint.
+    /// The checkpoint with which its log begins.
     ///
     /// # Errors
     /// When there is none.
