@@ -4,9 +4,10 @@
 //! bursts through an appender, and abandon calls half-way; they ask any node, or one in particular, how long the log is; now
 //! and then one hangs up and comes back as a new client. The library sends again what has no answer, under its session.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use graven::{
     AppendError, AppendOptions, Client, ClientConfig, Consistency, ErrorCode, Item, NodeRole, Outcome, Start,
@@ -37,7 +38,9 @@ const BURST_MAX: u64 = 40;
 /// How long anybody waits before trying again what failed at once.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How often the watcher asks who leads.
-const WATCH: Duration = Duration::from_millis(100);
+const WATCH: Duration = Duration::from_millis(50);
+/// How old an answer may be: a leader is gone after an election timeout or two.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// What all clients of a run share.
 #[derive(Debug, Clone)]
@@ -136,7 +139,7 @@ impl Writer {
     async fn burst(&mut self, client: &Client) {
         let Ok(mut appender) = client.appender().await else { return };
         let journal = self.company.journal.clone();
-        let mut waiting = std::collections::VecDeque::new();
+        let mut waiting = VecDeque::new();
         for _ in 0..self.rng.between(2, BURST_MAX) {
             let parts = self.parts();
             let append = journal.call(self.number, parts, None);
@@ -335,26 +338,44 @@ pub async fn read_all(
     if next == until { Ok(log) } else { Err(fail(format!("{who} is given {next} of {until} records"))) }
 }
 
-/// Who leads, as far as anybody says.
+/// Who leads, as far as the nodes say.
 #[derive(Debug, Clone, Default)]
-pub struct Watch(Arc<Mutex<Option<u64>>>);
+pub struct Watch(Arc<Mutex<BTreeMap<u64, Claim>>>);
+
+/// What a node said last about itself.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    term: Option<u64>,
+    leads: bool,
+    at: Instant,
+}
 
 impl Watch {
-    /// The node that leads in the newest term heard of.
+    /// The node that leads in the newest term heard of a moment ago.
     #[must_use]
     pub fn leader(&self) -> Option<u64> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let claims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = claims.iter().filter(|(_, claim)| claim.leads && claim.at.elapsed() < FRESH);
+        fresh.max_by_key(|(_, claim)| claim.term).map(|(node, _)| *node)
     }
 
-    /// Asks again and again.
+    /// Asks every node again and again.
     pub async fn run(self, company: Company) {
         let Ok(client) = Client::lazy(company.config.clone()) else { return };
-        loop {
-            let status = client.status().await;
-            let leaders = status.nodes.iter().filter(|node| node.reachable && node.role == NodeRole::Leader);
-            let newest = leaders.max_by_key(|node| node.term).and_then(|node| node.id);
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = newest;
-            tokio::time::sleep(WATCH).await;
+        let mut asking = JoinSet::new();
+        for node in 1..=company.nodes {
+            let (client, claims) = (client.clone(), self.0.clone());
+            asking.spawn(async move {
+                loop {
+                    if let Ok(Ok(report)) = tokio::time::timeout(FRESH, client.node_report(&name(node))).await {
+                        let (term, leads) = (report.status.term, report.status.role == NodeRole::Leader);
+                        let claim = Claim { term, leads, at: Instant::now() };
+                        claims.lock().unwrap_or_else(PoisonError::into_inner).insert(node, claim);
+                    }
+                    tokio::time::sleep(WATCH).await;
+                }
+            });
         }
+        while asking.join_next().await.is_some() {}
     }
 }

@@ -181,6 +181,12 @@ impl Journal {
         (notes.last_ack, notes.longest_gap) = (now, 0);
     }
 
+    /// When an append was acknowledged last.
+    #[must_use]
+    pub fn last_ack(&self) -> u64 {
+        self.lock().last_ack
+    }
+
     /// The longest time without an acknowledgement since [`Journal::begin_gaps`], in milliseconds.
     #[must_use]
     pub fn longest_gap_ms(&self) -> u64 {

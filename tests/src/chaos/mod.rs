@@ -89,6 +89,8 @@ pub struct Report {
     pub leader_changes: u64,
     /// The longest time in which no append was acknowledged.
     pub longest_append_gap_ms: u64,
+    /// The longest such time in which some node could have led.
+    pub longest_gap_with_quorum_ms: u64,
     /// What must not be.
     pub violations: Vec<String>,
 }
@@ -146,7 +148,7 @@ pub fn run(settings: &Settings, asked: &AtomicBool) -> Result<Ended, String> {
     let journal = Arc::new(Journal::default());
     let company = Company { config, nodes: count, journal };
     let watch = Watch::default();
-    let storm = Storm::new(nodes, watch.clone(), rng.fork());
+    let storm = Storm::new(nodes, settings.time, watch.clone(), company.journal.clone(), rng.fork());
     let mut run = Run { settings, runtime, company, storm, events, leader_changes: 0, longest_gap_ms: 0 };
     run.events.tell(&format!("seed {}, {count} nodes, in {}", settings.seed, home.path().display()));
     let ended = run.all(watch, &mut rng, &|| asked.load(Ordering::Relaxed));
@@ -204,8 +206,10 @@ impl Run<'_> {
         self.storm.nodes.end().map_err(|detail| wrong("process", detail))?;
         self.events.tell("all nodes have ended; reading their files");
         let directories: Vec<_> = (1..=self.company.nodes).map(|node| self.storm.nodes.data_dir(node)).collect();
-        let terms = files::compare(&directories, log.len() as u64).map_err(Stop::Violation)?;
-        self.leader_changes = terms.saturating_sub(1);
+        match files::compare(&directories, log.len() as u64) {
+            Ok(terms) => self.leader_changes = terms.saturating_sub(1),
+            Err(violation) => journal.violated(violation),
+        }
         let (appends, reads) = journal.calls();
         self.events.tell(&format!("checking {} appends and {} reads", appends.len(), reads.len()));
         history::check(&appends, &reads, &log).into_iter().for_each(|violation| journal.violated(violation));
@@ -217,7 +221,7 @@ impl Run<'_> {
         let journal = self.company.journal.clone();
         let end = Instant::now() + self.settings.time;
         while Instant::now() < end || (!self.storm.missing().is_empty() && Instant::now() < end + OVERTIME) {
-            self.storm.round(&journal, asked, &|what| self.events.tell(what))?;
+            self.storm.round(asked, &|what| self.events.tell(what))?;
             if !journal.violations().is_empty() {
                 // Already told to the journal; the run goes no further, so that what happened last is what broke it.
                 return Err(Stop::Violation(Violation {
@@ -327,6 +331,7 @@ impl Run<'_> {
             subscription_records,
             leader_changes: self.leader_changes,
             longest_append_gap_ms: self.longest_gap_ms,
+            longest_gap_with_quorum_ms: self.storm.longest_stall_ms(),
             violations: words,
         }
     }

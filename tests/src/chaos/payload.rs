@@ -1,11 +1,12 @@
 //! What is appended: records that say which append they belong to, and whose every byte follows from that.
 
 use graven::Batch;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::rng::Rng;
 
-/// Append, part, parts, as they stand at the front of a record.
-const HEAD_BYTES: usize = 16;
+/// Append, part, parts, as they stand at the front of a record, and a hash of them: where nothing follows, they are all there is.
+const HEAD_BYTES: usize = 24;
 /// One record in so many is large: it fills many datagrams.
 const LARGE_ONE_IN: u64 = 256;
 const LARGE_BYTES: u64 = 128 << 10;
@@ -44,6 +45,7 @@ impl Landed {
         bytes.extend_from_slice(&self.append.to_le_bytes());
         bytes.extend_from_slice(&self.part.to_le_bytes());
         bytes.extend_from_slice(&self.parts.to_le_bytes());
+        bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
         while bytes.len() < HEAD_BYTES + len as usize {
             bytes.extend_from_slice(&rng.draw().to_le_bytes());
         }

@@ -2,11 +2,14 @@
 //!
 //! A storm goes in rounds. A round draws one to three faults from a deck that holds each kind once and is shuffled anew when it is
 //! empty, so that none is forgotten; begins them one after another; and ends when the last one has healed. After that every
-//! way is open and every node runs, and an append that is called from then on must be acknowledged within [`PROGRESS`].
+//! way is open and every node runs, and an append that is called from then on must be acknowledged within [`PROGRESS`]. While faults
+//! last, acknowledgements may stop for [`STALL`] at most as long as some node could lead: it runs, clients reach it, and it and
+//! enough others for a majority reach each other.
 //!
 //! The seed decides kinds, nodes, pauses and lengths. It does not decide what the processes make of it: a run cannot be repeated
 //! step by step, but the same faults come in the same order.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -21,6 +24,10 @@ use crate::rng::Rng;
 /// How long the cluster may take to acknowledge an append once all is healed. An election takes half a second, connections
 /// that were cut are noticed in five; the rest is for a machine with fewer cores than there are processes.
 pub const PROGRESS: Duration = Duration::from_secs(30);
+/// How long acknowledgements may stop while somebody could lead. Faults that last longer are drawn, see [`long`].
+pub const STALL: Duration = Duration::from_secs(12);
+/// Runs that are shorter draw no faults that last longer than some elections: they have every kind to go through.
+const LONG_FROM: Duration = Duration::from_secs(60);
 /// How often things that are due are looked for.
 const TICK: Duration = Duration::from_millis(5);
 /// How long a fault that wants a leader waits for one.
@@ -113,6 +120,8 @@ pub struct Scene {
     pub up: Vec<u64>,
     /// The one that leads, as far as known.
     pub leader: Option<u64>,
+    /// Whether faults may last long.
+    pub long: bool,
 }
 
 /// One fault.
@@ -135,6 +144,7 @@ impl Plan {
         let mut everybody: Vec<u64> = (1..=scene.nodes).collect();
         shuffle(&mut everybody, rng);
         let leader = scene.leader.filter(|_| rng.chance(500));
+        let lasts = if scene.long && rng.chance(120) { long } else { rest };
         let mut cuts = Vec::new();
         let mut nodes = Vec::new();
         match kind {
@@ -175,11 +185,11 @@ impl Plan {
                 victims.sort_by_key(|node| Some(*node) != leader);
                 victims.retain(|node| scene.up.contains(node));
                 victims.truncate(1 + rng.below(2) as usize);
-                nodes.extend(victims.into_iter().map(|node| (node, rest(kind, rng))));
+                nodes.extend(victims.into_iter().map(|node| (node, lasts(kind, rng))));
             }
-            Kind::KillAll => nodes.extend(scene.up.iter().map(|node| (*node, rest(kind, rng)))),
+            Kind::KillAll => nodes.extend(scene.up.iter().map(|node| (*node, lasts(kind, rng)))),
         }
-        let plan = Plan { kind, cuts, nodes, lasts: rest(kind, rng) };
+        let plan = Plan { kind, cuts, nodes, lasts: lasts(kind, rng) };
         (!plan.cuts.is_empty() || !plan.nodes.is_empty()).then_some(plan)
     }
 
@@ -193,17 +203,22 @@ impl Plan {
     }
 }
 
-/// How long a fault of this kind lasts: mostly some elections, now and then longer than a connection survives silence.
+/// How long a fault of this kind lasts: mostly some elections.
 fn rest(kind: Kind, rng: &mut Rng) -> Duration {
-    let long = rng.chance(120);
-    let ms = match kind {
-        Kind::Stop if long => rng.between(3_000, 6_500),
+    Duration::from_millis(match kind {
         Kind::Stop => rng.between(50, 1_500),
         Kind::Kill | Kind::KillAll => rng.between(0, 2_000),
-        _ if long => rng.between(4_000, 8_000),
         _ => rng.between(300, 3_000),
-    };
-    Duration::from_millis(ms)
+    })
+}
+
+/// How long a fault lasts that is to outlast connections, and the patience of those who wait for an acknowledgement.
+fn long(kind: Kind, rng: &mut Rng) -> Duration {
+    Duration::from_millis(match kind {
+        Kind::KillAll => rng.between(0, 2_000),
+        Kind::Stop | Kind::Kill => rng.between(3_000, 9_000),
+        _ => rng.between(4_000, 20_000),
+    })
 }
 
 fn both_ways(cuts: &mut Vec<(u64, u64)>, left: &[u64], right: &[u64]) {
@@ -238,6 +253,12 @@ pub struct Storm {
     deck: Vec<Kind>,
     cures: Vec<(Instant, Cure)>,
     watch: Watch,
+    journal: Arc<Journal>,
+    /// Since when somebody could lead.
+    possible: Option<u64>,
+    /// The longest time without an acknowledgement in which somebody could lead, in nanoseconds.
+    longest_stall: u64,
+    long: bool,
 }
 
 /// Why a storm cannot go on.
@@ -250,12 +271,60 @@ pub enum Stop {
 }
 
 impl Storm {
-    /// A storm over these nodes; `watch` knows who leads.
+    /// A storm over these nodes that is to take `time`; `watch` knows who leads, `journal` what is acknowledged.
     #[must_use]
-    pub fn new(nodes: Nodes, watch: Watch, rng: Rng) -> Storm {
+    pub fn new(nodes: Nodes, time: Duration, watch: Watch, journal: Arc<Journal>, rng: Rng) -> Storm {
         let cuttable = nodes.wires.can_be_cut();
         let kinds = Kind::ALL.into_iter().filter(|kind| cuttable || !kind.cuts()).collect();
-        Storm { nodes, tally: Tally::default(), rng, kinds, deck: Vec::new(), cures: Vec::new(), watch }
+        Storm {
+            nodes,
+            tally: Tally::default(),
+            rng,
+            kinds,
+            deck: Vec::new(),
+            cures: Vec::new(),
+            watch,
+            journal,
+            possible: None,
+            longest_stall: 0,
+            long: time >= LONG_FROM,
+        }
+    }
+
+    /// The longest time without an acknowledgement in which somebody could lead, in milliseconds.
+    #[must_use]
+    pub fn longest_stall_ms(&self) -> u64 {
+        self.longest_stall / 1_000_000
+    }
+
+    /// The node that leads, as far as is known of those that run.
+    fn leader(&self) -> Option<u64> {
+        self.watch.leader().filter(|leader| self.nodes.up().contains(leader))
+    }
+
+    /// Whether some node could lead and be heard by clients.
+    fn somebody_could_lead(&self) -> bool {
+        let up = self.nodes.up();
+        let open = |a: u64, b: u64| a == b || !(self.nodes.wires.is_cut(a, b) || self.nodes.wires.is_cut(b, a));
+        let majority = self.nodes.count() as usize / 2 + 1;
+        up.iter().any(|node| open(*node, CLIENTS) && up.iter().filter(|other| open(*node, **other)).count() >= majority)
+    }
+
+    /// Looks whether acknowledgements have stopped for too long.
+    fn check_progress(&mut self) -> Result<(), Stop> {
+        if !self.somebody_could_lead() {
+            self.possible = None;
+            return Ok(());
+        }
+        let now = self.journal.now();
+        let since = *self.possible.get_or_insert(now);
+        let stall = now.saturating_sub(since.max(self.journal.last_ack()));
+        self.longest_stall = self.longest_stall.max(stall);
+        if u128::from(stall) <= STALL.as_nanos() {
+            return Ok(());
+        }
+        let detail = format!("no append is acknowledged within {} s, though somebody could lead", STALL.as_secs());
+        Err(Stop::Violation(Violation { property: "liveness", detail }))
     }
 
     /// The kinds that this storm promises and that have not happened yet.
@@ -268,7 +337,7 @@ impl Storm {
     ///
     /// # Errors
     /// A node ended unasked, or no progress was made; or `asked` to stop.
-    pub fn round(&mut self, journal: &Journal, asked: &dyn Fn() -> bool, tell: &dyn Fn(&str)) -> Result<(), Stop> {
+    pub fn round(&mut self, asked: &dyn Fn() -> bool, tell: &dyn Fn(&str)) -> Result<(), Stop> {
         for _ in 0..self.rng.between(1, 4) {
             self.begin(asked, tell)?;
             let pause = Duration::from_millis(self.rng.below(1_200));
@@ -277,6 +346,7 @@ impl Storm {
         while let Some(last) = self.cures.iter().map(|(due, _)| *due).max() {
             self.wait(asked, |now| last.saturating_duration_since(now))?;
         }
+        let journal = self.journal.clone();
         let healed = journal.now();
         tell("healed");
         let deadline = Instant::now() + PROGRESS;
@@ -302,11 +372,11 @@ impl Storm {
         if kind == Kind::Isolated {
             // Without a leader nobody is isolated; the ones that others cut off are led again in a moment.
             let deadline = Instant::now() + LEADER_WAIT;
-            while self.watch.leader().is_none() && Instant::now() < deadline {
+            while self.leader().is_none() && Instant::now() < deadline {
                 self.wait(asked, |_| TICK)?;
             }
         }
-        let scene = Scene { nodes: self.nodes.count(), up: self.nodes.up(), leader: self.watch.leader() };
+        let scene = Scene { nodes: self.nodes.count(), up: self.nodes.up(), leader: self.leader(), long: self.long };
         let Some(plan) = Plan::draw(kind, &scene, &mut self.rng) else {
             tell(&format!("{kind:?} finds nobody"));
             return Ok(());
@@ -344,6 +414,7 @@ impl Storm {
             self.cures = left;
             self.cure(due).map_err(broken)?;
             self.nodes.check().map_err(broken)?;
+            self.check_progress()?;
             if asked() {
                 return Err(Stop::Asked);
             }
@@ -380,7 +451,15 @@ mod tests {
         (0..600).map(|seed| {
             let nodes = if seed % 2 == 0 { 3 } else { 5 };
             let leader = (seed % 7 != 0).then_some(1 + seed % nodes);
-            (seed, Scene { nodes, up: (1..=nodes).filter(|node| node + seed % 3 != 3).collect(), leader })
+            (
+                seed,
+                Scene {
+                    nodes,
+                    up: (1..=nodes).filter(|node| node + seed % 3 != 3).collect(),
+                    leader,
+                    long: seed % 5 == 0,
+                },
+            )
         })
     }
 
@@ -450,7 +529,7 @@ mod tests {
                 assert!(plan.cuts.is_empty() && plan.nodes.iter().all(|(node, _)| scene.up.contains(node)), "{plan:?}");
                 assert!(kind != Kind::KillAll || plan.nodes.len() == scene.up.len());
             }
-            let nobody = Scene { nodes: 3, up: Vec::new(), leader: None };
+            let nobody = Scene { nodes: 3, up: Vec::new(), leader: None, long: false };
             assert_eq!(Plan::draw(kind, &nobody, &mut Rng::new(1)), None);
         }
     }

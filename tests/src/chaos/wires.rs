@@ -88,6 +88,12 @@ impl Wires {
         matches!(self, Wires::Spaces(_))
     }
 
+    /// Whether the way `from` one node `to` another is cut.
+    #[must_use]
+    pub fn is_cut(&self, from: u64, to: u64) -> bool {
+        matches!(self, Wires::Spaces(spaces) if spaces.cuts.contains_key(&(from, to)))
+    }
+
     /// Cuts the way `from` one node `to` another once more; the way back stays.
     ///
     /// # Errors
