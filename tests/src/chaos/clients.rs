@@ -222,7 +222,14 @@ struct Follower {
 impl Follower {
     async fn run(mut self) {
         let journal = self.company.journal.clone();
-        let Ok(client) = Client::lazy(self.company.config.clone()) else { return };
+        // Follows no further once it was given something wrong: what comes after that tells nothing new.
+        if let Err(violation) = self.follow_all(&journal).await {
+            journal.violated(violation);
+        }
+    }
+
+    async fn follow_all(&mut self, journal: &Journal) -> Result<(), Violation> {
+        let client = Client::lazy(self.company.config.clone()).map_err(|error| self.wrong(&error))?;
         while !self.is_done() {
             let mut options = SubscribeOptions::new(Start::Offset(self.next));
             if self.number % 2 == 1 {
@@ -231,52 +238,51 @@ impl Follower {
             // Small enough to be full now and then.
             options.window_bytes = 64 << 10;
             match client.subscribe_with(options).await {
-                Ok(subscription) => self.follow(subscription).await,
+                Ok(subscription) => self.follow(journal, subscription).await?,
                 Err(error) if is_passing(error.code()) => tokio::time::sleep(AGAIN).await,
-                Err(error) => return self.violated(&journal, format!("cannot subscribe: {error}")),
+                Err(error) => return Err(self.wrong(&format!("it cannot subscribe: {error}"))),
             }
         }
+        Ok(())
     }
 
     fn is_done(&self) -> bool {
         self.next >= self.company.journal.until.load(Ordering::Relaxed)
     }
 
-    fn violated(&self, journal: &Journal, what: String) {
+    fn wrong(&self, what: &dyn std::fmt::Display) -> Violation {
         let detail = format!("follower {} at offset {}: {what}", self.number, self.next);
-        journal.violated(Violation { property: "P4", detail });
+        Violation { property: "P4", detail }
     }
 
     /// Reads on until it has enough of this subscription, or that ends.
-    async fn follow(&mut self, mut subscription: Subscription) {
-        let journal = self.company.journal.clone();
+    async fn follow(&mut self, journal: &Journal, mut subscription: Subscription) -> Result<(), Violation> {
+        let who = format!("follower {}", self.number);
         let mut left = self.rng.between(50, 5_000);
         while left > 0 && !self.is_done() {
             // Nothing is lost when this is dropped.
             let item = match tokio::time::timeout(Duration::from_millis(200), subscription.next()).await {
                 Ok(Some(item)) => item,
-                Ok(None) => return,
+                Ok(None) => return Ok(()),
                 Err(_) => continue,
             };
             left -= 1;
             match item {
                 Ok(Item::Records(records)) => {
-                    let who = format!("follower {}", self.number);
-                    if let Err(violation) = take(&journal, &who, &mut self.next, &records, |_, _| ()) {
-                        journal.violated(violation);
-                    }
+                    take(journal, &who, &mut self.next, &records, |_, _| ())?;
                     journal.subscription_records.fetch_add(records.len() as u64, Ordering::Relaxed);
                 }
                 Ok(Item::Progress { next_offset } | Item::CaughtUp { next_offset }) if next_offset == self.next => {}
-                Ok(other) => self.violated(&journal, format!("is given {other:?}")),
-                Err(error) if is_passing(error.code()) => return,
-                Err(error) => return self.violated(&journal, format!("the subscription ended: {error}")),
+                Ok(other) => return Err(self.wrong(&format!("it is given {other:?}"))),
+                Err(error) if is_passing(error.code()) => return Ok(()),
+                Err(error) => return Err(self.wrong(&format!("the subscription ended: {error}"))),
             }
             if self.rng.chance(5) {
                 // A reader that is slow for a moment.
                 tokio::time::sleep(Duration::from_millis(self.rng.below(200))).await;
             }
         }
+        Ok(())
     }
 }
 

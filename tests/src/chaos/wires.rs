@@ -309,10 +309,12 @@ pub fn hold(parent: u32) -> Result<(), String> {
 /// # Errors
 /// Why none works, in a sentence.
 pub fn entrance() -> Result<Vec<&'static str>, String> {
+    // Not by the link in `/proc`: who has entered a user namespace may not look at processes outside of it.
+    let program = std::env::current_exe().map_err(|cause| format!("this program does not find itself: {cause}"))?;
     let mut reasons = Vec::new();
     for entrance in ENTRANCES {
         let mut command = Command::new("unshare");
-        command.env("PATH", path()).args(entrance).arg(program()).arg("probe").stdin(Stdio::null());
+        command.env("PATH", path()).args(entrance).arg(&program).arg("probe").stdin(Stdio::null());
         match command.output() {
             Ok(output) if output.status.success() => return Ok([&["unshare"], entrance].concat()),
             Ok(output) => {
