@@ -2,7 +2,9 @@
 //!
 //! Writers differ in patience, so that outcomes differ too. They append plainly, under conditions that hold and that do not, in
 //! bursts through an appender, and abandon calls half-way; they ask any node, or one in particular, how long the log is; now
-//! and then one hangs up and comes back as a new client. The library sends again what has no answer, under its session.
+//! and then one hangs up and comes back as a new client. The library sends again what has no answer, under its session. One
+//! more writes little most of the time, and now and then more than a leader keeps in memory: whoever is cut off or down
+//! meanwhile is brought up to date from the leader's files.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -17,7 +19,7 @@ use tokio::task::JoinSet;
 
 use super::history::Journal;
 use super::nodes::name;
-use super::payload::{Landed, batch};
+use super::payload::{FLOOD_PARTS, Landed, batch};
 use crate::check::Violation;
 use crate::check::linearizability::Read;
 use crate::rng::Rng;
@@ -35,6 +37,12 @@ const PAUSE_MS: u64 = 25;
 const PARTS_MAX: u64 = 6;
 /// Appends of one burst at most; well below what a session may have in flight.
 const BURST_MAX: u64 = 40;
+/// Appends of one flood, of a MiB each: around twice what a leader keeps in memory for followers that are a little behind.
+const FLOOD: std::ops::Range<u64> = 5..13;
+/// Between two floods, in milliseconds: a few in the shortest run.
+const FLOOD_PAUSE_MS: std::ops::Range<u64> = 1_000..8_000;
+/// Floods of a run at most: with five nodes, some GiB on disk.
+const FLOODS_MAX: u32 = 60;
 /// How long anybody waits before trying again what failed at once.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How often the watcher asks who leads.
@@ -60,6 +68,7 @@ pub fn start(company: &Company, rng: &mut Rng) -> (JoinSet<()>, JoinSet<()>) {
     for number in 0..WRITERS {
         writers.spawn(Writer { number, company: company.clone(), rng: rng.fork() }.run());
     }
+    writers.spawn(Writer { number: WRITERS, company: company.clone(), rng: rng.fork() }.flood());
     for number in 0..FOLLOWERS {
         followers.spawn(Follower { number, company: company.clone(), rng: rng.fork(), next: 0 }.run());
     }
@@ -135,13 +144,36 @@ impl Writer {
         Some(bounds.next_offset)
     }
 
+    /// Floods between long pauses.
+    async fn flood(mut self) {
+        let Ok(client) = Client::lazy(self.company.config.clone()) else { return };
+        for _ in 0..FLOODS_MAX {
+            let end =
+                Instant::now() + Duration::from_millis(self.rng.between(FLOOD_PAUSE_MS.start, FLOOD_PAUSE_MS.end));
+            while Instant::now() < end {
+                if self.company.journal.is_closing() {
+                    return;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+            let appends = self.rng.between(FLOOD.start, FLOOD.end);
+            self.send(&client, (0..appends).map(|_| FLOOD_PARTS).collect()).await;
+        }
+    }
+
     /// Many in flight under one session; the answers come in order.
     async fn burst(&mut self, client: &Client) {
+        let appends = self.rng.between(2, BURST_MAX);
+        let parts = (0..appends).map(|_| self.parts()).collect();
+        self.send(client, parts).await;
+    }
+
+    /// Appends of so many records each, through an appender.
+    async fn send(&mut self, client: &Client, appends: Vec<u32>) {
         let Ok(mut appender) = client.appender().await else { return };
         let journal = self.company.journal.clone();
         let mut waiting = VecDeque::new();
-        for _ in 0..self.rng.between(2, BURST_MAX) {
-            let parts = self.parts();
+        for parts in appends {
             let append = journal.call(self.number, parts, None);
             match appender.send(batch(append, parts)).await {
                 Ok(()) => waiting.push_back(append),
@@ -210,7 +242,7 @@ fn is_honest(error: &AppendError) -> bool {
     matches!(error.code(), Unavailable | Timeout | Conflict | SessionExpired)
 }
 
-/// Follows the log from its beginning. Half of them stay with one node, whatever becomes of it.
+/// Follows the log from its beginning. Half of them want it from one node, whatever state that is in, and then from another.
 struct Follower {
     number: u32,
     company: Company,
@@ -233,7 +265,7 @@ impl Follower {
         while !self.is_done() {
             let mut options = SubscribeOptions::new(Start::Offset(self.next));
             if self.number % 2 == 1 {
-                options.node = Some(name(1 + u64::from(self.number) % self.company.nodes));
+                options.node = Some(name(self.rng.between(1, self.company.nodes + 1)));
             }
             // Small enough to be full now and then.
             options.window_bytes = 64 << 10;

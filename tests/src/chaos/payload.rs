@@ -11,6 +11,9 @@ const HEAD_BYTES: usize = 24;
 const LARGE_ONE_IN: u64 = 256;
 const LARGE_BYTES: u64 = 128 << 10;
 const SMALL_BYTES: u64 = 200;
+/// An append of so many records or more is part of a flood: all its records are middling.
+pub const FLOOD_PARTS: u32 = 32;
+const FLOOD_BYTES: u64 = 32 << 10;
 /// One record in so many has bytes beside it.
 const META_ONE_IN: u64 = 8;
 
@@ -39,7 +42,11 @@ impl Landed {
     #[must_use]
     pub fn payload(&self) -> Payload {
         let mut rng = Rng::new(self.append << 8 ^ u64::from(self.part));
-        let len = if rng.below(LARGE_ONE_IN) == 0 { rng.below(LARGE_BYTES) } else { rng.below(SMALL_BYTES) };
+        let len = match rng.below(LARGE_ONE_IN) {
+            _ if self.parts >= FLOOD_PARTS => FLOOD_BYTES,
+            0 => rng.below(LARGE_BYTES),
+            _ => rng.below(SMALL_BYTES),
+        };
         let meta = if rng.below(META_ONE_IN) == 0 { rng.draw().to_le_bytes().to_vec() } else { Vec::new() };
         let mut bytes = Vec::with_capacity(HEAD_BYTES + len as usize + 8);
         bytes.extend_from_slice(&self.append.to_le_bytes());
@@ -85,7 +92,7 @@ mod tests {
     #[test]
     fn a_record_tells_where_it_belongs_and_one_wrong_byte_is_seen() {
         for append in 0..500 {
-            let landed = Landed { append, part: 1, parts: 3 };
+            let landed = Landed { append, part: 1, parts: if append == 7 { FLOOD_PARTS } else { 3 } };
             let Payload { meta, bytes } = landed.payload();
             assert_eq!(Landed::read(&meta, &bytes), Some(landed));
             for at in 0..bytes.len().min(64) {
