@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod changes;
+pub mod chaos;
 pub mod check;
 pub mod client;
 pub mod clock;

@@ -231,7 +231,8 @@ impl Service for NodeService {
         // A node that lags must not call an offset too large that others have.
         let next_offset = self.shared.view.borrow().next_offset;
         if from > next_offset && !request.resume {
-            let next_offset = self.read_index().await.unwrap_or(next_offset).max(next_offset);
+            // One that is cut off does not know: the caller is told so, and may ask another node.
+            let next_offset = self.read_index().await?.max(next_offset);
             if from > next_offset {
                 let message = format!("offset {from} is beyond the end; the next record gets offset {next_offset}");
                 return Err(Failure::refused(ErrorCode::OutOfRange, message).with("next_offset", next_offset));
