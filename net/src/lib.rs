@@ -14,6 +14,8 @@
 
 pub mod client;
 #[cfg(feature = "peer")]
+pub mod fuzzing;
+#[cfg(feature = "peer")]
 pub mod peer;
 #[doc = include_str!("../PROTOCOL.md")]
 pub mod protocol;

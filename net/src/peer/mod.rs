@@ -12,10 +12,10 @@
 //!
 //! The bytes are described in `PROTOCOL.md`. Runs on the tokio runtime it was started in; a current-thread one is enough.
 
-mod append;
-mod chunks;
+pub(crate) mod append;
+pub(crate) mod chunks;
 mod guests;
-mod hello;
+pub(crate) mod hello;
 mod incoming;
 mod outgoing;
 mod queue;

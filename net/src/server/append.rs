@@ -130,14 +130,14 @@ async fn read_groups<S: Service>(
     }
 }
 
-fn parse(parts: Vec<Bytes>, crc: u32) -> Result<Group, String> {
+pub(crate) fn parse(parts: Vec<Bytes>, crc: u32) -> Result<Group, String> {
     // The count stands behind the length. It is only a guess at the work here: `Group` checks it.
     let count = peek::<8>(&parts).map_or(0, |head| u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
     Group::parse_checked(body_for(parts, count as usize), crc).map_err(|cause| cause.to_string())
 }
 
 /// The size of a record that is over the limit. Groups smaller than the limit are not looked into.
-fn too_large(group: &Group, limit: usize) -> Option<usize> {
+pub(crate) fn too_large(group: &Group, limit: usize) -> Option<usize> {
     if group.body().len() <= limit {
         return None;
     }

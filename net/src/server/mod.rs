@@ -29,6 +29,11 @@ mod connection;
 mod listener;
 mod subscribe;
 
+/// What [`crate::fuzzing`] tries of this room.
+pub(crate) mod fuzzing {
+    pub(crate) use super::append::{parse, too_large};
+}
+
 /// What a node does for its clients. Called from the client plane's runtime, from many tasks at once.
 pub trait Service: Send + Sync + 'static {
     /// A subscription's source of frames.
