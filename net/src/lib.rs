@@ -12,6 +12,8 @@
 //!
 //! quinn stays behind these modules: no type of it is part of what the rest of graven calls.
 
+#[cfg(feature = "peer")]
+mod admission;
 pub mod client;
 #[cfg(feature = "peer")]
 pub mod fuzzing;
