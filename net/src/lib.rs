@@ -14,8 +14,12 @@
 //! quinn stays behind these modules: no type of it is part of what the rest of graven calls.
 
 #[cfg(feature = "peer")]
+mod admission;
+#[cfg(feature = "peer")]
 pub mod bulk;
 pub mod client;
+#[cfg(feature = "peer")]
+pub mod fuzzing;
 #[cfg(feature = "peer")]
 pub mod peer;
 #[doc = include_str!("../PROTOCOL.md")]

@@ -95,6 +95,20 @@ impl Profile {
         }
     }
 
+    /// What a whole connection may have sent and not yet seen acknowledged.
+    #[must_use]
+    pub(crate) fn send_window_bytes(&self) -> u64 {
+        let window = self.window_bytes.max(WINDOW_MIN);
+        // quinn counts a chunk as retained until all of it is acknowledged: one window in flight, one being retired, one chunk over.
+        window.saturating_mul(2).saturating_add(WRITE_CHUNK_BYTES as u64)
+    }
+
+    /// What a whole connection may have received that nobody has read.
+    #[must_use]
+    pub(crate) fn receive_window_bytes(&self) -> u64 {
+        self.window_bytes.max(WINDOW_MIN).saturating_mul(2).saturating_add(RECEIVE_RESERVE)
+    }
+
     /// The profile as quinn takes it.
     #[must_use]
     pub fn build(&self) -> Arc<TransportConfig> {
@@ -105,10 +119,9 @@ impl Profile {
         let mut cubic = CubicConfig::default();
         cubic.initial_window(INITIAL_CONGESTION_WINDOW);
         config
-            // quinn counts a chunk as retained until all of it is acknowledged: one window in flight, one being retired, one chunk over.
-            .send_window(window.saturating_mul(2).saturating_add(WRITE_CHUNK_BYTES as u64))
+            .send_window(self.send_window_bytes())
             .stream_receive_window(var_int(window.saturating_add(RECEIVE_RESERVE)))
-            .receive_window(var_int(window.saturating_mul(2).saturating_add(RECEIVE_RESERVE)))
+            .receive_window(var_int(self.receive_window_bytes()))
             .max_concurrent_bidi_streams(VarInt::from_u32(self.streams.bidirectional))
             .max_concurrent_uni_streams(VarInt::from_u32(self.streams.unidirectional))
             .max_idle_timeout(IdleTimeout::try_from(self.idle_timeout).ok())
@@ -298,7 +311,7 @@ const ALERTS: u64 = 0x100;
 /// not the certificate's), certificate_required.
 const CERTIFICATE_ALERTS: [u64; 9] = [42, 43, 44, 45, 46, 48, 49, 51, 116];
 
-fn var_int(value: u64) -> VarInt {
+pub(crate) fn var_int(value: u64) -> VarInt {
     VarInt::from_u64(value).unwrap_or(VarInt::MAX)
 }
 

@@ -33,7 +33,7 @@ async fn send_append(node: &Node, to: u64, request: u64, frames: &[Frame]) {
 
 async fn wait_append(node: &mut Node) -> (NodeId, u64, Vec<Frame>) {
     node.wait(|event| match event {
-        PeerEvent::Append { from, head, frames } => Some((from, head.request, frames)),
+        PeerEvent::Append { from, head, frames, .. } => Some((from, head.request, frames)),
         _ => None,
     })
     .await

@@ -3,12 +3,12 @@
 //! One turn: take what has arrived, give it to the replica, carry out the effects, publish the view. No disk call and no
 //! page fault of the log happens here; what is sent to followers is in memory already, or is loaded by another thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use graven_net::peer::{PeerEvent, PeerPlane, RefusedBy};
+use graven_net::peer::{Held, PeerEvent, PeerPlane, RefusedBy};
 use graven_net::server::{Ack, Failure, LeaderView, Rejection as Rejected};
 use graven_raft::{NodeId, Role, Tick};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,6 +53,12 @@ pub(super) struct Protocol {
     members_version: u64,
     stepping_down: Option<SteppingDown>,
     led_in: u64,
+    /// What appends of this turn hold of the peers' bound on memory.
+    arrived: Vec<Held>,
+    /// The same of earlier turns, until the disk job that was the last one at that time is done.
+    unsynced: VecDeque<(u64, Vec<Held>)>,
+    /// The last job handed to the log thread, and the last one it reported.
+    jobs: (u64, u64),
     /// Term, leader and membership as last published.
     leadership: Option<(u64, Option<NodeId>, u64)>,
 }
@@ -95,6 +101,9 @@ impl Protocol {
             members_version: 0,
             stepping_down: None,
             led_in: 0,
+            arrived: Vec::new(),
+            unsynced: VecDeque::new(),
+            jobs: (0, 0),
             leadership: None,
         }
     }
@@ -153,6 +162,10 @@ impl Protocol {
             LogReport::Done { sequence, disk_full, saved } => {
                 let now = self.now();
                 self.replica.disk_done(now, sequence, disk_full, saved);
+                self.jobs.1 = sequence;
+                while self.unsynced.front().is_some_and(|(last, _)| *last <= sequence) {
+                    self.unsynced.pop_front();
+                }
                 Go::On
             }
             LogReport::Failed(cause) => {
@@ -167,7 +180,10 @@ impl Protocol {
         let now = self.now();
         match event {
             PeerEvent::Message { from, message } => self.replica.receive(now, from, message),
-            PeerEvent::Append { from, head, frames } => self.replica.receive_append(now, from, head, frames),
+            PeerEvent::Append { from, head, frames, held } => {
+                self.replica.receive_append(now, from, head, frames);
+                self.arrived.push(held);
+            }
             PeerEvent::Up { node } => {
                 debug!(node = node.0, "peer connected");
                 self.replica.reachable(now, node);
@@ -275,6 +291,10 @@ impl Protocol {
                 self.replica.unreachable(now, peer);
             }
         }
+        let arrived = std::mem::take(&mut self.arrived);
+        if !arrived.is_empty() && self.jobs.0 > self.jobs.1 {
+            self.unsynced.push_back((self.jobs.0, arrived));
+        }
         self.publish();
         self.maybe_stepped_down();
     }
@@ -294,6 +314,7 @@ impl Protocol {
                 }
             }
             Effect::Disk(job) => {
+                self.jobs.0 = job.sequence;
                 // A closed channel means that the log thread has failed; its report is on the way.
                 let _ = self.channels.jobs.send(LogInput::Job(job));
             }

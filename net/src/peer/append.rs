@@ -8,17 +8,17 @@
 //! with a constant of this file before anything is allocated or awaited for it.
 
 use bytes::{Bytes, BytesMut};
-use graven_frame::{Body, Frame, FrameError, HEADER_BYTES, MAX_BODY_BYTES, decode_header};
+use graven_frame::{Frame, FrameError, HEADER_BYTES, MAX_BODY_BYTES, decode_header};
 use graven_raft::AppendHead;
 
 use super::{
     SendError,
-    chunks::{ChunkError, ChunkReader},
+    chunks::{ChunkError, ChunkReader, ChunkSource},
 };
 use crate::{transport::WRITE_CHUNK_BYTES, wire};
 
 /// Encodes what goes before the frames and checks that the receiver will take all of it. Answers the bytes and the whole message's length.
-pub(super) fn encode_head(head: &AppendHead, frames: &[Frame]) -> Result<(Bytes, usize), SendError> {
+pub(crate) fn encode_head(head: &AppendHead, frames: &[Frame]) -> Result<(Bytes, usize), SendError> {
     let body = wire::encode::<APPEND_HEAD_BYTES_MAX>(head)?;
     let too_many = SendError::TooLarge { size: frames.len(), limit: APPEND_FRAMES_MAX };
     if frames.len() > APPEND_FRAMES_MAX {
@@ -93,8 +93,8 @@ impl Gather {
 }
 
 /// Reads the next append. `None` when the stream ended between two of them.
-pub(super) async fn read_append(
-    reader: &mut ChunkReader,
+pub(crate) async fn read_append<S: ChunkSource>(
+    reader: &mut ChunkReader<S>,
 ) -> Result<Option<(AppendHead, Vec<Frame>, usize)>, AppendReadError> {
     let Some(head_len) = reader.next_u32().await? else { return Ok(None) };
     let head_len = bounded(head_len, APPEND_HEAD_BYTES_MAX, "append head")?;
@@ -129,7 +129,7 @@ fn bounded(seen: u32, limit: usize, what: &'static str) -> Result<usize, AppendR
 
 /// Why an append could not be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum AppendReadError {
+pub(crate) enum AppendReadError {
     #[error(transparent)]
     Chunk(#[from] ChunkError),
     #[error("append head: {0}")]
@@ -149,17 +149,3 @@ pub const APPEND_BYTES_MAX: usize = MAX_BODY_BYTES + (1 << 20);
 /// Pieces below this are copied together before they are handed to quinn: measured, 1,420-byte pieces cost 10 to 20 % less CPU as copies, and
 /// 6,431-byte pieces 13 % more (`docs/decisions/transport.md`).
 const COPY_BELOW_BYTES: usize = 4 << 10;
-
-/// Body bytes as they are kept: chunks of a body that is small are copied out, because each chunk of quinn keeps the whole batch of
-/// datagrams it arrived in alive for as long as the frame lives.
-pub(super) fn body_of(chunks: Vec<Bytes>, len: usize) -> Body {
-    if len >= KEEP_FROM_BYTES {
-        return Body::from_chunks(chunks);
-    }
-    let mut joined = BytesMut::with_capacity(len);
-    chunks.iter().for_each(|chunk| joined.extend_from_slice(chunk));
-    Body::from_chunks(vec![joined.freeze()])
-}
-
-/// Below this a copy costs less than the datagram batch, up to 64 KiB, that the chunks would keep alive.
-const KEEP_FROM_BYTES: usize = 4 << 10;

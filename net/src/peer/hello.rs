@@ -109,56 +109,56 @@ pub enum Refusal {
 
 /// Who dials whom, and for what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Hello {
-    pub(super) cluster: u128,
-    pub(super) from: NodeId,
-    pub(super) to: NodeId,
-    pub(super) incarnation: u128,
+pub(crate) struct Hello {
+    pub(crate) cluster: u128,
+    pub(crate) from: NodeId,
+    pub(crate) to: NodeId,
+    pub(crate) incarnation: u128,
     /// Random for each start of the process: tells a restarted peer from one that lost a connection.
-    pub(super) boot: u64,
-    pub(super) lane: Lane,
-    pub(super) feature_level: u32,
+    pub(crate) boot: u64,
+    pub(crate) lane: Lane,
+    pub(crate) feature_level: u32,
     /// Where the dialler is reached, for an acceptor that does not know it yet.
-    pub(super) advertised: String,
+    pub(crate) advertised: String,
 }
 
 /// The acceptor's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Reply {
+pub(crate) enum Reply {
     Welcome(Welcome),
     Refused(Refusal),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Welcome {
-    pub(super) version: u16,
-    pub(super) node: NodeId,
-    pub(super) incarnation: u128,
-    pub(super) boot: u64,
-    pub(super) feature_level: u32,
+pub(crate) struct Welcome {
+    pub(crate) version: u16,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: u128,
+    pub(crate) boot: u64,
+    pub(crate) feature_level: u32,
 }
 
 /// Who we are, for both sides of a hello.
 #[derive(Debug, Clone)]
-pub(super) struct Local {
-    pub(super) cluster: u128,
-    pub(super) node: NodeId,
-    pub(super) incarnation: u128,
-    pub(super) boot: u64,
-    pub(super) feature_level: u32,
-    pub(super) advertised: String,
+pub(crate) struct Local {
+    pub(crate) cluster: u128,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: u128,
+    pub(crate) boot: u64,
+    pub(crate) feature_level: u32,
+    pub(crate) advertised: String,
 }
 
 /// Who is welcome.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Judged {
-    pub(super) welcome: Welcome,
+pub(crate) struct Judged {
+    pub(crate) welcome: Welcome,
     /// Present when the dialler is newer than the roster.
-    pub(super) guest: Option<RosterEntry>,
+    pub(crate) guest: Option<RosterEntry>,
 }
 
 impl Local {
-    pub(super) fn hello(&self, to: NodeId, lane: Lane) -> Hello {
+    pub(crate) fn hello(&self, to: NodeId, lane: Lane) -> Hello {
         Hello {
             cluster: self.cluster,
             from: self.node,
@@ -172,7 +172,7 @@ impl Local {
     }
 
     /// The acceptor's decision: the certificate first, then what the hello claims, then the roster.
-    pub(super) fn judge(&self, hello: &Hello, verified: &Verified, roster: &Roster) -> Result<Judged, Refusal> {
+    pub(crate) fn judge(&self, hello: &Hello, verified: &Verified, roster: &Roster) -> Result<Judged, Refusal> {
         let Identity::Node(certificate) = &verified.identity else {
             return Err(Refusal::NotANode(verified.identity.to_string()));
         };
@@ -231,18 +231,12 @@ pub(super) async fn write_hello(stream: &mut SendStream, hello: &Hello) -> Resul
     stream.finish().map_err(|_| HelloError::Closed)
 }
 
-/// Reads a hello. The version range stands before the part that versions may change, so that a newer peer is told "version" and not
-/// "malformed".
+/// Reads a hello.
 pub(super) async fn read_hello(stream: &mut RecvStream) -> Result<Result<Hello, Refusal>, HelloError> {
     let mut fixed = [0_u8; HELLO_FIXED_BYTES];
     stream.read_exact(&mut fixed).await?;
-    let [magic @ .., a, b, c, d] = fixed;
-    if magic != *MAGIC {
-        return Ok(Err(Refusal::Malformed("it does not begin as a peer's".into())));
-    }
-    let (seen_min, seen_max) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
-    if seen_min > VERSION_MAX || seen_max < VERSION_MIN {
-        return Ok(Err(Refusal::Version { seen_min, seen_max, known_min: VERSION_MIN, known_max: VERSION_MAX }));
+    if let Err(refusal) = check_fixed(fixed) {
+        return Ok(Err(refusal));
     }
     let body = match read_prefixed(stream).await {
         Err(HelloError::TooLarge(size)) => {
@@ -250,7 +244,24 @@ pub(super) async fn read_hello(stream: &mut RecvStream) -> Result<Result<Hello, 
         }
         other => other?,
     };
-    Ok(wire::decode::<HELLO_BYTES_MAX, Hello>(&body).map_err(|cause| Refusal::Malformed(cause.to_string())))
+    Ok(decode_hello(&body))
+}
+
+/// The version range stands before the part that versions may change, so that a newer peer is told "version" and not "malformed".
+pub(crate) fn check_fixed(fixed: [u8; HELLO_FIXED_BYTES]) -> Result<(), Refusal> {
+    let [magic @ .., a, b, c, d] = fixed;
+    if magic != *MAGIC {
+        return Err(Refusal::Malformed("it does not begin as a peer's".into()));
+    }
+    let (seen_min, seen_max) = (u16::from_le_bytes([a, b]), u16::from_le_bytes([c, d]));
+    if seen_min > VERSION_MAX || seen_max < VERSION_MIN {
+        return Err(Refusal::Version { seen_min, seen_max, known_min: VERSION_MIN, known_max: VERSION_MAX });
+    }
+    Ok(())
+}
+
+pub(crate) fn decode_hello(body: &[u8]) -> Result<Hello, Refusal> {
+    wire::decode::<HELLO_BYTES_MAX, Hello>(body).map_err(|cause| Refusal::Malformed(cause.to_string()))
 }
 
 pub(super) async fn write_reply(stream: &mut SendStream, reply: &Reply) -> Result<(), HelloError> {
@@ -306,9 +317,9 @@ fn hex(id: u128) -> String {
 }
 
 const MAGIC: &[u8; 8] = b"GRVPEER\0";
-const HELLO_FIXED_BYTES: usize = 12;
+pub(crate) const HELLO_FIXED_BYTES: usize = 12;
 /// Names are at most 40 bytes and a refusal is a sentence or two.
-pub(super) const HELLO_BYTES_MAX: usize = 2048;
+pub(crate) const HELLO_BYTES_MAX: usize = 2048;
 /// Versions of the peer protocol this build speaks.
 pub(super) const VERSION_MIN: u16 = 1;
 pub(super) const VERSION_MAX: u16 = 1;

@@ -1,26 +1,25 @@
 //! The accepting side: handshakes within bounds, the decision who is welcome, and reading what welcome peers send.
 //!
-//! Before the handshake is done a sender is nobody: all it can hold is one of [`HANDSHAKES_MAX`] places for [`HANDSHAKE_TIMEOUT`], and
-//! when half of them are taken it must first show that it receives at its address. Datagrams that begin no handshake are dropped by
-//! quinn and leave nothing behind. After it a peer holds at most one connection per lane: a newer one retires the older.
+//! Before the handshake is done a sender is nobody: all it can hold is one of the places of [`HANDSHAKES`] for [`HANDSHAKE_TIMEOUT`]
+//! ([`crate::admission`]). Datagrams that begin no handshake are dropped by quinn and leave nothing behind. After it a peer holds at
+//! most one connection per lane: a newer one retires the older. What was received and not yet taken by the driver is bounded in bytes.
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use graven_raft::{Message, NodeId};
 use quinn::{Connection, Incoming, ReadError, VarInt};
 use tokio::{
-    sync::Semaphore,
     task::{JoinHandle, JoinSet},
     time::timeout,
 };
 
 use super::{
-    CLOSE_EXPIRED, CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_REFUSED, CLOSE_RETIRED, CONTROL_MESSAGE_BYTES_MAX, Lane,
+    CLOSE_EXPIRED, CLOSE_NORMAL, CLOSE_PROTOCOL, CLOSE_REFUSED, CLOSE_RETIRED, CONTROL_MESSAGE_BYTES_MAX, Held, Lane,
     PeerEvent, Refusal, RefusedBy, RosterEntry, Shared,
     append::{AppendReadError, read_append},
     chunks::{ChunkError, ChunkReader},
@@ -30,6 +29,7 @@ use super::{
     refusals::{close, refused_certificate},
 };
 use crate::{
+    admission::{Admission, Limits, Verdict},
     tls::{UnixTime, Verified},
     wire,
 };
@@ -71,25 +71,27 @@ impl Registry {
 }
 
 pub(super) async fn accept(shared: Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let admission = Admission::new(HANDSHAKES);
     let mut handshakes = JoinSet::new();
     while let Some(incoming) = shared.endpoint.accept().await {
         while handshakes.try_join_next().is_some() {}
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            shared.turned_away.add(1);
-            incoming.refuse();
-            continue;
-        };
-        if places.available_permits() < HANDSHAKES_MAX / 2 && !incoming.remote_address_validated() {
+        match admission.judge(incoming.remote_address(), incoming.remote_address_validated(), Instant::now()) {
+            Verdict::Begin(place) => {
+                let shared = shared.clone();
+                handshakes.spawn(async move {
+                    tokio::select! {
+                        () = greet(&shared, incoming) => {}
+                        () = place.evicted() => shared.turned_away.add(1),
+                    }
+                });
+            }
             // Fails only for an address that is validated.
-            let _validated = incoming.retry();
-            continue;
+            Verdict::Prove => drop(incoming.retry()),
+            Verdict::Ignore => {
+                shared.turned_away.add(1);
+                incoming.ignore();
+            }
         }
-        let shared = shared.clone();
-        handshakes.spawn(async move {
-            greet(&shared, incoming).await;
-            drop(place);
-        });
     }
 }
 
@@ -222,7 +224,9 @@ async fn read_lane(
                 Ok(never) => match never {},
             };
             if let Some(violation) = error.violation() {
-                tracing::warn!(node = from.0, lane = lane.as_str(), "connection of a peer is closed: {violation}");
+                if let Some(left_out) = shared.told.may_write() {
+                    tracing::warn!(node = from.0, lane = lane.as_str(), left_out, "connection of a peer is closed: {violation}");
+                }
                 close(&connection, CLOSE_PROTOCOL, &violation);
             }
         }
@@ -261,7 +265,12 @@ async fn read_appends(
     while let Some((head, frames, bytes)) = read_append(reader).await? {
         peer.counters.appends_received.add(1);
         peer.counters.bytes_received.add(bytes as u64);
-        shared.events.send(PeerEvent::Append { from, head, frames }).await.map_err(|_| ReadLaneError::DriverGone)?;
+        let held = Held(shared.received.charge(bytes).await);
+        shared
+            .events
+            .send(PeerEvent::Append { from, head, frames, held })
+            .await
+            .map_err(|_| ReadLaneError::DriverGone)?;
     }
     Ok(())
 }
@@ -303,8 +312,9 @@ impl ReadLaneError {
     }
 }
 
-/// Handshakes under way at once: both lanes of six peers that all restart, and a few strangers.
-const HANDSHAKES_MAX: usize = 16;
+/// Both lanes of six peers that all restart, twice. Each handshake takes the thread that heartbeats live on for about a millisecond:
+/// however many strangers come, they get a few percent of it.
+const HANDSHAKES: Limits = Limits { places: 24, per_second: 24, burst: 48 };
 /// A handshake and a hello across continents take less than a second.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a refused peer has to take note before the connection is closed over it.

@@ -12,10 +12,10 @@
 //!
 //! The bytes are described in `PROTOCOL.md`. Runs on the tokio runtime it was started in; a current-thread one is enough.
 
-mod append;
-mod chunks;
+pub(crate) mod append;
+pub(crate) mod chunks;
 mod guests;
-mod hello;
+pub(crate) mod hello;
 mod incoming;
 mod outgoing;
 mod queue;
@@ -44,6 +44,7 @@ pub use hello::{Lane, Refusal};
 pub use stats::{LaneStats, LinkStats, PeerStats};
 
 use crate::{
+    protocol::budget::{Budget, Charge},
     tls::{ALPN_PEER, Credentials, Identity, TlsError, TlsIdentity},
     transport::{self, Mtu, Profile, ResetKey, SOCKET_BUFFER_BYTES, SocketBuffers},
     wire,
@@ -151,6 +152,8 @@ pub enum PeerEvent {
         head: AppendHead,
         /// The frames, in the chunks they arrived in.
         frames: Vec<Frame>,
+        /// Their part of [`RECEIVED_BYTES_MAX`]. To be kept for as long as the driver keeps the frames where they are not on disk.
+        held: Held,
     },
     /// A connection was refused, by us or by them. Told once for each reason until that peer connects.
     Refused {
@@ -164,6 +167,11 @@ pub enum PeerEvent {
         refusal: Refusal,
     },
 }
+
+/// A part of what appends that were received may take in memory; given back when dropped. While all of it is held, append lanes are
+/// not read.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "kept for its drop")] Charge);
 
 /// Which side refused a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -256,6 +264,8 @@ struct Shared {
     endpoint: quinn::Endpoint,
     buffers: SocketBuffers,
     events: mpsc::Sender<PeerEvent>,
+    /// Bounds what appends that were received hold.
+    received: Arc<Budget>,
     roster: watch::Sender<Arc<Roster>>,
     /// Who is newer than the roster and reached us: see [`guests`].
     guests: Mutex<guests::Guests>,
@@ -321,6 +331,7 @@ impl PeerPlane {
             endpoint,
             buffers: bound.buffers,
             events,
+            received: Budget::new(RECEIVED_BYTES_MAX),
             roster: watch::Sender::new(Arc::default()),
             guests: Mutex::default(),
             peers: Mutex::default(),
@@ -529,6 +540,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub const WINDOW_BYTES: u64 = 1 << 20;
 /// One window may wait, and half of one more: what Raft retries meanwhile.
 pub const QUEUE_BYTES: usize = (WINDOW_BYTES + WINDOW_BYTES / 2) as usize;
+/// Appends of all peers together, from their arrival until they are on disk or refused: a leader sends a window of [`WINDOW_BYTES`] at a
+/// time, and two leaders may overlap; the largest append there is fits three times. A larger one than fits passes alone.
+pub const RECEIVED_BYTES_MAX: usize = 64 << 20;
 /// The largest control message: a membership of seven nodes with long names has a few hundred bytes.
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Long enough for one exchange across continents.

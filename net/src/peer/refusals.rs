@@ -11,13 +11,15 @@ use quinn::{ConnectionError, VarInt};
 use quinn_proto::TransportErrorCode;
 
 use super::{CLOSE_REFUSED, Refusal, RefusedBy, stats::Counter};
-use crate::{tls::sentence, transport::is_alert};
+use crate::{admission::Lines, tls::sentence, transport::is_alert};
 
 /// The refusals that were told lately.
 #[derive(Default)]
 pub(super) struct Told {
     recent: Mutex<VecDeque<Entry>>,
     count: Counter,
+    /// Bounds what is told in all: a stranger can be refused in more ways than anybody remembers.
+    lines: Lines,
 }
 
 #[derive(PartialEq, Eq)]
@@ -34,7 +36,7 @@ impl Told {
         self.count.add(1);
         let entry = Entry { who: node.ok_or(address.ip()), by, refusal: refusal.clone() };
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.contains(&entry) {
+        if recent.contains(&entry) || self.lines.may_write().is_none() {
             return false;
         }
         if recent.len() >= TOLD_MAX {
@@ -50,12 +52,17 @@ impl Told {
         recent.retain(|entry| entry.who != Ok(node) || entry.by != by);
     }
 
+    /// Whether another line about what a peer did wrong may be written, and how many were left out before it.
+    pub(super) fn may_write(&self) -> Option<u64> {
+        self.lines.may_write()
+    }
+
     pub(super) fn refused(&self) -> u64 {
         self.count.value()
     }
 }
 
-/// Six peers with a few reasons each. Whoever makes up more reasons than this fills a log with them at its own pace.
+/// Six peers with a few reasons each.
 const TOLD_MAX: usize = 64;
 
 /// Which side refused a certificate, if that is how a connection ended.

@@ -17,7 +17,7 @@ pub struct PeerStats {
     pub socket: SocketBuffers,
     /// Handshakes and hellos that were refused, by either side.
     pub refused: u64,
-    /// Connections turned away unheard because too many handshakes were under way.
+    /// Connections turned away because too many handshakes were begun, unheard or in the middle.
     pub turned_away: u64,
     /// Each peer of the roster.
     pub peers: BTreeMap<NodeId, LinkStats>,

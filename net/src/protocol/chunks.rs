@@ -1,4 +1,8 @@
 //! Received bytes in the chunks they came in, consumed from the front without joining them.
+//!
+//! A chunk keeps alive all of what it was received with: its datagram, and on most systems the batch of up to 64 KiB the datagram
+//! came in. A sender that spreads its bytes thinly would have us hold a batch for each of them, so pieces below [`KEEP_FROM_BYTES`]
+//! are copied together: what is held is then bounded by what was charged for it.
 
 use std::collections::VecDeque;
 
@@ -9,13 +13,20 @@ use graven_frame::Body;
 #[derive(Debug, Default)]
 pub(crate) struct Chunks {
     queue: VecDeque<Bytes>,
+    /// Small pieces that came last, behind the queue.
+    tail: BytesMut,
     len: usize,
 }
 
 impl Chunks {
     pub(crate) fn push(&mut self, chunk: Bytes) {
         self.len += chunk.len();
-        self.queue.push_back(chunk);
+        if chunk.len() >= KEEP_FROM_BYTES {
+            self.flush();
+            self.queue.push_back(chunk);
+        } else {
+            self.copy(&chunk);
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -30,14 +41,9 @@ impl Chunks {
         let mut out = [0; N];
         let mut filled = 0;
         while filled < N {
-            let front = self.queue.front_mut()?;
-            let part = front.len().min(N - filled);
-            front.copy_to_slice(&mut out[filled..filled + part]);
-            filled += part;
-            self.len -= part;
-            if front.is_empty() {
-                self.queue.pop_front();
-            }
+            let part = self.take_front(N - filled)?;
+            out[filled..filled + part.len()].copy_from_slice(&part);
+            filled += part.len();
         }
         Some(out)
     }
@@ -50,19 +56,58 @@ impl Chunks {
         let mut taken = Vec::new();
         let mut left = len;
         while left > 0 {
-            let front = self.queue.front_mut()?;
-            if front.len() > left {
-                taken.push(front.split_to(left));
-                left = 0;
-            } else {
-                left -= front.len();
-                taken.extend(self.queue.pop_front());
-            }
+            let part = self.take_front(left)?;
+            left -= part.len();
+            taken.push(part);
         }
-        self.len -= len;
         Some(taken)
     }
+
+    /// At most `len` bytes of the first chunk; `None` when nothing is there.
+    pub(crate) fn take_front(&mut self, len: usize) -> Option<Bytes> {
+        let part = match self.queue.front_mut() {
+            Some(front) if front.len() > len => front.split_to(len),
+            Some(_) => self.queue.pop_front()?,
+            None if self.tail.is_empty() => return None,
+            None => self.tail.split_to(self.tail.len().min(len)).freeze(),
+        };
+        self.len -= part.len();
+        if self.len == 0 {
+            // Whoever waits for more holds no buffer meanwhile.
+            *self = Chunks::default();
+        }
+        Some(part)
+    }
+
+    fn copy(&mut self, mut piece: &[u8]) {
+        while !piece.is_empty() {
+            let room = self.tail.capacity() - self.tail.len();
+            if room == 0 {
+                // A lone piece gets what it needs, a run of them ever larger buffers.
+                let next = (self.tail.len() * 2).clamp(piece.len(), COPY_BUFFER_BYTES);
+                self.flush();
+                self.tail = BytesMut::with_capacity(next);
+                continue;
+            }
+            let part = room.min(piece.len());
+            self.tail.extend_from_slice(&piece[..part]);
+            piece.advance(part);
+        }
+    }
+
+    /// Puts what was copied at the end of the queue; the rest of its buffer is used by what is copied next.
+    fn flush(&mut self) {
+        if !self.tail.is_empty() {
+            self.queue.push_back(self.tail.split().freeze());
+        }
+    }
 }
+
+/// Pieces below this are copied: a copy of 4 KiB costs less than the buffers that many small pieces would keep alive, and no more
+/// than handing them on one by one does (`docs/decisions/transport.md`).
+pub(crate) const KEEP_FROM_BYTES: usize = 4 << 10;
+/// Copied pieces share buffers of at most this: what one small group can keep alive.
+const COPY_BUFFER_BYTES: usize = 32 << 10;
 
 /// A body of these chunks, joined when walking `items` records through them would cost more than one copy.
 ///
@@ -109,7 +154,28 @@ mod tests {
             assert_eq!(chunks.len(), 48);
             assert_eq!(chunks.take(49), None);
             assert_eq!(chunks.take_array::<48>().unwrap(), bytes[208..]);
+            assert_eq!((chunks.len(), chunks.take_front(1)), (0, None));
         }
+    }
+
+    /// One byte in each packet, as a sender does that wants to be expensive.
+    #[test]
+    fn thin_pieces_do_not_keep_the_packets_they_came_in() {
+        const PIECES: usize = 20_000;
+        let mut chunks = Chunks::default();
+        for at in 0..PIECES {
+            let packet = Bytes::from(vec![at as u8; 1200]);
+            chunks.push(packet.slice(600..601));
+            assert!(packet.is_unique(), "nothing holds on to the packet");
+        }
+        let taken = chunks.take(PIECES).unwrap();
+        assert!(taken.len() < 20, "{} pieces", taken.len());
+        let expected: Vec<u8> = (0..PIECES).map(|at| at as u8).collect();
+        assert_eq!(Body::from_chunks(taken).concat(), expected);
+        assert_eq!(chunks.tail.capacity(), 0, "an empty queue holds no buffer");
+        let large = Bytes::from(vec![1; KEEP_FROM_BYTES]);
+        chunks.push(large.clone());
+        assert_eq!(chunks.take(KEEP_FROM_BYTES).unwrap()[0].as_ptr(), large.as_ptr(), "large pieces are not copied");
     }
 
     #[test]

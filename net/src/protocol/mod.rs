@@ -29,6 +29,9 @@ pub const OLDEST_VERSION: u16 = 1;
 pub const FEATURE_LEVEL: u32 = 1;
 /// The largest control message. Ours are a few hundred bytes; a report on a cluster of seven stays below 4 KiB.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
+/// The largest message of a client: a hello, a request, a subscription. The largest names a member with two addresses, and has
+/// some hundred bytes; a node holds so much for each stream on which a client may still be speaking.
+pub const MAX_REQUEST_BYTES: usize = 4 << 10;
 
 /// Close code: the side that closes is done, nothing is wrong.
 pub const CLOSE_DONE: u32 = 0;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::BytesMut;
 use tokio::sync::Notify;
 
-use crate::protocol::append::{Ack, Answer, Rejection, encode_answer};
+use crate::protocol::append::{ANSWER_BYTES, Ack, Answer, Rejection, encode_answer};
 use crate::protocol::budget::Charge;
 
 /// The place where the answer to one group goes. Cheap: no task, no allocation, one wake-up for many answers.
@@ -58,6 +58,8 @@ impl Drop for AppendReply {
 pub(super) struct Answers {
     state: Mutex<State>,
     ready: Notify,
+    /// Answers were taken to be written.
+    taken: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -71,6 +73,16 @@ struct State {
     /// The stream is gone: nobody reads answers.
     closed: bool,
 }
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.buffer.len() + self.owed * ANSWER_BYTES < UNREAD_BYTES_MAX
+    }
+}
+
+/// Answers that may be ready or owed on a stream: 20,000 of the usual ones, more than all sessions of a busy client have in
+/// flight. A client that sends and does not read stops here.
+const UNREAD_BYTES_MAX: usize = 1 << 20;
 
 impl Answers {
     /// A reply for one group.
@@ -98,13 +110,21 @@ impl Answers {
         state.buffer = BytesMut::new();
     }
 
+    /// Waits until the client has read enough of its answers to be owed another one.
+    pub(super) async fn room(&self) {
+        while !self.lock().has_room() {
+            self.taken.notified().await;
+        }
+    }
+
     /// All answers that are ready; waits for at least one. `None` when all groups are answered and no more will come.
     pub(super) async fn next(&self) -> Option<BytesMut> {
         loop {
             {
                 let mut state = self.lock();
                 if !state.buffer.is_empty() {
-                    return Some(state.buffer.split());
+                    self.taken.notify_one();
+                    return Some(std::mem::take(&mut state.buffer));
                 }
                 if state.last && state.owed == 0 {
                     return None;
@@ -163,5 +183,25 @@ mod tests {
         assert_eq!(decoded(answers.next().await.unwrap()), [(3, false)]);
         assert!(answers.next().await.is_none());
         assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn answers_nobody_reads_hold_back_what_comes_next() {
+        let (answers, budget) = (Arc::new(Answers::default()), Budget::new(1 << 20));
+        let waits = |answers: &Arc<Answers>| {
+            let answers = answers.clone();
+            async move { tokio::time::timeout(std::time::Duration::from_millis(1), answers.room()).await.is_err() }
+        };
+        let mut sequence = 0;
+        while !waits(&answers).await {
+            for _ in 0..1000 {
+                sequence += 1;
+                let charges = [budget.charge(1).await, budget.charge(1).await];
+                answers.reply(7, sequence, charges).done(Err(Rejection::Again));
+            }
+        }
+        assert_eq!(sequence, (UNREAD_BYTES_MAX / ANSWER_BYTES).next_multiple_of(1000) as u64);
+        assert_eq!(decoded(answers.next().await.unwrap()).len() as u64, sequence);
+        assert!(!waits(&answers).await, "there is room when they are on their way");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use graven_frame::Group;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::answers::Answers;
 use super::{Busy, ErrorCode, Failure, Rejection, Service};
@@ -20,6 +20,8 @@ use crate::protocol::chunks::{Chunks, body_for, peek};
 pub(super) struct Appends {
     pub(super) connection: Arc<Budget>,
     pub(super) server: Arc<Budget>,
+    /// Streams that may still be opened.
+    pub(super) streams: Semaphore,
     /// The largest record taken.
     pub(super) max_record_bytes: usize,
     /// Becomes true when the node goes down: no more groups are read, those taken are answered.
@@ -36,6 +38,9 @@ pub(super) async fn serve<S: Service>(
     mut send: quinn::SendStream,
     recv: quinn::RecvStream,
 ) -> Result<(), String> {
+    let Ok(_stream) = appends.streams.try_acquire() else {
+        return Err(format!("more than {STREAMS_MAX} append streams on one connection"));
+    };
     let answers = Arc::new(Answers::default());
     let _closed = CloseOnDrop(&answers);
     let mut draining = appends.draining.clone();
@@ -97,6 +102,7 @@ async fn read_groups<S: Service>(
             }
         };
         let (len, crc) = decode_prefix(prefix).ok_or("the length of an append group is impossible")?;
+        answers.room().await;
         let connection = appends.connection.charge(len + GROUP_OVERHEAD_BYTES).await;
         let server = appends.server.charge(len + GROUP_OVERHEAD_BYTES).await;
         let parts = loop {
@@ -130,14 +136,14 @@ async fn read_groups<S: Service>(
     }
 }
 
-fn parse(parts: Vec<Bytes>, crc: u32) -> Result<Group, String> {
+pub(crate) fn parse(parts: Vec<Bytes>, crc: u32) -> Result<Group, String> {
     // The count stands behind the length. It is only a guess at the work here: `Group` checks it.
     let count = peek::<8>(&parts).map_or(0, |head| u32::from_le_bytes([head[4], head[5], head[6], head[7]]));
     Group::parse_checked(body_for(parts, count as usize), crc).map_err(|cause| cause.to_string())
 }
 
 /// The size of a record that is over the limit. Groups smaller than the limit are not looked into.
-fn too_large(group: &Group, limit: usize) -> Option<usize> {
+pub(crate) fn too_large(group: &Group, limit: usize) -> Option<usize> {
     if group.body().len() <= limit {
         return None;
     }
@@ -164,6 +170,9 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
+/// Append streams of one connection. A client needs one, and a second while it leaves the first; each may hold a window of bytes
+/// that nobody has read.
+pub(super) const STREAMS_MAX: usize = 8;
 /// What a group costs besides its bytes: its place in queues, and its answer.
 const GROUP_OVERHEAD_BYTES: usize = 256;
 /// As many packets as one receive batch brings on most systems.

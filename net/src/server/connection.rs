@@ -3,19 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use quinn::ReadError;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+
+use super::accounts::{Accounts, Full, Held};
 
 use super::append::{self, Appends};
 use super::{
     Caller, ErrorCode, Failure, LeaderView, Rejection, Request, Response, Service, SubscribeRequest, subscribe,
 };
+use crate::admission::Lines;
 use crate::protocol::budget::Budget;
 use crate::protocol::{
-    Action, CLOSE_PROTOCOL, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED, FEATURE_LEVEL, Hello, HelloReply, MAX_MESSAGE_BYTES,
-    OLDEST_VERSION, StreamKind, VERSION, Welcome, role_needed,
+    Action, CLOSE_BUSY, CLOSE_PROTOCOL, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED, FEATURE_LEVEL, Hello, HelloReply,
+    MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, OLDEST_VERSION, StreamKind, VERSION, Welcome, role_needed,
 };
 use crate::tls::{Identity, UnixTime, Verified};
+use crate::transport::var_int;
 use crate::wire;
 
 /// What all connections of a server share.
@@ -27,6 +33,36 @@ pub(super) struct Shared<S> {
     pub(super) max_record_bytes: usize,
     pub(super) handshake_timeout: Duration,
     pub(super) draining: watch::Receiver<bool>,
+    pub(super) accounts: Arc<Accounts>,
+    /// What a connection gets beyond the smallest windows, while there is enough: to receive and to send.
+    pub(super) wide: Windows,
+    /// Lines about clients that were refused or broke the protocol.
+    pub(super) lines: Lines,
+}
+
+/// A connection's windows in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Windows {
+    /// Received and not read.
+    pub(super) receive: u64,
+    /// Sent and not acknowledged.
+    pub(super) send: u64,
+}
+
+impl Windows {
+    /// What every connection has: a request fits, and several packets are under way.
+    pub(super) const SMALLEST: Windows = Windows { receive: 64 << 10, send: 128 << 10 };
+}
+
+impl<S> Shared<S> {
+    /// Runs `write` when another line about clients may be written, with what to say of those left out.
+    pub(super) fn say(&self, write: impl FnOnce(&str)) {
+        match self.lines.may_write() {
+            Some(0) => write(""),
+            Some(count) => write(&format!(" ({count} lines like this were left out before it)")),
+            None => {}
+        }
+    }
 }
 
 /// Serves a connection whose handshake is done until it ends.
@@ -34,8 +70,18 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
     let (caller, not_after) = match caller_of(&connection, &shared.welcome) {
         Ok(found) => found,
         Err(sentence) => {
-            tracing::info!(address = %connection.remote_address(), "client refused: {sentence}");
+            let address = connection.remote_address();
+            shared.say(|more| tracing::info!(%address, "client refused: {sentence}{more}"));
             connection.close(CLOSE_UNAUTHENTICATED.into(), sentence.as_bytes());
+            return;
+        }
+    };
+    let _counted = match shared.accounts.connect(&caller.name) {
+        Ok(held) => held,
+        Err(full) => {
+            let sentence = full_sentence(&full, "client connections", "max_connections");
+            shared.say(|more| tracing::warn!(client = %caller.name, "connection refused: {sentence}{more}"));
+            connection.close(CLOSE_BUSY.into(), sentence.as_bytes());
             return;
         }
     };
@@ -46,7 +92,7 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
             if connection.close_reason().is_some() {
                 tracing::debug!(client = %caller.name, "connection lost before the hello: {sentence}");
             } else {
-                tracing::info!(client = %caller.name, "connection closed: {sentence}");
+                shared.say(|more| tracing::info!(client = %caller.name, "connection closed: {sentence}{more}"));
             }
             connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
             return;
@@ -56,13 +102,14 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
             return;
         }
     }
+    let _wide = widen(&shared, &caller, &connection);
     tracing::debug!(client = %caller.name, role = %caller.role, address = %connection.remote_address(), "client connected");
     let mut draining = shared.draining.clone();
     tokio::select! {
         () = push_leader(shared.service.leader(), &connection) => {}
         sentence = accept_streams(&shared, &caller, &connection) => {
             if let Some(sentence) = sentence {
-                tracing::warn!(client = %caller.name, "connection closed: {sentence}");
+                shared.say(|more| tracing::warn!(client = %caller.name, "connection closed: {sentence}{more}"));
                 connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
             }
         }
@@ -72,6 +119,29 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
     }
     if *draining.borrow_and_update() {
         connection.close(CLOSE_SHUTDOWN.into(), b"the node is shutting down");
+    }
+}
+
+/// Gives a connection the windows that fast transfers need, while there are enough; it works without them, only slower.
+///
+/// Whoever may not append has nothing large to say.
+fn widen<S>(shared: &Shared<S>, caller: &Caller, connection: &quinn::Connection) -> Option<Held> {
+    let appends = caller.role >= role_needed(Action::Append);
+    let receive = if appends { shared.wide.receive } else { Windows::SMALLEST.receive };
+    let more = receive.saturating_add(shared.wide.send);
+    let held = shared.accounts.widen(&caller.name, more)?;
+    connection.set_receive_window(var_int(receive));
+    connection.set_send_window(shared.wide.send);
+    Some(held)
+}
+
+/// Why there is no more of `what`, and where the bound stands.
+fn full_sentence(full: &Full, what: &str, key: &str) -> String {
+    match full {
+        Full::All { limit } => format!("the node has all the {limit} {what} it takes ({key}); use another node"),
+        Full::Share { limit } => {
+            format!("the client has the {limit} {what} that one client gets of this node ({key}); use another node")
+        }
     }
 }
 
@@ -102,7 +172,7 @@ async fn greet<S: Service>(shared: &Shared<S>, connection: &quinn::Connection) -
     if kind_of(&mut recv).await != Some(StreamKind::Hello as u8) {
         return Err("the first stream is no hello".to_owned());
     }
-    let hello: Hello = read_message(&mut recv).await?;
+    let hello: Hello = read_message(&mut recv).await?.ok_or("the hello was given up")?;
     let common = hello.oldest <= VERSION && hello.newest >= OLDEST_VERSION;
     let reply = if common {
         HelloReply::Welcome(Welcome { version: hello.newest.min(VERSION), ..shared.welcome.clone() })
@@ -148,9 +218,11 @@ async fn accept_streams<S: Service>(
     let appends = Arc::new(Appends {
         connection: Budget::new(shared.connection_bytes),
         server: shared.budget.clone(),
+        streams: Semaphore::new(append::STREAMS_MAX),
         max_record_bytes: shared.max_record_bytes,
         draining: shared.draining.clone(),
     });
+    let hearing = Arc::new(Semaphore::new(HEARD_AT_ONCE));
     let mut draining = shared.draining.clone();
     // Streams run as tasks that end with this set; their number is bounded by the transport's stream limit.
     let mut streams = JoinSet::new();
@@ -158,8 +230,9 @@ async fn accept_streams<S: Service>(
         tokio::select! {
             accepted = connection.accept_bi() => {
                 let (send, recv) = accepted.ok()?;
-                let (shared, caller, appends) = (shared.clone(), caller.clone(), appends.clone());
-                streams.spawn(async move { serve_stream(&shared, caller, &appends, send, recv).await });
+                let (shared, caller) = (shared.clone(), caller.clone());
+                let (appends, hearing) = (appends.clone(), hearing.clone());
+                streams.spawn(async move { serve_stream(&shared, caller, &appends, &hearing, send, recv).await });
             }
             Some(ended) = streams.join_next() => {
                 if let Ok(Err(sentence)) = ended {
@@ -187,7 +260,8 @@ async fn serve_stream<S: Service>(
     shared: &Shared<S>,
     caller: Caller,
     appends: &Appends,
-    mut send: quinn::SendStream,
+    hearing: &Semaphore,
+    send: quinn::SendStream,
     mut recv: quinn::RecvStream,
 ) -> Result<(), String> {
     // A stream that says nothing, or was reset before it did, is nothing.
@@ -196,20 +270,9 @@ async fn serve_stream<S: Service>(
     };
     match StreamKind::from_u8(kind) {
         Some(StreamKind::Unary) => {
-            let request: Request = read_message(&mut recv).await?;
-            // A client that gives up stops the stream: its request is dropped with it.
-            let stopped = send.stopped();
-            let answer = async {
-                match check(&caller, Action::Unary(&request)) {
-                    Ok(()) => shared.service.unary(caller, request).await,
-                    Err(failure) => Response::Failed(failure),
-                }
-            };
-            let response = tokio::select! {
-                response = answer => response,
-                _ = stopped => return Ok(()),
-            };
-            write_message(&mut send, &response).await;
+            if let Some(request) = heard(shared, hearing, recv).await? {
+                serve_request(shared, caller, request, send).await;
+            }
             Ok(())
         }
         Some(StreamKind::Append) => match check(&caller, Action::Append) {
@@ -220,13 +283,48 @@ async fn serve_stream<S: Service>(
             }
         },
         Some(StreamKind::Subscribe) => {
-            let request: SubscribeRequest = read_message(&mut recv).await?;
-            serve_subscription(shared, caller, request, send).await;
+            if let Some(request) = heard(shared, hearing, recv).await? {
+                serve_subscription(shared, caller, request, send).await;
+            }
             Ok(())
         }
         Some(StreamKind::Hello | StreamKind::Leader) => Err("a stream of this kind is not expected here".to_owned()),
         None => Err(format!("a stream of the unknown kind {kind}")),
     }
+}
+
+/// Hears the one message that a stream brings, a few of a connection at a time and each for a limited time. `None` when the client
+/// gave the stream up.
+async fn heard<S, T: DeserializeOwned>(
+    shared: &Shared<S>,
+    hearing: &Semaphore,
+    mut recv: quinn::RecvStream,
+) -> Result<Option<T>, String> {
+    // Never closed.
+    let _turn = hearing.acquire().await;
+    let message = tokio::time::timeout(shared.handshake_timeout, read_message(&mut recv)).await;
+    message.unwrap_or_else(|_| Err(format!("a request did not end within {:?}", shared.handshake_timeout)))
+}
+
+async fn serve_request<S: Service>(shared: &Shared<S>, caller: Caller, request: Request, mut send: quinn::SendStream) {
+    // A client that gives up stops the stream: its request is dropped with it.
+    let stopped = send.stopped();
+    let answer = async {
+        if let Err(failure) = check(&caller, Action::Unary(&request)) {
+            return Response::Failed(failure);
+        }
+        if request == Request::OpenSession {
+            while let Err(wait) = shared.accounts.open_session(&caller.name) {
+                tokio::time::sleep(wait).await;
+            }
+        }
+        shared.service.unary(caller, request).await
+    };
+    let response = tokio::select! {
+        response = answer => response,
+        _ = stopped => return,
+    };
+    write_message(&mut send, &response).await;
 }
 
 async fn serve_subscription<S: Service>(
@@ -238,8 +336,14 @@ async fn serve_subscription<S: Service>(
     // A feed waits for records without writing: only this tells that the client has gone.
     let stopped = send.stopped();
     let serve = async {
-        let served = match check(&caller, Action::Subscribe) {
-            Ok(()) => subscribe::serve(&shared.service, caller, request, &mut send).await,
+        let counted = check(&caller, Action::Subscribe).and_then(|()| {
+            shared.accounts.subscribe(&caller.name).map_err(|full| {
+                let sentence = full_sentence(&full, "subscriptions", "twice max_connections");
+                Failure::refused(ErrorCode::Unavailable, sentence)
+            })
+        });
+        let served = match counted {
+            Ok(_held) => subscribe::serve(&shared.service, caller, request, &mut send).await,
             Err(failure) => subscribe::fail(failure, &mut send).await,
         };
         if served.is_ok() && send.finish().is_ok() {
@@ -272,9 +376,23 @@ async fn kind_of(recv: &mut quinn::RecvStream) -> Option<u8> {
     Some(kind[0])
 }
 
-async fn read_message<T: serde::de::DeserializeOwned>(recv: &mut quinn::RecvStream) -> Result<T, String> {
-    let bytes = recv.read_to_end(MAX_MESSAGE_BYTES).await.map_err(|cause| cause.to_string())?;
-    wire::decode::<MAX_MESSAGE_BYTES, T>(&bytes).map_err(|cause| cause.to_string())
+/// The one message that a stream brings; `None` when the client gave the stream up.
+///
+/// Its bytes are copied out of the packets they come in: a few of them must not keep many packets.
+async fn read_message<T: DeserializeOwned>(recv: &mut quinn::RecvStream) -> Result<Option<T>, String> {
+    let mut bytes = Vec::new();
+    loop {
+        match recv.read_chunk(MAX_REQUEST_BYTES, true).await {
+            Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.bytes),
+            Ok(None) => break,
+            Err(ReadError::Reset(_)) => return Ok(None),
+            Err(cause) => return Err(cause.to_string()),
+        }
+        if bytes.len() > MAX_REQUEST_BYTES {
+            return Err(format!("a client's message has more than {MAX_REQUEST_BYTES} bytes"));
+        }
+    }
+    wire::decode::<MAX_REQUEST_BYTES, T>(&bytes).map(Some).map_err(|cause| cause.to_string())
 }
 
 async fn write_message<T: serde::Serialize>(send: &mut quinn::SendStream, message: &T) {
@@ -292,6 +410,8 @@ pub(super) const fn feature_level() -> u32 {
     FEATURE_LEVEL
 }
 
+/// Requests of one connection that are read at the same time: each may hold its bytes while it is incomplete.
+const HEARD_AT_ONCE: usize = 8;
 /// How long a node that goes down waits for its service to answer what it took.
 const DRAIN: Duration = Duration::from_secs(3);
 /// How long it waits for answers to arrive.

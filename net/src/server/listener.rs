@@ -3,21 +3,22 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::ConnectionError;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Service;
-use super::connection::{self, Shared, feature_level};
+use super::accounts::{Accounts, Limits};
+use super::connection::{self, Shared, Windows, feature_level};
+use crate::admission::{self, Admission, Lines, Place, Verdict};
 use crate::bulk::server::Bulk;
 use crate::bulk::{self, BulkSource};
 use crate::protocol::budget::Budget;
-use crate::protocol::{ALPN, CLOSE_BUSY, CLOSE_SHUTDOWN, VERSION, Welcome};
+use crate::protocol::{ALPN, CLOSE_SHUTDOWN, VERSION, Welcome};
 use crate::tls::{self, ALPN_BULK, Credentials, Identity, TlsError, TlsIdentity};
-use crate::transport::{self, Mtu, Profile, ResetKey};
+use crate::transport::{self, Mtu, Profile, ResetKey, var_int};
 
 /// How a node listens for clients. Every number is a bound on memory (P11).
 #[derive(Debug, Clone)]
@@ -30,12 +31,20 @@ pub struct ServerConfig {
     pub reset_key: Option<ResetKey>,
     /// Connections at the same time; one more is closed with a reason.
     pub max_connections: usize,
-    /// Handshakes at the same time; clients beyond prove their address first, far beyond are ignored.
+    /// Subscriptions at the same time.
+    pub max_subscriptions: usize,
+    /// Handshakes at the same time. From half of them on clients prove their address first; when all places are taken, the host
+    /// that holds most of them loses its oldest.
     pub max_handshakes: usize,
+    /// Handshakes begun in each second, after a burst of as many as there may be connections. A host gets half of that.
+    pub handshakes_per_second: u32,
     /// How long a handshake and the hello may take.
     pub handshake_timeout: Duration,
     /// What QUIC may hold of a stream that is not being read.
     pub window_bytes: u64,
+    /// What all connections together may have in such windows, received or sent. A connection that comes when they are used up
+    /// gets the smallest ones (64 KiB to receive, 128 KiB to send), and one that may not append receives little in any case.
+    pub total_window_bytes: u64,
     /// Streams a connection may have open: appends, subscriptions and requests together.
     pub max_streams: u32,
     /// Bytes of append groups a connection may have received but not answered. A larger group passes alone.
@@ -57,9 +66,12 @@ impl ServerConfig {
             mtu: Mtu::Auto,
             reset_key: None,
             max_connections: 1024,
+            max_subscriptions: 2048,
             max_handshakes: 128,
+            handshakes_per_second: 256,
             handshake_timeout: Duration::from_secs(5),
             window_bytes: 1 << 20,
+            total_window_bytes: 128 << 20,
             max_streams: 256,
             connection_bytes: 16 << 20,
             total_bytes: 128 << 20,
@@ -75,7 +87,7 @@ pub struct Server {
     endpoint: quinn::Endpoint,
     address: SocketAddr,
     draining: watch::Sender<bool>,
-    connections: Arc<AtomicUsize>,
+    accounts: Arc<Accounts>,
     budget: Arc<Budget>,
     accepting: tokio::task::JoinHandle<()>,
 }
@@ -136,6 +148,12 @@ impl Server {
         let address = endpoint.local_addr().map_err(unbound)?;
         let (draining, drains) = watch::channel(false);
         let budget = Budget::new(config.total_bytes);
+        let accounts = Accounts::new(Limits {
+            connections: config.max_connections,
+            subscriptions: config.max_subscriptions,
+            window_bytes: config.total_window_bytes,
+        });
+        let profile = Profile::client(config.window_bytes);
         let shared = Arc::new(Shared {
             service,
             welcome,
@@ -144,14 +162,16 @@ impl Server {
             max_record_bytes: config.max_record_bytes,
             handshake_timeout: config.handshake_timeout,
             draining: drains.clone(),
+            accounts: accounts.clone(),
+            wide: Windows { receive: profile.receive_window_bytes(), send: profile.send_window_bytes() },
+            lines: Lines::default(),
         });
         let bulk = source.map(|source| {
             let timeout = config.handshake_timeout;
             Arc::new(Bulk::new(source, config.bulk_bytes_per_second, timeout, drains))
         });
-        let connections = Arc::new(AtomicUsize::new(0));
-        let accepting = tokio::spawn(accept(endpoint.clone(), config, renewals, shared, bulk, connections.clone()));
-        Ok(Server { endpoint, address, draining, connections, budget, accepting })
+        let accepting = tokio::spawn(accept(endpoint.clone(), config, renewals, shared, bulk));
+        Ok(Server { endpoint, address, draining, accounts, budget, accepting })
     }
 
     /// Where it listens; tells the port when it was bound to port 0.
@@ -163,7 +183,11 @@ impl Server {
     /// What it holds now.
     #[must_use]
     pub fn stats(&self) -> ServerStats {
-        ServerStats { connections: self.connections.load(Ordering::Relaxed), unanswered_bytes: self.budget.used() }
+        ServerStats {
+            connections: self.accounts.connections(),
+            subscriptions: self.accounts.subscriptions(),
+            unanswered_bytes: self.budget.used(),
+        }
     }
 
     /// Goes down in order: takes no new connection, stream or group, waits a few seconds until what was taken is answered
@@ -199,6 +223,8 @@ impl Drop for Server {
 pub struct ServerStats {
     /// Connections.
     pub connections: usize,
+    /// Subscriptions.
+    pub subscriptions: usize,
     /// Bytes of append groups received but not answered.
     pub unanswered_bytes: usize,
 }
@@ -232,7 +258,15 @@ fn quic_config(config: &ServerConfig, credentials: &Credentials, bulk: bool) -> 
     let mut profile = Profile::client(config.window_bytes);
     profile.mtu = config.mtu;
     profile.streams.bidirectional = config.max_streams;
-    quic.transport_config(profile.build()).max_incoming(config.max_handshakes * 2);
+    let mut transport = profile.build();
+    if let Some(transport) = Arc::get_mut(&mut transport) {
+        // Wider ones are given to whom they are of use, when it is known who it is.
+        transport.receive_window(var_int(Windows::SMALLEST.receive)).send_window(Windows::SMALLEST.send);
+    }
+    quic.transport_config(transport)
+        .max_incoming(WAITING_MAX)
+        .incoming_buffer_size(WAITING_BYTES_MAX)
+        .incoming_buffer_size_total(WAITING_BYTES_MAX * WAITING_MAX as u64);
     // A client whose address changes redials and resumes; a moving connection is more often an attack than a laptop.
     quic.migration(false);
     Ok(quic)
@@ -244,10 +278,13 @@ async fn accept<S: Service>(
     mut renewals: watch::Receiver<Arc<Credentials>>,
     shared: Arc<Shared<S>>,
     bulk: Option<Arc<Bulk>>,
-    connections: Arc<AtomicUsize>,
 ) {
     let mut draining = shared.draining.clone();
-    let handshakes = Arc::new(Semaphore::new(config.max_handshakes));
+    let admission = Admission::new(admission::Limits {
+        places: config.max_handshakes,
+        per_second: config.handshakes_per_second,
+        burst: u32::try_from(config.max_connections).unwrap_or(u32::MAX),
+    });
     let mut tasks = JoinSet::new();
     loop {
         let incoming = tokio::select! {
@@ -262,49 +299,56 @@ async fn accept<S: Service>(
             }
             _ = draining.wait_for(|draining| *draining) => break,
         };
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            // Many handshakes are open: make the next one prove its address first, which costs us no state. One that has
-            // proved it waits for its client to try again.
-            if incoming.remote_address_validated() {
-                incoming.ignore();
-            } else if let Err(cause) = incoming.retry() {
-                cause.into_incoming().ignore();
-            }
-            continue;
-        };
-        let (shared, connections, timeout) = (shared.clone(), connections.clone(), config.handshake_timeout);
-        let (max_connections, bulk) = (config.max_connections, bulk.clone());
-        tasks.spawn(async move {
-            let address = incoming.remote_address();
-            let Ok(connecting) = incoming.accept() else { return };
-            let handshake = tokio::time::timeout(timeout, connecting).await;
-            drop(permit);
-            match handshake {
-                Ok(Ok(connection)) => {
-                    // Other nodes have bounds of their own: a crowd of clients does not keep a node from healing.
-                    if let Some(bulk) = bulk
-                        && tls::agreed_alpn(&connection).is_some_and(|name| name == ALPN_BULK)
-                    {
-                        return bulk::server::serve(bulk, connection).await;
+        let place =
+            match admission.judge(incoming.remote_address(), incoming.remote_address_validated(), Instant::now()) {
+                Verdict::Begin(place) => place,
+                Verdict::Prove => {
+                    if let Err(cause) = incoming.retry() {
+                        cause.into_incoming().ignore();
                     }
-                    let Some(_counted) = Counted::take(&connections, max_connections) else {
-                        connection.close(
-                            CLOSE_BUSY.into(),
-                            b"the node has all the client connections it takes (max_connections)",
-                        );
-                        return;
-                    };
-                    connection::serve(shared, connection).await;
+                    continue;
                 }
-                Ok(Err(cause)) => match refused(&cause) {
-                    Some(sentence) => tracing::info!(%address, "{sentence}"),
-                    None => tracing::debug!(%address, "handshake with a client failed: {cause}"),
-                },
-                Err(_) => tracing::debug!("handshake with a client did not finish in time"),
+                Verdict::Ignore => {
+                    incoming.ignore();
+                    continue;
+                }
+            };
+        let (shared, bulk) = (shared.clone(), bulk.clone());
+        tasks.spawn(async move {
+            let Some(connection) = shake_hands(&shared, incoming, place).await else { return };
+            match bulk.filter(|_| tls::agreed_alpn(&connection).is_some_and(|name| name == ALPN_BULK)) {
+                // Other nodes have bounds of their own: a crowd of clients does not keep a node from healing.
+                Some(bulk) => {
+                    connection.set_send_window(shared.wide.send);
+                    bulk::server::serve(bulk, connection).await;
+                }
+                None => connection::serve(shared, connection).await,
             }
         });
     }
     while tasks.join_next().await.is_some() {}
+}
+
+/// Finishes a handshake, while it has its place. Leaving it closes the connection.
+async fn shake_hands<S>(shared: &Shared<S>, incoming: quinn::Incoming, place: Place) -> Option<quinn::Connection> {
+    let address = incoming.remote_address();
+    let connecting = incoming.accept().ok()?;
+    let handshake = tokio::select! {
+        handshake = tokio::time::timeout(shared.handshake_timeout, connecting) => handshake,
+        () = place.evicted() => {
+            tracing::debug!(%address, "handshake with a client gave its place to another");
+            return None;
+        }
+    };
+    match handshake {
+        Ok(Ok(connection)) => return Some(connection),
+        Ok(Err(cause)) => match refused(&cause) {
+            Some(sentence) => shared.say(|more| tracing::info!(%address, "{sentence}{more}")),
+            None => tracing::debug!(%address, "handshake with a client failed: {cause}"),
+        },
+        Err(_) => tracing::debug!(%address, "handshake with a client did not finish in time"),
+    }
+    None
 }
 
 /// The line for a handshake that one side ended because of the other's certificate or protocol; anything else is a client that
@@ -322,21 +366,9 @@ fn refused(cause: &ConnectionError) -> Option<String> {
     }
 }
 
-/// One of the connections allowed.
-struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    fn take(count: &Arc<AtomicUsize>, limit: usize) -> Option<Counted> {
-        let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| (now < limit).then_some(now + 1));
-        taken.is_ok().then(|| Counted(count.clone()))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// How long the close may take to reach clients.
 const CLOSE_DELIVERY: Duration = Duration::from_millis(500);
+/// First packets that wait for a decision, before `accept` sees them.
+const WAITING_MAX: usize = 256;
+/// What one of them may have buffered: a client's first flight.
+const WAITING_BYTES_MAX: u64 = 16 << 10;

@@ -4,9 +4,10 @@
 //! [`Service`], which the daemon implements. Who may do what is decided here, from the one table
 //! [`role_needed`](crate::protocol::role_needed), before the service hears of a request.
 //!
-//! Bounds (P11), all in [`ServerConfig`]: connections, streams and bytes received but not answered per connection. A
-//! client that sends faster than the service takes is slowed down by QUIC's flow control: its stream is not read.
-//! A subscriber that reads too slowly is slowed down in the same way: its feed is not asked for more.
+//! Bounds (P11), all in [`ServerConfig`]: handshakes and their rate, connections, subscriptions, streams, windows, and bytes
+//! received but not answered. One client can have three quarters of what there is. A client that sends faster than the service
+//! takes is slowed down by QUIC's flow control: its stream is not read; so is one that does not read its answers. A subscriber
+//! that reads too slowly is slowed down in the same way: its feed is not asked for more. `docs/decisions/hostile.md` adds it up.
 
 use std::future::Future;
 
@@ -23,11 +24,17 @@ pub use crate::tls::Role;
 pub use answers::AppendReply;
 pub use listener::{Server, ServerConfig, ServerStats, StartError};
 
+mod accounts;
 mod answers;
 mod append;
 mod connection;
 mod listener;
 mod subscribe;
+
+/// What [`crate::fuzzing`] tries of this room.
+pub(crate) mod fuzzing {
+    pub(crate) use super::append::{parse, too_large};
+}
 
 /// What a node does for its clients. Called from the client plane's runtime, from many tasks at once.
 pub trait Service: Send + Sync + 'static {

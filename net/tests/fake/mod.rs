@@ -166,7 +166,7 @@ impl Service for Node {
                 Response::NodeStats(NodeStats { frames: world.frames.len() as u64, ..Default::default() })
             }
             Request::NodeStatus => Response::NodeStatus(Box::new(self.report(&world, leads))),
-            other => panic!("unexpected {other:?}"),
+            other => Response::Failed(Failure::refused(ErrorCode::Usage, format!("unexpected {other:?}"))),
         }
     }
 
@@ -300,18 +300,25 @@ pub struct Cluster {
     pub world: Arc<Mutex<World>>,
     pub nodes: BTreeMap<String, (Node, Option<Server>, SocketAddr)>,
     committed: Arc<watch::Sender<u64>>,
-    authority: Authority,
+    pub authority: Authority,
+    tune: fn(&mut ServerConfig),
     dir: tempfile::TempDir,
 }
 
 impl Cluster {
     /// Starts nodes n1..nN; n1 leads.
     pub async fn start(count: usize) -> Cluster {
+        Cluster::tuned(count, |_| {}).await
+    }
+
+    /// The same with other bounds.
+    pub async fn tuned(count: usize, tune: fn(&mut ServerConfig)) -> Cluster {
         let mut cluster = Cluster {
             world: Arc::default(),
             nodes: BTreeMap::new(),
             committed: Arc::new(watch::Sender::new(0)),
             authority: Authority::create(CLUSTER).unwrap(),
+            tune,
             dir: tempfile::tempdir().unwrap(),
         };
         cluster.authority.save(cluster.dir.path()).unwrap();
@@ -342,7 +349,9 @@ impl Cluster {
         // A server that was dropped gives its port back when quinn's task has ended.
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            match Server::start(ServerConfig::new(address), tls.clone(), node.clone()).await {
+            let mut config = ServerConfig::new(address);
+            (self.tune)(&mut config);
+            match Server::start(config, tls.clone(), node.clone()).await {
                 Ok(server) => return server,
                 Err(cause) => assert!(Instant::now() < deadline, "{cause}"),
             }
