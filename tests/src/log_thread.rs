@@ -1,6 +1,8 @@
 //! The log thread of a node: takes the jobs that wait, is done a sync later, and uses idle moments as the daemon does. And
 //! how it fails.
 
+use graven::replica::disk::DiskReport;
+
 use crate::check::{Checked, Violation};
 use crate::cluster::{Cluster, Event};
 
@@ -44,7 +46,7 @@ impl Cluster {
         let more = !process.queue.is_empty();
         process.disk_busy = more || !process.running.is_empty();
         let again = process.disk_busy;
-        let (done, full) = process.reported;
+        let report = process.reported;
         // A job that waits for room may have its term and vote on the disk already.
         let waiting = process.running.front().map(|job| (job.sequence, job.hard_state));
         for job in &jobs {
@@ -74,7 +76,7 @@ impl Cluster {
             let at = now_us + self.rng.between(500, 10_000);
             self.schedule(at, Event::DiskIdle { node, life });
         }
-        self.input_of(node, life, |replica, now| replica.disk_done(now, done, full))
+        self.input_of(node, life, |replica, now| replica.disk_done(now, report))
     }
 
     /// The log thread has nothing to do: sync points and the preparation of segments have their turn.
@@ -86,14 +88,14 @@ impl Cluster {
         if let Err(error) = process.use_idle() {
             return self.on_disk_error(node, &error);
         }
-        let (done, was_full) = process.reported;
-        let full = was_full && process.wal.disk_full();
-        process.reported.1 = full;
-        if full || process.wal.sync_point_due() {
+        let before = process.reported;
+        process.reported = DiskReport { room: process.wal.room(), waits: false, ..before };
+        let report = process.reported;
+        if report.room.is_full() || process.wal.sync_point_due() {
             self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });
         }
-        if was_full && !full {
-            return self.input_of(node, life, |replica, now| replica.disk_done(now, done, false));
+        if report != before {
+            return self.input_of(node, life, |replica, now| replica.disk_done(now, report));
         }
         Ok(())
     }

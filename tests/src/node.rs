@@ -5,13 +5,13 @@
 
 use std::collections::VecDeque;
 
-use graven::replica::disk;
+use graven::replica::disk::{self, DiskReport};
 use graven::replica::log::Mark;
 use graven::replica::{DiskJob, Replica, ReplicaConfig, Restored};
 use graven_frame::Frame;
 use graven_raft::{HardState, NodeId, Term};
 use graven_wal::sim::SimDisk;
-use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, SyncMethod, Wal};
+use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, Room, SyncMethod, Wal};
 
 use crate::clock::Clock;
 use crate::profile::Profile;
@@ -65,8 +65,8 @@ pub struct Process {
     pub disk_busy: bool,
     /// Dies in its next write, and whether its disk loses power then.
     pub doomed: Option<bool>,
-    /// The last job that was reported as done, and whether the disk was reported as full.
-    pub reported: (u64, bool),
+    /// What was reported last.
+    pub reported: DiskReport,
     /// Whether this life is slow: each sync takes long, each message reaches it late, by this much.
     pub lag_us: Option<u64>,
     /// When the next tick comes.
@@ -157,7 +157,7 @@ impl Node {
             running: VecDeque::new(),
             disk_busy: false,
             doomed: None,
-            reported: (0, false),
+            reported: DiskReport { sequence: 0, room: Room::plenty(), waits: false },
             lag_us: None,
             tick_at: None,
             flushing: false,
@@ -192,7 +192,8 @@ impl Process {
     /// The log's error; the log is closed.
     pub fn run_disk(&mut self) -> Result<disk::Ran, graven_wal::AppendError> {
         let ran = disk::run(&mut self.wal, &mut self.running)?;
-        self.reported = (ran.done.unwrap_or(self.reported.0), ran.disk_full || self.wal.disk_full());
+        let sequence = ran.done.unwrap_or(self.reported.sequence);
+        self.reported = DiskReport { sequence, room: self.wal.room(), waits: ran.disk_full };
         Ok(ran)
     }
 

@@ -143,6 +143,7 @@ impl NodeService {
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             uptime_ms: Some(u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
             certificate_expires: Some(shared.tls.current().not_after().to_string()),
+            disk_stalled_ms: Some(stalled_ms(&view, shared.started.elapsed())),
         }
     }
 
@@ -299,6 +300,12 @@ fn role_of(role: Role, member: Option<MemberRole>) -> NodeRole {
         Role::Follower => NodeRole::Follower,
         _ => NodeRole::Candidate,
     }
+}
+
+/// How long the oldest unfinished write has been waiting, at `now` after the start.
+fn stalled_ms(view: &View, now: Duration) -> u64 {
+    let now_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+    view.unsynced_since.map_or(0, |since| now_us.saturating_sub(since.0) / 1000)
 }
 
 fn free_bytes(dir: &std::path::Path) -> Option<u64> {

@@ -21,6 +21,7 @@ pub mod log;
 mod membership;
 #[doc(hidden)]
 pub mod planted;
+mod room;
 pub mod sessions;
 mod status;
 
@@ -31,6 +32,7 @@ use graven_raft::{
     AppendHead, Core, Entry, EntryKind, EntryMeta, Index, LogId, Membership, Message, NodeId, Output, Role, Term, Tick,
     Write,
 };
+use graven_wal::Room;
 
 use crate::members::Members;
 use acks::Acks;
@@ -105,6 +107,8 @@ pub struct Replica {
     transfers: Vec<(NodeId, RequestId)>,
     applied: u64,
     disk_full: bool,
+    /// What the disk has room for, behind all jobs.
+    room: Room,
     diverged: bool,
     /// The last index, and since when it stands.
     quiet: (u64, Tick),
@@ -119,6 +123,8 @@ struct Job {
     last: Index,
     /// First index written, when it writes entries.
     first: Option<u64>,
+    /// Bytes of its frames.
+    bytes: usize,
 }
 
 /// An append that the core wants sent.
@@ -201,6 +207,7 @@ impl Replica {
             next_round: 0,
             transfers: Vec::new(),
             disk_full: false,
+            room: Room::plenty(),
             diverged: false,
             quiet: (0, now.tick),
             effects: VecDeque::new(),
@@ -245,7 +252,7 @@ impl Replica {
         if self.diverged {
             return;
         }
-        let entries = match self.check_append(&head, &frames) {
+        let mut entries = match self.check_append(&head, &frames) {
             Ok(entries) => entries,
             Err(alarm) => {
                 self.diverged |= matches!(alarm, Refused::Diverged(_));
@@ -256,6 +263,7 @@ impl Replica {
                 return;
             }
         };
+        entries.truncate(self.frames_with_room(&frames));
         self.stash = frames.into();
         self.core.receive_append(now.tick, from, head, entries);
         self.settle(now);
@@ -315,9 +323,7 @@ impl Replica {
         self.settle(now);
     }
 
-    /// Takes in that every disk job up to `sequence` is done, and whether the disk has room for more.
-    pub fn disk_done(&mut self, now: Now, sequence: u64, disk_full: bool) {
-        self.disk_full = disk_full;
+    fn durable_up_to(&mut self, now: Now, sequence: u64) {
         while let Some(job) = self.jobs.front().copied()
             && job.sequence <= sequence
         {
@@ -336,7 +342,6 @@ impl Replica {
                 self.effects.push_back(Effect::Send { to, message });
             }
         }
-        self.settle(now);
     }
 
     /// Takes in the frames of [`Effect::Load`]; none when they could not be read.
@@ -388,7 +393,7 @@ impl Replica {
         if self.core.role() != Role::Leader || self.diverged {
             return Some(Rejection::NotLeader { leader: self.core.leader() });
         }
-        self.disk_full.then_some(Rejection::DiskFull)
+        self.no_room()
     }
 
     fn answer(&mut self, request: RequestId, answer: Result<Answer, Rejection>) {
@@ -524,12 +529,15 @@ impl Replica {
             }
         }
         self.job_sequence += 1;
-        self.jobs.push_back(Job {
+        let job = Job {
             sequence: self.job_sequence,
             term: write.term,
             last: write.last,
             first: write.entries.as_ref().map(|range| range.start().0),
-        });
+            bytes: frames.iter().map(Frame::encoded_len).sum(),
+        };
+        self.reckon(&job);
+        self.jobs.push_back(job);
         self.effects.push_back(Effect::Disk(DiskJob {
             sequence: self.job_sequence,
             commit: self.committed.min(self.log.last().index),

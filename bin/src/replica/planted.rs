@@ -46,6 +46,8 @@ pub enum Bug {
     StaleDurableReport,
     /// The ring of recent frames never shrinks.
     RingGrows,
+    /// A disk that was full once stays full in the eyes of the node.
+    FullNotCleared,
 }
 
 thread_local! {

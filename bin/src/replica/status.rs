@@ -58,6 +58,7 @@ impl Replica {
             next_offset: readable.next_offset,
             diverged: self.diverged,
             disk_full: self.disk_full,
+            unsynced_since: self.core.oldest_unsynced(),
         }
     }
 
