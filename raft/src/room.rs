@@ -44,10 +44,16 @@ const SILENT_US: u64 = 1_000_000;
 const RELUCTANT_MAX_US: u64 = 8_000_000;
 
 impl Core {
-    /// Reports whether this node's disk has no room for records. Followers tell their leader in their next answer.
+    /// Reports whether this node's disk has no room for records. A follower tells its leader at once, and in every
+    /// answer to a heartbeat.
     pub fn set_disk_full(&mut self, now: Tick, full: bool) {
         self.observe(now);
-        self.room.full = full;
+        let news = std::mem::replace(&mut self.room.full, full) != full;
+        if let Some(leader) = self.leader.filter(|leader| news && *leader != self.config.id) {
+            // Not with the next heartbeat: at full speed a leader fills in that time what is left for what it has under way.
+            let reply = self.heartbeat_reply(0);
+            self.send(leader, reply);
+        }
         self.tick_room();
     }
 

@@ -293,7 +293,7 @@ impl<D: Disk> Wal<D> {
 
     /// Whether the disk has no room for another segment and little more than the reserve is left: take no more records.
     ///
-    /// Told early: entries that are on their way when it becomes true, about 8 MiB of them if as much was prepared, are still
+    /// Told early: entries that are on their way when it becomes true, about 16 MiB of them if as much was prepared, are still
     /// taken. They are refused only when they would need the reserve. It clears by itself when a segment can be prepared again.
     #[must_use]
     pub fn disk_full(&self) -> bool {
@@ -590,8 +590,8 @@ pub(crate) fn settled_options(options: &Options) -> Result<Options, (&'static st
 /// A hard state's copies name the first one's place in units of 64 bytes in 32 bits; this stays far below.
 const MAX_SEGMENT_BYTES: u64 = 64 << 30;
 /// What a leader may have on its way to this log when it hears that the disk is full: it stops at 4 MiB that are not committed,
-/// after one round of 1 MiB more. The rest is for records smaller than what surrounds them on the disk.
-const FULL_MARGIN_BYTES: u64 = 8 << 20;
+/// after one round of 1 MiB more, and the word needs its time. The rest is for what frames waste at the ends of small segments.
+const FULL_MARGIN_BYTES: u64 = 16 << 20;
 
 impl<D: Disk> std::fmt::Debug for Wal<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

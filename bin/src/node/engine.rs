@@ -43,9 +43,9 @@ const PEER_EVENTS_MAX: usize = 128;
 const JOBS_MAX: usize = 1024;
 /// Loads that may wait: one or a few for each of at most six followers.
 const LOADS_MAX: usize = 64;
-/// Space kept ready ahead of the log: what a leader may have uncommitted and a round of appends, with as much again for what
-/// surrounds small records. So a full disk is known before an entry meets it.
-const READY_BYTES: u64 = 8 << 20;
+/// Space kept ready ahead of the log, three times what a leader may have uncommitted: so a full disk is known, and told, before an
+/// entry meets it. As much as the log's own margin, below which it calls the disk full.
+const READY_BYTES: u64 = 16 << 20;
 /// Reasons to stop that may wait: the first one stops the node, whatever others say meanwhile.
 const FATALS_MAX: usize = 4;
 /// Bytes of frames read at a time when a node starts.
