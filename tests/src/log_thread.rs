@@ -3,7 +3,7 @@
 
 use graven::replica::disk::DiskReport;
 
-use crate::check::{Checked, Violation};
+use crate::check::{Checked, Violation, reserve};
 use crate::cluster::{Cluster, Event};
 
 impl Cluster {
@@ -29,12 +29,18 @@ impl Cluster {
 
     pub(crate) fn on_disk_done(&mut self, node: u64, life: u64) -> Checked {
         let now_us = self.now_us;
+        let hangs_until = self.node(node).hangs_until;
+        if now_us < hangs_until {
+            self.schedule(hangs_until, Event::DiskDone { node, life });
+            return Ok(());
+        }
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if let Some(power) = process.doomed {
             self.crash(node, power);
             return Ok(());
         }
         let jobs: Vec<_> = process.running.iter().cloned().collect();
+        let had_reserve = process.wal.has_reserve();
         let ran = match process.run_disk() {
             Ok(ran) => ran,
             Err(error) => {
@@ -43,6 +49,7 @@ impl Cluster {
                 return self.on_disk_error(node, &error);
             }
         };
+        reserve::kept(node, had_reserve, process.wal.has_reserve(), &jobs)?;
         let more = !process.queue.is_empty();
         process.disk_busy = more || !process.running.is_empty();
         let again = process.disk_busy;
@@ -81,10 +88,16 @@ impl Cluster {
 
     /// The log thread has nothing to do: sync points and the preparation of segments have their turn.
     pub(crate) fn on_disk_idle(&mut self, node: u64, life: u64) -> Checked {
+        let (now_us, hangs_until) = (self.now_us, self.node(node).hangs_until);
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if process.disk_busy {
             return Ok(());
         }
+        if now_us < hangs_until {
+            self.schedule(hangs_until, Event::DiskIdle { node, life });
+            return Ok(());
+        }
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if let Err(error) = process.use_idle() {
             return self.on_disk_error(node, &error);
         }

@@ -45,6 +45,8 @@ pub struct Node {
     segment_bytes: u64,
     /// Until when the process stands still; it goes on by itself.
     pub paused_until: u64,
+    /// Until when its disk finishes nothing.
+    pub hangs_until: u64,
 }
 
 /// One life of a node.
@@ -96,7 +98,7 @@ impl Node {
         let created =
             Wal::create(disk.clone(), identity, options(segment_bytes), first.map_or(&[], std::slice::from_ref));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
-        Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0 }
+        Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0, hangs_until: 0 }
     }
 
     /// Opens the disk and starts a process on what is found there. Returns what was found.

@@ -11,4 +11,5 @@ mod dev;
 mod disk;
 mod full;
 mod member;
+mod stall;
 mod wal;

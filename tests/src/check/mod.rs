@@ -18,6 +18,7 @@
 //! | P11: memory stays within its bounds | [`bounds`] |
 //! | consecutive memberships' quorums meet; one change at a time | [`membership`] |
 //! | a divergent tail is repaired in as many refusals as it has terms, and one | [`repair`] |
+//! | records never take the segment that is kept for votes and control entries | [`reserve`] |
 //! | when all is healed, all gets done; a leader is not deposed without a cause | [`liveness`] |
 
 pub mod agreement;
@@ -37,6 +38,7 @@ pub mod reads;
 pub mod records;
 pub mod refusals;
 pub mod repair;
+pub mod reserve;
 
 use graven::members::change::MemberChange;
 use graven::members::{Member, Members};
