@@ -50,6 +50,7 @@ mod reader;
 mod recovery;
 mod repair;
 mod replay;
+mod room;
 mod rotate;
 mod scan;
 pub mod sim;
@@ -60,6 +61,7 @@ pub use disk::{DIRECT_BYTES, Disk, DiskFile, DiskMap, Lease, LockError, RealDisk
 pub use error::{AppendError, CreateError, Damage, OpenError, ReadError, SegmentId};
 pub use log::Wal;
 pub use reader::LogReader;
+pub use room::Room;
 pub use types::{
     Counters, HardState, Identity, LogBase, Options, PrepareState, ReaderStats, Recovered, RecoveryReport, SyncMethod,
     TermRun, WalStats,

@@ -48,6 +48,8 @@ pub enum Bug {
     RecycledWhileRead,
     /// Writes into a used file do not end with zeroes.
     EndMarkOmitted,
+    /// Records take the segment that is kept for hard states and control entries.
+    ReserveSpent,
 }
 
 thread_local! {
@@ -56,7 +58,7 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 21] = [
         Bug::DirectorySyncSkipped,
         Bug::FirstSegmentUnsynced,
         Bug::SyncBeforeWrite,
@@ -77,6 +79,7 @@ impl Bug {
         Bug::RemovalUnsynced,
         Bug::RecycledWhileRead,
         Bug::EndMarkOmitted,
+        Bug::ReserveSpent,
     ];
 }
 

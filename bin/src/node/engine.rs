@@ -39,15 +39,16 @@ use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, StateError,
 /// Peer events that may wait for the protocol thread: each holds at most an append of about 256 KiB, so 32 MiB; the lanes
 /// stop reading then.
 const PEER_EVENTS_MAX: usize = 128;
-/// Jobs that may wait for the log thread. The leader has a handful in flight, a follower at most its leader's window of
-/// messages; beyond that the protocol thread waits, and the leader sees a slow follower.
+/// Jobs that may wait for the log thread. With 256 of them the replica takes no more entries; the rest is for votes, of which there
+/// is one in an election timeout at most, while a disk that hangs for half a minute ends the process: it is never reached.
 const JOBS_MAX: usize = 1024;
 /// Loads that may wait: one or a few for each of at most six followers.
 const LOADS_MAX: usize = 64;
 /// Fetches of checkpoints that may wait: a replica has one under way.
 const FETCHES_MAX: usize = 2;
-/// Space kept ready ahead of the log: four rounds of appends, so that a full disk is known before a round meets it.
-const READY_BYTES: u64 = 4 << 20;
+/// Space kept ready ahead of the log, three times what a leader may have uncommitted: so a full disk is known, and told, before an
+/// entry meets it. As much as the log's own margin, below which it calls the disk full.
+const READY_BYTES: u64 = 16 << 20;
 /// Reasons to stop that may wait: the first one stops the node, whatever others say meanwhile.
 const FATALS_MAX: usize = 4;
 /// Bytes of frames read at a time when a node starts.

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use graven_net::peer::{Held, PeerEvent, PeerPlane, RefusedBy};
@@ -20,7 +20,7 @@ use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use crate::members::Members;
 use crate::members::change::ChangeRefused;
-use crate::replica::{Answer, Effect, Fetch, Load, Now, Rejection, Replica, RequestId, View};
+use crate::replica::{Alarm, Answer, DiskJob, Effect, Fetch, Load, Now, Rejection, Replica, RequestId, View};
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
 const TURN_INPUTS: usize = 1024;
@@ -68,6 +68,15 @@ struct SteppingDown {
     until: Instant,
     answer: oneshot::Receiver<Result<Answer, Rejection>>,
     done: oneshot::Sender<()>,
+}
+
+/// Effects of a turn that came to nothing.
+#[derive(Default)]
+struct Undone {
+    /// Peers whose lane did not take an append.
+    lost: Vec<NodeId>,
+    /// Loads that nobody took on.
+    loads: Vec<u64>,
 }
 
 enum Waiting {
@@ -159,11 +168,11 @@ impl Protocol {
 
     fn on_report(&mut self, report: LogReport) -> Go {
         match report {
-            LogReport::Done { sequence, disk_full, saved } => {
+            LogReport::Done(report) => {
                 let now = self.now();
-                self.replica.disk_done(now, sequence, disk_full, saved);
-                self.jobs.1 = sequence;
-                while self.unsynced.front().is_some_and(|(last, _)| *last <= sequence) {
+                self.replica.disk_done(now, report);
+                self.jobs.1 = report.sequence;
+                while self.unsynced.front().is_some_and(|(last, _)| *last <= report.sequence) {
                     self.unsynced.pop_front();
                 }
                 Go::On
@@ -279,16 +288,19 @@ impl Protocol {
     fn turn_end(&mut self) {
         let now = self.now();
         self.replica.flush(now);
-        let mut lost = Vec::new();
+        let mut undone = Undone::default();
         loop {
             while let Some(effect) = self.replica.poll() {
-                self.carry_out(effect, &mut lost);
+                self.carry_out(effect, &mut undone);
             }
-            if lost.is_empty() {
+            if undone.lost.is_empty() && undone.loads.is_empty() {
                 break;
             }
-            for peer in lost.drain(..) {
+            for peer in undone.lost.drain(..) {
                 self.replica.unreachable(now, peer);
+            }
+            for token in undone.loads.drain(..) {
+                self.replica.loaded(now, token, Vec::new());
             }
         }
         let arrived = std::mem::take(&mut self.arrived);
@@ -299,7 +311,7 @@ impl Protocol {
         self.maybe_stepped_down();
     }
 
-    fn carry_out(&mut self, effect: Effect, lost: &mut Vec<NodeId>) {
+    fn carry_out(&mut self, effect: Effect, undone: &mut Undone) {
         match effect {
             Effect::Send { to, message } => {
                 // Control messages may be lost: the protocol repeats what matters.
@@ -308,20 +320,16 @@ impl Protocol {
             Effect::SendAppend { to, head, frames } => {
                 if self.plane.send_append(to, head, frames).is_err() {
                     self.counters.appends_dropped.add(1);
-                    if !lost.contains(&to) {
-                        lost.push(to);
+                    if !undone.lost.contains(&to) {
+                        undone.lost.push(to);
                     }
                 }
             }
             Effect::Disk(job) => {
                 self.jobs.0 = job.sequence;
-                // A closed channel means that the log thread has failed; its report is on the way.
-                let _ = self.channels.jobs.send(LogInput::Job(job));
+                self.hand_to_disk(job);
             }
-            Effect::Load(load) => {
-                self.counters.cold_loads.add(1);
-                let _ = self.channels.loads.send(load);
-            }
+            Effect::Load(load) => self.load(load, undone),
             Effect::Fetch(fetch) => {
                 // Whoever fetches answers later; nobody there to do it is an answer too.
                 if self.channels.fetches.try_send(fetch).is_err() {
@@ -338,6 +346,22 @@ impl Protocol {
                     let _ = self.channels.fatal.try_send(Fatal::Alarm(alarm));
                 }
             }
+        }
+    }
+
+    /// Never waits: while the disk hangs, heartbeats must go on.
+    fn hand_to_disk(&mut self, job: DiskJob) {
+        // A closed channel means that the log thread has failed; its report is on the way.
+        if let Err(TrySendError::Full(_)) = self.channels.jobs.try_send(LogInput::Job(job)) {
+            let _ = self.channels.fatal.try_send(Fatal::Alarm(Alarm::DiskStalled));
+        }
+    }
+
+    /// Never waits: what cannot be read soon counts as not read, and is asked for again.
+    fn load(&mut self, load: Load, undone: &mut Undone) {
+        self.counters.cold_loads.add(1);
+        if let Err(TrySendError::Full(load)) = self.channels.loads.try_send(load) {
+            undone.loads.push(load.token);
         }
     }
 
@@ -460,7 +484,8 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
         ),
         Rejection::DiskFull => Failure::refused(
             ErrorCode::DiskFull,
-            "the leader's disk is full; free space there and appends go on by themselves",
+            "a majority of the nodes has no room for records; free space on their disks, or give up old records with \
+             `graven trim --before OFFSET`, and appends go on by themselves",
         ),
         Rejection::MembersChanging => Failure::refused(
             ErrorCode::Unavailable,

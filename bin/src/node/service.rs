@@ -155,6 +155,7 @@ impl NodeService {
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             uptime_ms: Some(u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
             certificate_expires: Some(shared.tls.current().not_after().to_string()),
+            disk_stalled_ms: Some(stalled_ms(&view, shared.started.elapsed())),
         }
     }
 
@@ -323,6 +324,12 @@ fn state_of(view: &View) -> NodeState {
         View { disk_full: true, .. } => NodeState::DiskFull,
         _ => NodeState::Ok,
     }
+}
+
+/// How long the oldest unfinished write has been waiting, at `now` after the start.
+fn stalled_ms(view: &View, now: Duration) -> u64 {
+    let now_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+    view.unsynced_since.map_or(0, |since| now_us.saturating_sub(since.0) / 1000)
 }
 
 fn free_bytes(dir: &std::path::Path) -> Option<u64> {

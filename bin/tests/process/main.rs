@@ -3,10 +3,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bare;
 mod bench;
 mod cli;
 mod cluster;
 mod dev;
 mod disk;
+mod full;
 mod member;
+mod stall;
 mod wal;

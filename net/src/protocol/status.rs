@@ -60,6 +60,8 @@ pub struct NodeStatus {
     pub uptime_ms: Option<u64>,
     /// When its certificate ends, RFC 3339.
     pub certificate_expires: Option<String>,
+    /// How long the oldest write to its log has been waiting for the disk; 0 when none waits.
+    pub disk_stalled_ms: Option<u64>,
 }
 
 impl NodeStatus {
@@ -89,6 +91,7 @@ impl NodeStatus {
             version: None,
             uptime_ms: None,
             certificate_expires: None,
+            disk_stalled_ms: None,
         }
     }
 }

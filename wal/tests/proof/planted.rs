@@ -147,6 +147,11 @@ fn missing_end_marks_are_found() {
     is_found(Bug::EndMarkOmitted, stale::end_in_a_used_file_is_clean);
 }
 
+#[test]
+fn reserve_that_records_take_is_found() {
+    is_found(Bug::ReserveSpent, faults::full_disk_keeps_room_for_votes);
+}
+
 /// Every bug there is has a test here: a new one without would go unseen.
 #[test]
 fn every_planted_bug_has_a_test() {
