@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use graven_wal::{AppendError, Disk, PrepareState, Wal};
 use tokio::sync::mpsc::Sender;
@@ -90,7 +90,11 @@ impl<D: Disk> LogThread<D> {
             }
             if !self.queue.is_empty() || self.full {
                 let appended: usize = self.queue.iter().map(bytes_of).sum();
+                let began = Instant::now();
                 let ran = disk::run(&mut self.wal, &mut self.queue)?;
+                if ran.done.is_some() {
+                    counters.sync_times.note(began.elapsed());
+                }
                 self.done = ran.done.unwrap_or(self.done);
                 self.note_room(ran.disk_full || self.wal.disk_full());
                 self.count(counters);

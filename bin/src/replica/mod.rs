@@ -18,6 +18,7 @@ pub mod effect;
 pub mod feed;
 mod intake;
 pub mod log;
+mod features;
 mod membership;
 #[doc(hidden)]
 pub mod planted;
@@ -86,6 +87,7 @@ pub struct Replica {
     /// Counts their changes.
     members_version: u64,
     changing: Changing,
+    features: features::Features,
     growth: Growth,
     intake: Intake,
     acks: Acks,
@@ -189,6 +191,7 @@ impl Replica {
             members,
             members_version: 1,
             changing: Changing::default(),
+            features: features::Features::default(),
             growth: Growth::default(),
             intake: Intake::default(),
             acks: Acks::default(),
@@ -407,7 +410,7 @@ impl Replica {
                 self.on_output(now, output);
             }
             self.maybe_begin_change(now);
-            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) {
+            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) && !self.maybe_raise_level(now) {
                 break;
             }
         }

@@ -11,11 +11,13 @@ pub mod append;
 pub(crate) mod budget;
 pub(crate) mod chunks;
 mod failure;
+mod health;
 pub mod feed;
 mod members;
 mod status;
 
 pub use failure::{Detail, ErrorCode, Failure, Outcome};
+pub use health::{NodeHealth, PeerHealth, PlaceHealth, SocketHealth, SyncHealth, Usage};
 pub use members::{MemberChange, MemberEntry, MemberList, MemberRole, NewMember};
 pub use status::{Bounds, ClusterStatus, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus};
 
@@ -152,6 +154,8 @@ pub enum Request {
     /// Changes who belongs to the cluster; at the leader only. Answered when the change is committed, both its steps when it
     /// has two. Safe to repeat.
     ChangeMembers(MemberChange),
+    /// The node's condition and surroundings, for `graven doctor`.
+    NodeHealth,
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -179,6 +183,8 @@ pub enum Response {
     Members(MemberList),
     /// To [`Request::ChangeMembers`]: the change is committed.
     MembersChanged,
+    /// To [`Request::NodeHealth`].
+    NodeHealth(Box<NodeHealth>),
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -196,16 +202,20 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters, members | read |
+/// | subscribe, status, bounds, counters, health, members | read |
 /// | open a session, append | append |
 /// | transfer, change members | admin |
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
         Action::Subscribe => Role::Read,
-        Action::Unary(Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::Members) => {
-            Role::Read
-        }
+        Action::Unary(
+            Request::NodeStatus
+            | Request::Bounds { .. }
+            | Request::NodeStats
+            | Request::NodeHealth
+            | Request::Members,
+        ) => Role::Read,
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
         Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_)) => Role::Admin,
     }

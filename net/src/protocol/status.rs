@@ -60,6 +60,12 @@ pub struct NodeStatus {
     pub uptime_ms: Option<u64>,
     /// When its certificate ends, RFC 3339.
     pub certificate_expires: Option<String>,
+    /// Its clock when it answered, in milliseconds since 1970.
+    pub clock_ms: Option<u64>,
+    /// The cluster's feature level as its log has it.
+    pub feature_level: Option<u32>,
+    /// What its peers hold against it, in a sentence: that it is a second process of one node, for example.
+    pub trouble: Option<String>,
 }
 
 impl NodeStatus {
@@ -89,6 +95,9 @@ impl NodeStatus {
             version: None,
             uptime_ms: None,
             certificate_expires: None,
+            clock_ms: None,
+            feature_level: None,
+            trouble: None,
         }
     }
 }
