@@ -11,6 +11,8 @@ use crate::config::{NodeConfig, SyncMode};
 
 /// Segments that the log prepares ahead of the one it writes to: one is the reserve of a full disk.
 const PREPARED_SEGMENTS: u64 = 2;
+/// Space that the log takes ahead for what a start may cut.
+const CUT_AREA_BYTES: u64 = 1 << 20;
 
 /// The node's files and the file system below its data directory. Asks the disk, so it may take as long as a disk may.
 #[must_use]
@@ -46,9 +48,16 @@ fn left_over(dir: &Path) -> (u64, u64, Vec<String>) {
     let (mut files, mut bytes, mut quarantined) = (0, 0, Vec::new());
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name == "cut" || name.starts_with("cut-") {
+        let len = entry.metadata().map_or(0, |meta| meta.len());
+        // The file `cut` is always there, with space taken ahead; what is longer has something in it.
+        let kept = match name.as_str() {
+            "cut" => len.saturating_sub(CUT_AREA_BYTES),
+            name if name.starts_with("cut-") => len,
+            _ => 0,
+        };
+        if kept > 0 {
             files += 1;
-            bytes += entry.metadata().map_or(0, |meta| meta.len());
+            bytes += kept;
         } else if name.starts_with("quarantine") {
             quarantined.push(name);
         }
@@ -104,7 +113,10 @@ fn filesystem(dir: &Path) -> String {
     let Ok(stat) = rustix::fs::statfs(dir) else { return "unknown".to_owned() };
     // The type's width differs from one architecture to the next; the numbers are 32 bits of it.
     let number = (stat.f_type as u64) & 0xffff_ffff;
-    KINDS.iter().find(|(kind, _)| *kind == number).map_or_else(|| format!("{number:#x}"), |(_, name)| (*name).to_owned())
+    KINDS
+        .iter()
+        .find(|(kind, _)| *kind == number)
+        .map_or_else(|| format!("{number:#x}"), |(_, name)| (*name).to_owned())
 }
 
 /// The kind of file system that `dir` is on, or `unknown`.
@@ -120,9 +132,10 @@ mod tests {
     #[test]
     fn what_was_put_aside_is_counted_and_the_log_is_not() {
         let dir = tempfile::tempdir().expect("a directory");
-        for name in ["0000000000000001.seg", "cut-0001", "cut", "LOCK"] {
+        for name in ["0000000000000001.seg", "cut-0001", "cut-0002", "LOCK"] {
             fs::write(dir.path().join(name), b"12345").expect("written");
         }
+        fs::write(dir.path().join("cut"), vec![0; 1 << 20]).expect("written");
         fs::create_dir(dir.path().join("quarantine-1")).expect("made");
         assert_eq!(left_over(dir.path()), (2, 10, vec!["quarantine-1".to_owned()]));
     }

@@ -10,8 +10,8 @@ use super::Global;
 use super::context::quoted;
 use super::error::{CliResult, ErrorCode, Failure};
 use crate::config::{LogFormat, LogSection, NodeConfig};
-use crate::node::{Fatal, StartError};
 use crate::node::daemon::{self, DaemonError};
+use crate::node::{Fatal, StartError};
 
 /// Arguments of `graven start`.
 #[derive(Debug, Args)]
@@ -78,7 +78,8 @@ impl Replacement {
             Some(file) => format!(" --client {}", quoted(&file)),
             None => String::new(),
         };
-        let file = cluster.map_or_else(|| format!("DIR/{new}/graven.toml"), |dir| quoted(&dir.join(&new).join("graven.toml")));
+        let file =
+            cluster.map_or_else(|| format!("DIR/{new}/graven.toml"), |dir| quoted(&dir.join(&new).join("graven.toml")));
         let commands = [
             format!("graven init --join {new}={address} --dir {dir}"),
             format!("graven start --config {file}"),
@@ -90,7 +91,9 @@ impl Replacement {
     /// The failure: what is wrong, and the lines that put it right.
     fn told(&self, what: &str) -> Failure {
         let dir = match self.needs_dir {
-            true => " (DIR is the directory that `graven init` made, with the authority in its ca; copy DIR/NEW here before it is started)",
+            true => {
+                " (DIR is the directory that `graven init` made, with the authority in its ca; copy DIR/NEW here before it is started)"
+            }
             false => "",
         };
         let lines: String = self.commands.iter().map(|line| format!("\n  {line}")).collect();

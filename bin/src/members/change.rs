@@ -167,9 +167,7 @@ impl Members {
         }
         for address in [&new.peer_address, &new.client_address] {
             let mut others = self.present().filter(|other| in_place_of != Some(other.name.as_str()));
-            if let Some(other) =
-                others.find(|other| [&other.peer_address, &other.client_address].contains(&address))
-            {
+            if let Some(other) = others.find(|other| [&other.peer_address, &other.client_address].contains(&address)) {
                 return Err(ChangeRefused::AddressTaken { address: address.clone(), name: other.name.clone() });
             }
         }
@@ -338,10 +336,12 @@ mod tests {
     #[test]
     fn a_node_may_take_over_the_address_of_the_one_that_it_replaces_and_of_nobody_else() {
         let at_n2 = NewMember { id: 4, name: "n2-2".into(), ..new_member(2) };
-        let in_place_of = |old: &str| {
-            voters(3).changed(&MemberChange::AddInPlace { old: old.to_owned(), new: at_n2.clone() })
-        };
-        assert!(matches!(voters(3).changed(&MemberChange::Add(at_n2.clone())), Err(ChangeRefused::AddressTaken { .. })));
+        let in_place_of =
+            |old: &str| voters(3).changed(&MemberChange::AddInPlace { old: old.to_owned(), new: at_n2.clone() });
+        assert!(matches!(
+            voters(3).changed(&MemberChange::Add(at_n2.clone())),
+            Err(ChangeRefused::AddressTaken { .. })
+        ));
         assert!(matches!(in_place_of("n3"), Err(ChangeRefused::AddressTaken { .. })));
         let with = in_place_of("n2").expect("its own host");
         let settled = with.changed(&replace("n2", "n2-2")).expect("a learner").settled();

@@ -91,7 +91,9 @@ pub enum StartError {
         first: u64,
     },
     /// The cluster uses what this software does not know.
-    #[error("the cluster is at feature level {in_force}, this software knows levels up to {known}; start a newer graven here")]
+    #[error(
+        "the cluster is at feature level {in_force}, this software knows levels up to {known}; start a newer graven here"
+    )]
     FeatureLevel {
         /// The level in force, as this node's log has it.
         in_force: u32,
@@ -140,8 +142,12 @@ impl std::fmt::Display for Fatal {
             Fatal::Log(cause) => write!(f, "{cause}"),
             Fatal::Alarm(alarm) => write!(f, "{alarm}"),
             Fatal::Machine(cause) => write!(f, "the state machine failed: {cause}"),
-            Fatal::FeatureLevel { in_force, known } => StartError::FeatureLevel { in_force: *in_force, known: *known }.fmt(f),
-            Fatal::Disowned { by, refusal } => write!(f, "node {by} does not take this process for its peer: {refusal}"),
+            Fatal::FeatureLevel { in_force, known } => {
+                StartError::FeatureLevel { in_force: *in_force, known: *known }.fmt(f)
+            }
+            Fatal::Disowned { by, refusal } => {
+                write!(f, "node {by} does not take this process for its peer: {refusal}")
+            }
         }
     }
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use graven_frame::Group;
 use graven_net::server::{
     AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberChange,
-    MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
-    Opened, Request, Response, Service, Start, SubscribeRequest,
+    MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport, NodeRole, NodeState, NodeStats,
+    NodeStatus, Opened, Request, Response, Service, Start, SubscribeRequest,
 };
 use graven_raft::Role;
 use tokio::sync::{mpsc, oneshot, watch};

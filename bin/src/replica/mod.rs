@@ -15,10 +15,10 @@
 mod acks;
 pub mod disk;
 pub mod effect;
+mod features;
 pub mod feed;
 mod intake;
 pub mod log;
-mod features;
 mod membership;
 #[doc(hidden)]
 pub mod planted;

@@ -8,5 +8,8 @@ mod cli;
 mod cluster;
 mod dev;
 mod disk;
+mod doctor;
+mod identity;
 mod member;
+mod upgrade;
 mod wal;

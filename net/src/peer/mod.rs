@@ -14,6 +14,8 @@
 
 mod append;
 mod chunks;
+#[cfg(test)]
+mod golden;
 mod guests;
 mod hello;
 mod incoming;

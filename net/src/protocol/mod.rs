@@ -11,8 +11,8 @@ pub mod append;
 pub(crate) mod budget;
 pub(crate) mod chunks;
 mod failure;
-mod health;
 pub mod feed;
+mod health;
 mod members;
 mod status;
 
@@ -210,11 +210,7 @@ pub fn role_needed(action: Action<'_>) -> Role {
     match action {
         Action::Subscribe => Role::Read,
         Action::Unary(
-            Request::NodeStatus
-            | Request::Bounds { .. }
-            | Request::NodeStats
-            | Request::NodeHealth
-            | Request::Members,
+            Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::NodeHealth | Request::Members,
         ) => Role::Read,
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
         Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_)) => Role::Admin,
