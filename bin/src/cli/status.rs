@@ -84,7 +84,7 @@ async fn watch(global: &Global) -> CliResult<u8> {
 }
 
 /// What the nodes say; when none answers, that is what is shown.
-async fn cluster_status(global: &Global, client: &mut Option<Client>) -> CliResult<ClusterStatus> {
+pub(super) async fn cluster_status(global: &Global, client: &mut Option<Client>) -> CliResult<ClusterStatus> {
     if client.is_none() {
         let mut config = context::client_config(global)?;
         config.timeout = config.timeout.min(PATIENCE);

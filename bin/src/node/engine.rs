@@ -95,6 +95,16 @@ pub enum StartError {
         #[source]
         source: RestoreError,
     },
+    /// The cluster uses what this software does not know.
+    #[error(
+        "the cluster is at feature level {in_force}, this software knows levels up to {known}; start a newer graven here"
+    )]
+    FeatureLevel {
+        /// The level in force, as this node's log has it.
+        in_force: u32,
+        /// The highest that is known.
+        known: u32,
+    },
     /// A socket cannot be bound, or the peers' endpoint does not start.
     #[error(transparent)]
     Peers(#[from] graven_net::peer::StartError),
@@ -115,6 +125,20 @@ pub enum Fatal {
     Alarm(Alarm),
     /// The state machine failed.
     Machine(String),
+    /// The cluster went to a feature level that this software does not know.
+    FeatureLevel {
+        /// The level in force.
+        in_force: u32,
+        /// The highest that is known.
+        known: u32,
+    },
+    /// A peer says, and went on saying, that this process is not the node it claims to be.
+    Disowned {
+        /// Its id.
+        by: u64,
+        /// Why.
+        refusal: String,
+    },
 }
 
 impl std::fmt::Display for Fatal {
@@ -123,6 +147,12 @@ impl std::fmt::Display for Fatal {
             Fatal::Log(cause) => write!(f, "{cause}"),
             Fatal::Alarm(alarm) => write!(f, "{alarm}"),
             Fatal::Machine(cause) => write!(f, "the state machine failed: {cause}"),
+            Fatal::FeatureLevel { in_force, known } => {
+                StartError::FeatureLevel { in_force: *in_force, known: *known }.fmt(f)
+            }
+            Fatal::Disowned { by, refusal } => {
+                write!(f, "node {by} does not take this process for its peer: {refusal}")
+            }
         }
     }
 }
@@ -175,7 +205,12 @@ impl Engine {
         let (wal, recovered) = open_log(&config, &tls)?;
         let identity = recovered.identity;
         let reader = wal.reader();
-        let replica = restore(&config, wal.disk(), &recovered, &reader, state_machine)?;
+        let mut replica = restore(&config, wal.disk(), &recovered, &reader, state_machine)?;
+        replica.knows_level(config.feature_level);
+        let (in_force, known) = (replica.feature_level(), config.feature_level);
+        if in_force > known {
+            return Err(StartError::FeatureLevel { in_force, known });
+        }
         let members = replica.members().cloned().unwrap_or_default();
         let roster = roster_of(&replica.company());
 
@@ -439,6 +474,7 @@ fn peer_config(shared: &Shared) -> PeerConfig {
         shared.identity.incarnation,
     );
     config.reset_key = shared.reset_key;
+    config.feature_level = shared.config.feature_level;
     config.advertised.clone_from(&shared.config.advertise.peer);
     config
 }

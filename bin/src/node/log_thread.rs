@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use graven_wal::{Disk, PrepareState, Wal};
 use tokio::sync::mpsc::Sender;
@@ -86,7 +86,11 @@ impl<D: Disk> LogThread<D> {
             // A disk that turned out to be full in an idle moment is told of as well.
             if !self.queue.is_empty() || self.full || self.wal.disk_full() {
                 let appended: usize = self.queue.iter().map(bytes_of).sum();
+                let began = Instant::now();
                 let ran = disk::run(&mut self.wal, &mut self.queue)?;
+                if ran.done.is_some() {
+                    counters.sync_times.note(began.elapsed());
+                }
                 self.done = ran.done.unwrap_or(self.done);
                 let report =
                     DiskReport { sequence: self.done, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };

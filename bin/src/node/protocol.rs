@@ -9,7 +9,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use graven_net::peer::{Held, PeerEvent, PeerPlane, RefusedBy};
-use graven_net::server::{Ack, Failure, LeaderView, Rejection as Rejected};
+use graven_net::server::{Ack, Failure, LeaderView, PeerHealth, Rejection as Rejected, SocketHealth};
 use graven_raft::{NodeId, Role, Tick};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -24,6 +24,8 @@ use crate::replica::{Alarm, Answer, DiskJob, Effect, Fetch, Load, Now, Rejection
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
 const TURN_INPUTS: usize = 1024;
+/// How often it is noted how the peers are: whoever asks sees what was true a moment ago.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A node that hands over before it stops waits this long for a successor.
 const STEP_DOWN_MAX: Duration = Duration::from_secs(3);
 
@@ -59,6 +61,8 @@ pub(super) struct Protocol {
     unsynced: VecDeque<(u64, Vec<Held>)>,
     /// The last job handed to the log thread, and the last one it reported.
     jobs: (u64, u64),
+    /// When the peers were looked at for [`Counters`] last.
+    looked: Option<Instant>,
     /// Term, leader and membership as last published.
     leadership: Option<(u64, Option<NodeId>, u64)>,
 }
@@ -113,6 +117,7 @@ impl Protocol {
             arrived: Vec::new(),
             unsynced: VecDeque::new(),
             jobs: (0, 0),
+            looked: None,
             leadership: None,
         }
     }
@@ -195,6 +200,10 @@ impl Protocol {
             }
             PeerEvent::Up { node } => {
                 debug!(node = node.0, "peer connected");
+                self.counters.note_peers(|seen| seen.trouble = None);
+                if let Some(level) = self.plane.feature_level(node) {
+                    self.replica.announced(now, node, level);
+                }
                 self.replica.reachable(now, node);
             }
             PeerEvent::Down { node, reason } => {
@@ -202,11 +211,18 @@ impl Protocol {
                 self.replica.unreachable(now, node);
             }
             PeerEvent::Refused { node, address, by, refusal } => {
+                if by == RefusedBy::Them && refusal.disowns() {
+                    self.counters.note_peers(|seen| seen.trouble = Some(refusal.to_string()));
+                }
                 let node = node.map(|node| node.0);
                 match by {
                     RefusedBy::Us => warn!(node, %address, "connection of a peer refused: {refusal}"),
                     RefusedBy::Them => warn!(node, %address, "a peer refused our connection: {refusal}"),
                 }
+            }
+            PeerEvent::Disowned { by, refusal } => {
+                let fatal = Fatal::Disowned { by: by.0, refusal: refusal.to_string() };
+                let _ = self.channels.fatal.try_send(fatal);
             }
             other => debug!("peer event {other:?}"),
         }
@@ -444,6 +460,9 @@ impl Protocol {
             self.members_version = self.replica.members_version();
             let members = self.replica.members().cloned().unwrap_or_default();
             self.plane.set_roster(roster_of(&self.replica.company()));
+            if let Some((in_force, known)) = self.replica.outgrown() {
+                let _ = self.channels.fatal.try_send(Fatal::FeatureLevel { in_force, known });
+            }
             self.channels.members.send_replace(members);
         }
         let view = self.replica.view();
@@ -454,11 +473,36 @@ impl Protocol {
             *published = view;
             changed
         });
+        self.look_at_peers();
         let leadership = (view.term.0, view.leader, self.members_version);
         if self.leadership != Some(leadership) {
             self.leadership = Some(leadership);
             self.channels.leader.send_replace(self.leader_view());
         }
+    }
+}
+
+impl Protocol {
+    /// Notes how the peers are, for whoever asks, now and then.
+    fn look_at_peers(&mut self) {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let stats = self.plane.stats();
+        let size = |bytes: usize| bytes as u64;
+        let peer = |(node, link): (&NodeId, &graven_net::peer::LinkStats)| PeerHealth {
+            id: node.0,
+            up: link.up,
+            feature_level: link.feature_level,
+            rtt_us: link.control.map(|lane| u64::try_from(lane.rtt.as_micros()).unwrap_or(u64::MAX)),
+        };
+        self.counters.note_peers(|seen| {
+            let socket = stats.socket;
+            seen.socket =
+                SocketHealth { wanted: size(socket.wanted), receive: size(socket.receive), send: size(socket.send) };
+            seen.peers = stats.peers.iter().map(peer).collect();
+        });
     }
 }
 

@@ -16,6 +16,7 @@ mod acks;
 mod checkpoint;
 pub mod disk;
 pub mod effect;
+mod features;
 pub mod feed;
 mod install;
 mod intake;
@@ -114,6 +115,7 @@ pub struct Replica {
     /// Counts their changes.
     members_version: u64,
     changing: Changing,
+    features: features::Features,
     growth: Growth,
     intake: Intake,
     acks: Acks,
@@ -244,6 +246,7 @@ impl Replica {
             members,
             members_version: 1,
             changing: Changing::default(),
+            features: features::Features::default(),
             growth: Growth::default(),
             intake: Intake::default(),
             acks: Acks::default(),
@@ -473,7 +476,7 @@ impl Replica {
                 self.on_output(now, output);
             }
             self.maybe_begin_change(now);
-            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) {
+            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) && !self.maybe_raise_level(now) {
                 break;
             }
         }

@@ -62,6 +62,12 @@ pub struct NodeStatus {
     pub certificate_expires: Option<String>,
     /// How long the oldest write to its log has been waiting for the disk; 0 when none waits.
     pub disk_stalled_ms: Option<u64>,
+    /// Its clock when it answered, in milliseconds since 1970.
+    pub clock_ms: Option<u64>,
+    /// The cluster's feature level as its log has it.
+    pub feature_level: Option<u32>,
+    /// What its peers hold against it, in a sentence: that it is a second process of one node, for example.
+    pub trouble: Option<String>,
 }
 
 impl NodeStatus {
@@ -92,6 +98,9 @@ impl NodeStatus {
             uptime_ms: None,
             certificate_expires: None,
             disk_stalled_ms: None,
+            clock_ms: None,
+            feature_level: None,
+            trouble: None,
         }
     }
 }
