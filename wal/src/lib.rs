@@ -39,6 +39,7 @@ mod index;
 pub mod inspect;
 mod log;
 mod map;
+pub mod mend;
 mod open;
 mod plan;
 #[doc(hidden)]

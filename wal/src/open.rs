@@ -14,6 +14,7 @@ use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILE
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
 use crate::map::Mirror;
+use crate::mend::{MARKER, MENDED_PREFIX, UNFINISHED_MARKER};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
@@ -130,7 +131,10 @@ pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
     let mut ids: Vec<u64> = names.iter().filter_map(|name| segment_of(name)).collect();
     ids.sort_unstable();
     if ids.is_empty() {
-        let ours = |name: &String| [LOCK_NAME, CUT_AREA, UNFINISHED].contains(&name.as_str());
+        let ours = |name: &String| {
+            [LOCK_NAME, CUT_AREA, UNFINISHED, MARKER, UNFINISHED_MARKER].contains(&name.as_str())
+                || name.starts_with(MENDED_PREFIX)
+        };
         return Err(match names.into_iter().find(|name| !ours(name)) {
             Some(found) => OpenError::NotALog { found },
             None => OpenError::Empty,
