@@ -24,6 +24,7 @@ mod marker;
 mod patient;
 mod plan;
 mod replacement;
+mod sealed;
 mod sequence;
 mod survey;
 
@@ -51,6 +52,7 @@ use survey::{Broken, Segment, entry_of, lost_segment, read_segment};
 pub(crate) use marker::{MARKER, UNFINISHED_MARKER};
 pub use marker::{Marker, MarkerError};
 pub(crate) use replacement::MENDED_PREFIX;
+pub use sealed::{SealedMender, SealedStep};
 
 /// How many bytes of frames to hand over at once: more only takes more memory.
 pub const BATCH_BYTES: usize = 4 << 20;
@@ -596,7 +598,7 @@ impl<D: Disk> std::fmt::Debug for Mender<D> {
 ///
 /// # Errors
 /// As [`Mender::open`].
-pub(crate) fn holes_of<D: Disk>(disk: &D) -> Result<Vec<Hole>, OpenError> {
+pub fn holes_of<D: Disk>(disk: &D) -> Result<Vec<Hole>, OpenError> {
     let options = Options::default();
     let found = examine(&Patient::new(disk.clone()), &options)?;
     let plan = plan(&found.sequence, &found.segments, found.start, options.segment_bytes);

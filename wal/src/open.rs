@@ -362,7 +362,7 @@ fn settle<D: Disk>(
         recycled: ended.recycled,
         mirror,
     };
-    let shared = Arc::new(Shared::new(index, options.held_limit_bytes));
+    let shared = Arc::new(Shared::new(index, options.held_limit_bytes, Box::new(disk.clone())));
     let wal = Wal {
         disk,
         options,
@@ -378,6 +378,7 @@ fn settle<D: Disk>(
         closed: None,
         staging: Vec::new(),
         retired: None,
+        mending: std::sync::Weak::new(),
         _lock: lock,
     };
     Ok((wal, recovered))

@@ -396,6 +396,16 @@ pub(crate) enum NextGood {
     SecondCopy(Prefix, HardState),
 }
 
+impl NextGood {
+    /// Where it stands.
+    pub(crate) fn position(&self) -> u64 {
+        match self {
+            NextGood::Record(position) => *position,
+            NextGood::SecondCopy(prefix, _) => prefix.position,
+        }
+    }
+}
+
 /// Records start right behind the opening; where the first sixteen blocks hold none there are none.
 const NEAR_START: u64 = 64 << 10;
 

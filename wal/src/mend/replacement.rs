@@ -49,8 +49,8 @@ pub(crate) struct Replacement<F> {
 /// How a segment was closed.
 #[derive(Debug, Clone)]
 pub(crate) struct Closed {
-    pub(crate) runs: Vec<TermRun>,
-    pub(crate) memberships: Vec<u64>,
+    /// Its last entry.
+    pub(crate) last: u64,
     pub(crate) points: Vec<Point>,
     pub(crate) points_at: u64,
     /// Byte behind the footer.
@@ -168,8 +168,7 @@ impl<F: DiskFile> Replacement<F> {
         let prefix = self.prefix(RecordKind::Trailer, trailer_at, trailer.len(), crc32fast::hash(&trailer));
         let trailer = [prefix.encode().as_slice(), &trailer].concat();
         self.settle(capacity, Some((trailer_at, trailer)))?;
-        let (runs, memberships, points) = (self.runs.clone(), self.memberships.clone(), self.points.clone());
-        self.closed = Some(Closed { runs, memberships, points, points_at, end, capacity });
+        self.closed = Some(Closed { last: self.tail.index, points: self.points.clone(), points_at, end, capacity });
         Ok(())
     }
 

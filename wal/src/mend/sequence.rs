@@ -241,14 +241,14 @@ impl Sequence {
             self.certain_again();
             return Ok(());
         }
-        if base.index >= self.base.index && self.any_damage {
-            if let Known::Entry(there) = self.known(base.index, again)?
-                && there == base
-            {
-                self.cut(base.index + 1, again)?;
-                self.certain_again();
-                return Ok(());
-            }
+        if base.index >= self.base.index
+            && self.any_damage
+            && let Known::Entry(there) = self.known(base.index, again)?
+            && there == base
+        {
+            self.cut(base.index + 1, again)?;
+            self.certain_again();
+            return Ok(());
         }
         if self.doubt.is_none() {
             return Err(wrong());

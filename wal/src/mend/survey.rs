@@ -124,6 +124,9 @@ pub(crate) fn read_segment<F: DiskFile>(
     walk.run()?;
     if closed {
         walk.check_trailer()?;
+    } else if opening.is_none() && walk.segment.parts.len() == 1 {
+        // It was begun, and nothing in it is its own any more.
+        walk.hide(OPENING_BYTES, capacity, "no record of this segment is left");
     }
     let Walk { mut segment, .. } = walk;
     segment.memberships.sort_unstable_by_key(|(_, _, index)| *index);

@@ -66,10 +66,14 @@ fn mend(disk: &SimDisk, specimen: &Specimen) -> Result<(Option<Marker>, u64, Men
 /// Mends a damaged copy of the specimen, and wants the log as it was.
 pub(crate) fn heal(specimen: &Specimen, changed: &SimDisk) -> Result<Took, String> {
     let before = segment_files(changed);
+    // The last record vouches for those before it, and nothing for it.
+    let (name, last) = &specimen.last;
+    let proof = before.get(name).and_then(|bytes| bytes.get(*last as usize..));
+    let window = proof != specimen.files[name].get(*last as usize..);
     match Mender::open(changed.clone(), specimen.options.clone()) {
         Ok(mender) if mender.holes().is_empty() => {
             drop(mender);
-            return as_before(specimen, changed, None, true)
+            return as_before(specimen, changed, None, true, window)
                 .map(|whole| if whole { Took::Nothing } else { Took::Window });
         }
         // With the only opening.
@@ -82,7 +86,8 @@ pub(crate) fn heal(specimen: &Specimen, changed: &SimDisk) -> Result<Took, Strin
     }
     let (marker, fed, mended, holes) = mend(changed, specimen)?;
     nothing_lost(changed, &before)?;
-    as_before(specimen, changed, marker, mended.hard_state_certain).map_err(|error| format!("{error}; {holes:?}"))?;
+    as_before(specimen, changed, marker, mended.hard_state_certain, window)
+        .map_err(|error| format!("{error}; {holes:?}"))?;
     let verified = inspect::verify(changed).map_err(|error| error.to_string())?;
     if !verified.damage.is_empty() || !verified.healed.is_empty() || verified.torn_bytes > 0 {
         return Err(format!("mended, and then {verified:?}"));
@@ -107,7 +112,13 @@ fn nothing_lost(disk: &SimDisk, before: &BTreeMap<String, Vec<u8>>) -> Result<()
 }
 
 /// Opens the log and compares; `false` when its last entries look as if they had never been written.
-fn as_before(specimen: &Specimen, disk: &SimDisk, cut: Option<Marker>, certain: bool) -> Result<bool, String> {
+fn as_before(
+    specimen: &Specimen,
+    disk: &SimDisk,
+    cut: Option<Marker>,
+    certain: bool,
+    window: bool,
+) -> Result<bool, String> {
     let marker = Marker::read(disk).map_err(|error| error.to_string())?;
     let (wal, recovered) =
         Wal::open(disk.clone(), specimen.options.clone()).map_err(|error| format!("open: {error}"))?;
@@ -122,23 +133,30 @@ fn as_before(specimen: &Specimen, disk: &SimDisk, cut: Option<Marker>, certain: 
     if recovered.memberships != memberships || found.base != wanted.base {
         return Err(format!("memberships {:?} or base {} are not as before", recovered.memberships, found.base));
     }
-    if found.frames.len() > wanted.frames.len() || found.frames != wanted.frames[..found.frames.len()] {
+    // Before a damaged end there may be entries that others had replaced there: none that is known to be committed.
+    let same = found.frames.iter().zip(&wanted.frames).take_while(|(found, wanted)| found == wanted).count();
+    let settled = recovered.known_commit.saturating_sub(found.base) as usize;
+    if same < found.frames.len() && (cut.is_none() && !window || same < settled) {
         return Err(format!("other entries than before: {recovered:?}"));
     }
     let last = wanted.frames.last().map_or(wanted.base, |frame| frame.header().index);
-    let shorter = found.frames.len() < wanted.frames.len();
-    if let (true, Some(cut)) = (shorter, cut) {
-        if marker != Some(cut) || cut.last_kept != recovered.last_index || cut.possible_index < last {
+    let shorter = same < wanted.frames.len();
+    match cut {
+        Some(cut)
+            if marker != Some(cut) || cut.last_kept != recovered.last_index || cut.possible_index < last && !window =>
+        {
             return Err(format!("cut behind {} of {last}, and the marker says {marker:?}", recovered.last_index));
         }
-    } else if shorter && (certain && recovered.report.torn_bytes == 0 || wanted.frames.len() - found.frames.len() > 2) {
-        return Err(format!("entries behind {} are gone without a word", recovered.last_index));
+        None if shorter && !window => {
+            return Err(format!("entries behind {} are gone without a word", recovered.last_index));
+        }
+        _ => {}
     }
     let uncertain = marker.is_some_and(|marker| !marker.hard_state_certain);
     if uncertain == certain && marker.is_some() || !certain && marker.is_none() {
         return Err(format!("the hard state is certain: {certain}, and the marker says {marker:?}"));
     }
-    if certain && found.hard_state != wanted.hard_state {
+    if certain && !window && found.hard_state != wanted.hard_state {
         return Err(format!("hard state {:?} was lost: {:?}", wanted.hard_state, found.hard_state));
     }
     Ok(!shorter)
@@ -320,7 +338,7 @@ fn every_crash(specimen: &Specimen, what: &str, damaged: &SimDisk) -> Result<u64
             let (marker, _, mended, _) = mend(crash, specimen).map_err(context)?;
             nothing_lost(crash, &before).map_err(context)?;
             let certain = mended.hard_state_certain && cut_before.is_none_or(|marker| marker.hard_state_certain);
-            as_before(specimen, crash, marker.or(cut_before), certain).map_err(context)?;
+            as_before(specimen, crash, marker.or(cut_before), certain, false).map_err(context)?;
         }
     }
     Ok(crashes)
@@ -383,7 +401,7 @@ pub(crate) fn other_history_is_refused() -> Result<(), String> {
         // What was taken before the refusal is not held against the right ones.
         feed(&mut mender, &specimen.content.frames).map_err(|error| format!("{what}: {error}"))?;
         mender.finish().map_err(|error| error.to_string())?;
-        as_before(&specimen, &damaged, None, true)?;
+        as_before(&specimen, &damaged, None, true, false)?;
     }
     Ok(())
 }
@@ -428,7 +446,7 @@ fn entries_that_are_damaged_too_many_or_out_of_order_are_refused() {
     assert!(matches!(mender.holes()[wanted.hole].after, Some(After::Base(_) | After::Entry(_))));
     feed(&mut mender, frames).expect("those before are kept");
     assert!(mender.finish().expect("no fault").left.is_empty());
-    as_before(&specimen, &damaged, None, true).expect("as before");
+    as_before(&specimen, &damaged, None, true, false).expect("as before");
 }
 
 /// A log whose end is an unfinished write has no holes.
