@@ -28,6 +28,12 @@ fn log() -> (SimDisk, Wal<SimDisk>, Vec<Frame>) {
     (disk, wal, frames)
 }
 
+/// A byte in the body of an entry of a segment.
+fn inside(disk: &SimDisk, id: u64) -> u64 {
+    let mut entries = inspect::entries(disk).expect("a log").map(|entry| entry.expect("intact"));
+    entries.find(|entry| entry.segment == SegmentId(id)).expect("some").at + 300
+}
+
 /// One round over everything: what was found, and how many bytes were read.
 fn round(reader: &LogReader, max_bytes: u64) -> (Vec<Damage>, u64) {
     let (mut found, mut bytes, mut at) = (Vec::new(), 0, ScrubPosition::default());
@@ -109,7 +115,8 @@ fn mend(mender: &mut SealedMender<SimDisk>, frames: &[Frame]) -> Result<u64, Men
 
 #[test]
 fn sealed_segment_is_mended_while_the_log_goes_on() {
-    for place in [100, 4096 + 200, 9000, (16 << 10) - 100] {
+    let entry = inside(&log().0, 2);
+    for place in [100, entry, entry + 2048, (16 << 10) - 100] {
         let (disk, mut wal, mut frames) = log();
         let reader = wal.reader();
         let borrowed = reader.frame(7).expect("intact");
@@ -143,7 +150,7 @@ fn sealed_segment_is_mended_while_the_log_goes_on() {
 #[test]
 fn entries_superseded_while_a_segment_is_mended_stay_superseded() {
     let (disk, mut wal, mut frames) = log();
-    disk.rot(&segment(2), 4096 + 200, |byte| *byte ^= 4);
+    disk.rot(&segment(2), inside(&disk, 2), |byte| *byte ^= 4);
     let mut mender = wal.mend_sealed(SegmentId(2)).expect("sealed");
     mend(&mut mender, &frames).expect("fits");
     let (first, last) = inspect::scan(&disk).expect("a log").segments[1].entries.expect("some");
