@@ -39,6 +39,7 @@ mod index;
 pub mod inspect;
 mod log;
 mod map;
+pub mod mend;
 mod open;
 mod plan;
 #[doc(hidden)]
@@ -53,6 +54,7 @@ mod replay;
 mod room;
 mod rotate;
 mod scan;
+mod scrub;
 pub mod sim;
 mod types;
 mod walk;
@@ -62,6 +64,7 @@ pub use error::{AppendError, CreateError, Damage, OpenError, ReadError, SegmentI
 pub use log::Wal;
 pub use reader::LogReader;
 pub use room::Room;
+pub use scrub::{ScrubError, ScrubPosition, ScrubStep};
 pub use types::{
     Counters, HardState, Identity, LogBase, Options, PrepareState, ReaderStats, Recovered, RecoveryReport, SyncMethod,
     TermRun, WalStats,

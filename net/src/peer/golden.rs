@@ -92,7 +92,10 @@ fn messages(all: &mut Captures) {
         ("append-reply-success", reply(true, None)),
         ("append-reply-refused", reply(false, hint)),
         ("heartbeat", Message::Heartbeat { term, commit: Index(299), round: 9 }),
-        ("heartbeat-reply", Message::HeartbeatReply { term, round: 9, last: Index(300), verified: Index(299), disk_full: true }),
+        (
+            "heartbeat-reply",
+            Message::HeartbeatReply { term, round: 9, last: Index(300), verified: Index(299), disk_full: true },
+        ),
         ("commit", Message::Commit { term, commit: Index(300) }),
         ("timeout-now", Message::TimeoutNow { term, last }),
         ("read-index", Message::ReadIndex { term, token: 1 << 40 }),
