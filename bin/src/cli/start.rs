@@ -52,6 +52,16 @@ fn failure(error: &DaemonError, data_dir: &std::path::Path, name: &str) -> Failu
         DaemonError::Start(StartError::Read { .. } | StartError::Incomplete { .. }) => {
             Failure::new(ErrorCode::Damaged, error.to_string())
         }
+        DaemonError::Start(StartError::Unmendable { dir, alone: true, .. }) => {
+            let dir = dir.display();
+            let way = format!(
+                "`graven wal repair {dir} --accept-data-loss` cuts it before the damage and keeps the rest aside"
+            );
+            Failure::new(ErrorCode::Damaged, format!("{error}; {way}"))
+        }
+        DaemonError::Start(StartError::Unmendable { .. } | StartError::InDoubt { .. }) => {
+            Failure::new(ErrorCode::Damaged, format!("{error}; {}", swap(name)))
+        }
         _ => Failure::internal(format!("{error} (data directory {})", data_dir.display())),
     }
 }
@@ -63,11 +73,16 @@ fn replace(name: &str) -> String {
     )
 }
 
-/// What to do about damage. Whatever the log's own error hopes for, nothing repairs it in this version.
-fn damaged(dir: &str) -> String {
+/// The way out when the node's own directory is there and cannot be used any more.
+fn swap(name: &str) -> String {
     format!(
-        "repair from peers is not in this version: keep {dir} as it is, list the damage with `graven wal verify {dir}`, leave this node stopped, and see \"Damage found at start\" in docs/operations.md"
+        "make a new node with `graven init --join NEW=HOST:PORT --dir DIR`, start it, and put it in the place of this one with `graven member replace {name} NEW --address HOST:PORT`"
     )
+}
+
+/// What to do about damage that stayed although the log was mended.
+fn damaged(dir: &str, name: &str) -> String {
+    format!("list the damage with `graven wal verify {dir}`; {}", swap(name))
 }
 
 fn log_failure(error: &OpenError, dir: &std::path::Path, name: &str) -> Failure {
@@ -85,10 +100,10 @@ fn log_failure(error: &OpenError, dir: &std::path::Path, name: &str) -> Failure 
         OpenError::Config { .. } | OpenError::NewerVersion { .. } => Failure::config(format!("{dir}: {error}")),
         OpenError::Damaged(damage) => {
             let what = format!("{dir}: the log is damaged: {damage}; nothing was changed");
-            Failure::new(ErrorCode::Damaged, format!("{what}; {}", damaged(&dir.to_string())))
+            Failure::new(ErrorCode::Damaged, format!("{what}; {}", damaged(&dir.to_string(), name)))
         }
         OpenError::WrongChain { .. } | OpenError::MissingSegment { .. } => {
-            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}; {}", damaged(&dir.to_string())))
+            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}; {}", damaged(&dir.to_string(), name)))
         }
         _ => Failure::internal(match std::error::Error::source(error) {
             Some(cause) => format!("{dir}: {error}: {cause}"),

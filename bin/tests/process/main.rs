@@ -8,5 +8,6 @@ mod cli;
 mod cluster;
 mod dev;
 mod disk;
+mod heal;
 mod member;
 mod wal;

@@ -17,7 +17,9 @@ mod status;
 
 pub use failure::{Detail, ErrorCode, Failure, Outcome};
 pub use members::{MemberChange, MemberEntry, MemberList, MemberRole, NewMember};
-pub use status::{Bounds, ClusterStatus, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus};
+pub use status::{
+    Bounds, ClusterStatus, DamagedRange, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
+};
 
 /// Name of the client protocol in the TLS handshake.
 pub use crate::tls::ALPN_CLIENT as ALPN;
@@ -152,6 +154,8 @@ pub enum Request {
     /// Changes who belongs to the cluster; at the leader only. Answered when the change is committed, both its steps when it
     /// has two. Safe to repeat.
     ChangeMembers(MemberChange),
+    /// The first damage in the node's log, of one that reports itself `recovering` or `damaged`.
+    Damage,
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -179,6 +183,8 @@ pub enum Response {
     Members(MemberList),
     /// To [`Request::ChangeMembers`]: the change is committed.
     MembersChanged,
+    /// To [`Request::Damage`].
+    Damage(Option<DamagedRange>),
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -196,16 +202,16 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters, members | read |
+/// | subscribe, status, bounds, counters, members, damage | read |
 /// | open a session, append | append |
 /// | transfer, change members | admin |
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
         Action::Subscribe => Role::Read,
-        Action::Unary(Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::Members) => {
-            Role::Read
-        }
+        Action::Unary(
+            Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::Members | Request::Damage,
+        ) => Role::Read,
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
         Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_)) => Role::Admin,
     }

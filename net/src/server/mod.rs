@@ -16,8 +16,8 @@ use tokio::sync::watch;
 pub use crate::protocol::append::{Ack, Rejection};
 pub use crate::protocol::feed::{Start, SubscribeRequest};
 pub use crate::protocol::{
-    Bounds, ErrorCode, Failure, LeaderView, MemberChange, MemberEntry, MemberList, MemberReport, MemberRole,
-    NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Outcome, Request, Response,
+    Bounds, DamagedRange, ErrorCode, Failure, LeaderView, MemberChange, MemberEntry, MemberList, MemberReport,
+    MemberRole, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Outcome, Request, Response,
 };
 pub use crate::tls::Role;
 pub use answers::AppendReply;
