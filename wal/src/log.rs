@@ -41,6 +41,8 @@ pub struct Wal<D: Disk> {
     pub(crate) staging: Vec<[u8; PREFIX_BYTES]>,
     /// The memory of the segment before, and what readers see of it, for the next one.
     pub(crate) retired: Option<(Mirror, Arc<View>)>,
+    /// Alive while a sealed segment is being mended.
+    pub(crate) mending: std::sync::Weak<()>,
     pub(crate) _lock: D::Lock,
 }
 

@@ -48,6 +48,12 @@ pub enum Bug {
     RecycledWhileRead,
     /// Writes into a used file do not end with zeroes.
     EndMarkOmitted,
+    /// Fetched entries are put in although what stands behind the hole does not continue them.
+    MendEndUnchecked,
+    /// The damaged end of a log is cut, and nothing says so.
+    MarkerNotWritten,
+    /// A damaged segment is removed before its replacement has its place.
+    OriginalRemovedFirst,
 }
 
 thread_local! {
@@ -56,7 +62,7 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 23] = [
         Bug::DirectorySyncSkipped,
         Bug::FirstSegmentUnsynced,
         Bug::SyncBeforeWrite,
@@ -77,6 +83,9 @@ impl Bug {
         Bug::RemovalUnsynced,
         Bug::RecycledWhileRead,
         Bug::EndMarkOmitted,
+        Bug::MendEndUnchecked,
+        Bug::MarkerNotWritten,
+        Bug::OriginalRemovedFirst,
     ];
 }
 
