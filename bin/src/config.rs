@@ -91,6 +91,9 @@ pub struct WalSection {
     pub segment_bytes: u64,
     /// How written bytes are made durable.
     pub sync: SyncMode,
+    /// How fast a running node re-reads its sealed segments to find bytes that rotted; a quarter of it after the first pass since
+    /// the start. 0: not at all.
+    pub scrub_bytes_per_second: u64,
 }
 
 /// How written bytes are made durable.
@@ -227,7 +230,11 @@ impl NodeConfig {
                 election_ms: raw.raft.election_ms,
                 disk_stall_ms: raw.raft.disk_stall_ms,
             },
-            wal: WalSection { segment_bytes: raw.wal.segment_bytes.0, sync: raw.wal.sync },
+            wal: WalSection {
+                segment_bytes: raw.wal.segment_bytes.0,
+                sync: raw.wal.sync,
+                scrub_bytes_per_second: raw.wal.scrub_bytes_per_second.0,
+            },
             limits: Limits {
                 max_record_bytes: clamp_usize(raw.limits.max_record_bytes.0),
                 queue_bytes: clamp_usize(raw.limits.queue_bytes.0),
@@ -433,11 +440,17 @@ struct RawWal {
     segment_bytes: Size,
     sync: SyncMode,
     unsafe_no_sync: bool,
+    scrub_bytes_per_second: Size,
 }
 
 impl Default for RawWal {
     fn default() -> RawWal {
-        RawWal { segment_bytes: Size(64 << 20), sync: SyncMode::Fdatasync, unsafe_no_sync: false }
+        RawWal {
+            segment_bytes: Size(64 << 20),
+            sync: SyncMode::Fdatasync,
+            unsafe_no_sync: false,
+            scrub_bytes_per_second: Size(32 << 20),
+        }
     }
 }
 
@@ -592,7 +605,10 @@ key = "/etc/graven/node.key"
         assert_eq!(config.tls.key, Path::new("/etc/graven/node.key"));
         assert_eq!(config.advertise.client, "127.0.0.1:5471");
         assert_eq!((config.raft.heartbeat_ms, config.raft.election_ms), (50, 150));
-        assert_eq!(config.wal, WalSection { segment_bytes: 64 << 20, sync: SyncMode::Fdatasync });
+        assert_eq!(
+            config.wal,
+            WalSection { segment_bytes: 64 << 20, sync: SyncMode::Fdatasync, scrub_bytes_per_second: 32 << 20 }
+        );
         assert_eq!(config.limits.max_record_bytes, 1 << 20);
         assert_eq!(config.pid_file(), Path::new("/srv/n1/graven.pid"));
     }

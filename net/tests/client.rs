@@ -599,3 +599,42 @@ async fn bytes_that_are_no_protocol_cost_their_sender_the_connection_and_nobody_
     client.append(["fine"]).await.unwrap();
     assert_eq!(cluster.stored(), ["fine"]);
 }
+
+/// A node whose own log is damaged says so; the reader goes on where it is whole, and hears of damage only when nobody has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reading_goes_on_at_a_node_whose_log_is_whole() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let (mut sender, mut acks) = client.appender().await.unwrap().split();
+    for record in numbered(30) {
+        sender.send([record]).await.unwrap();
+        acks.next().await.unwrap().unwrap();
+    }
+    // Damage at different places, so that wherever it starts it has to move on, and once more.
+    for (node, from) in [("n1", 10), ("n2", 20)] {
+        cluster.faults(node).damaged_from.store(from, Ordering::SeqCst);
+    }
+    for _ in 0..5 {
+        let mut stream = client.subscribe(Start::Beginning).await.unwrap();
+        assert_eq!(read(&mut stream, 30).await, numbered(30));
+    }
+    let mut pinned = SubscribeOptions::new(Start::Beginning);
+    pinned.node = Some("n1".to_owned());
+    let mut stream = client.subscribe_with(pinned).await.unwrap();
+    assert_eq!(read(&mut stream, 10).await, numbered(10));
+    let code = loop {
+        if let Err(error) = stream.next().await.expect("an error") {
+            break error.code();
+        }
+    };
+    assert_eq!(code, ErrorCode::Damaged);
+    cluster.faults("n3").damaged_from.store(15, Ordering::SeqCst);
+    let mut stream = client.subscribe(Start::Beginning).await.unwrap();
+    assert_eq!(read(&mut stream, 20).await, numbered(20), "each gives what it has");
+    let code = loop {
+        if let Err(error) = stream.next().await.expect("an error") {
+            break error.code();
+        }
+    };
+    assert_eq!(code, ErrorCode::Damaged, "nobody has the rest");
+}

@@ -133,7 +133,10 @@ impl Cluster {
     /// The log is closed for good: the process ends, as the daemon's does, with or without a loss of power.
     fn on_disk_error(&mut self, node: u64, error: &DiskError) -> Checked {
         self.trace.line(self.now_us, format_args!("n{node} {error}"));
-        if !matches!(error, DiskError::Log(AppendError::Closed { .. }) | DiskError::Checkpoint(_)) {
+        if !matches!(
+            error,
+            DiskError::Log(AppendError::Closed { .. }) | DiskError::Checkpoint(_) | DiskError::Marker(_)
+        ) {
             return Err(Violation { property: "disk", detail: format!("node {node}: the log refuses a job: {error}") });
         }
         self.stats.failed_syncs += 1;

@@ -54,7 +54,17 @@ fn failure(error: &DaemonError, data_dir: &Path, replacement: &Replacement) -> F
         // A socket that cannot be bound: the address is somebody else's or not this host's.
         DaemonError::Start(StartError::Peers(_) | StartError::Clients(_)) => Failure::config(error),
         DaemonError::Start(StartError::Read { .. } | StartError::Restore { .. }) => {
-            Failure::new(ErrorCode::Damaged, error.to_string())
+            replacement.told_of_damage(&error.to_string())
+        }
+        DaemonError::Start(StartError::Unmendable { dir, alone: true, .. }) => {
+            let dir = dir.display();
+            let way = format!(
+                "`graven wal repair {dir} --accept-data-loss` cuts it before the damage and keeps the rest aside"
+            );
+            Failure::new(ErrorCode::Damaged, format!("{error}; {way}"))
+        }
+        DaemonError::Start(StartError::Unmendable { .. } | StartError::InDoubt { .. }) => {
+            replacement.told_of_damage(&error.to_string())
         }
         _ => Failure::internal(format!("{error} (data directory {})", data_dir.display())),
     }
@@ -90,6 +100,19 @@ impl Replacement {
 
     /// The failure: what is wrong, and the lines that put it right.
     fn told(&self, what: &str) -> Failure {
+        let way = self.way();
+        let message =
+            format!("{what}; a data directory is made by `graven init` only, so if this node's own is lost, {way}");
+        Failure::config(message).with("commands", self.commands.to_vec())
+    }
+
+    /// The same where the directory is the node's own, and is of no use any more.
+    fn told_of_damage(&self, what: &str) -> Failure {
+        let message = format!("{what}; {}", self.way());
+        Failure::new(ErrorCode::Damaged, message).with("commands", self.commands.to_vec())
+    }
+
+    fn way(&self) -> String {
         let dir = match self.needs_dir {
             true => {
                 " (DIR is the directory that `graven init` made, with the authority in its ca; copy DIR/NEW here before it is started)"
@@ -97,10 +120,7 @@ impl Replacement {
             false => "",
         };
         let lines: String = self.commands.iter().map(|line| format!("\n  {line}")).collect();
-        let message = format!(
-            "{what}; a data directory is made by `graven init` only, so if this node's own is lost, put a new node in its place with these lines, the second of them where this node ran{dir}:{lines}"
-        );
-        Failure::config(message).with("commands", self.commands.to_vec())
+        format!("put a new node in its place with these lines, the second of them where this node ran{dir}:{lines}")
     }
 }
 
@@ -122,13 +142,6 @@ fn fresh_name(old: &str, is_taken: impl Fn(&str) -> bool) -> String {
 /// 40 bytes less a hyphen and ten digits.
 const NAME_STEM_MAX: usize = 29;
 
-/// What to do about damage. Whatever the log's own error hopes for, nothing repairs it in this version.
-fn damaged(dir: &str) -> String {
-    format!(
-        "repair from peers is not in this version: keep {dir} as it is, list the damage with `graven wal verify {dir}`, leave this node stopped, and see \"Damage found at start\" in docs/operations.md"
-    )
-}
-
 fn log_failure(error: &OpenError, dir: &Path, replacement: &Replacement) -> Failure {
     let dir = dir.display();
     match error {
@@ -141,10 +154,10 @@ fn log_failure(error: &OpenError, dir: &Path, replacement: &Replacement) -> Fail
         OpenError::Config { .. } | OpenError::NewerVersion { .. } => Failure::config(format!("{dir}: {error}")),
         OpenError::Damaged(damage) => {
             let what = format!("{dir}: the log is damaged: {damage}; nothing was changed");
-            Failure::new(ErrorCode::Damaged, format!("{what}; {}", damaged(&dir.to_string())))
+            replacement.told_of_damage(&format!("{what}; list the damage with `graven wal verify {dir}`"))
         }
         OpenError::WrongChain { .. } | OpenError::MissingSegment { .. } => {
-            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}; {}", damaged(&dir.to_string())))
+            replacement.told_of_damage(&format!("{dir}: {error}; list the damage with `graven wal verify {dir}`"))
         }
         _ => Failure::internal(match std::error::Error::source(error) {
             Some(cause) => format!("{dir}: {error}: {cause}"),

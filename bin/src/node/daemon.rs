@@ -11,7 +11,9 @@ use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
+use super::bulk::NodeBulk;
 use super::engine::{Engine, Fatal, STOP_MAX, Shared, StartError};
+use super::mending;
 use super::service::NodeService;
 use crate::config::NodeConfig;
 
@@ -72,23 +74,40 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
     let mut term = signal(SignalKind::terminate()).map_err(DaemonError::System)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::System)?;
     let pid_file = PidFile::beside(&config.file);
-    let mut engine = Engine::start(config, false).await?;
+    let mut ready = Ready { pid_file: &pid_file, said: false };
+    let healed = tokio::select! {
+        started = start_healing(config, &mut ready) => started,
+        _ = term.recv() => Ok(None),
+        _ = interrupt.recv() => Ok(None),
+        () = stdin_closed(), if options.exit_with_stdin => Ok(None),
+    };
+    let mut engine = match healed {
+        Ok(Some(engine)) => engine,
+        // A signal before the node was one: there is nothing to hand over, and what was half mended is as it was.
+        Ok(None) => {
+            ready.take_back();
+            return Ok(());
+        }
+        Err(cause) => {
+            ready.take_back();
+            return Err(cause.into());
+        }
+    };
     let server = match start_server(&engine.shared).await {
         Ok(server) => server,
         Err(cause) => {
             stop(engine).await;
+            ready.take_back();
             return Err(cause.into());
         }
     };
-    pid_file.write()?;
     info!(
         peers = %engine.shared.config.listen.peer,
         clients = %server.local_address(),
         "ready in {} ms",
         engine.shared.started.elapsed().as_millis()
     );
-    // Whoever started this node may not listen; that is no reason to stop.
-    let _ = writeln!(std::io::stdout(), "ready");
+    ready.say()?;
     let reloading = tokio::spawn(reload(Arc::clone(&engine.shared)));
     let ended = tokio::select! {
         _ = term.recv() => None,
@@ -118,6 +137,50 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
     Ok(())
 }
 
+/// Starts the node; a log that is damaged is mended first, and the listener answers meanwhile.
+async fn start_healing(config: NodeConfig, ready: &mut Ready<'_>) -> Result<Option<Engine>, StartError> {
+    for _ in 0..HEALS_MAX {
+        match Engine::start(config.clone(), false).await {
+            Ok(engine) => return Ok(Some(engine)),
+            Err(cause) if mending::may_help(&cause) => {
+                error!("the log needs mending: {cause}");
+                // Without a pid file the node is harder to find, and heals all the same.
+                mending::heal(&config, || ready.say().unwrap_or_else(|cause| warn!("{cause}"))).await?;
+            }
+            Err(cause) => return Err(cause),
+        }
+    }
+    Engine::start(config, false).await.map(Some)
+}
+
+/// One heal closes every hole that was found. A second one is for what broke meanwhile; more would go around in circles.
+const HEALS_MAX: usize = 2;
+
+/// What tells the world that the listener answers: the pid file and a line, once.
+struct Ready<'a> {
+    pid_file: &'a PidFile,
+    said: bool,
+}
+
+impl Ready<'_> {
+    fn say(&mut self) -> Result<(), DaemonError> {
+        if std::mem::replace(&mut self.said, true) {
+            return Ok(());
+        }
+        self.pid_file.write()?;
+        // Whoever started this node may not listen; that is no reason to stop.
+        let _ = writeln!(std::io::stdout(), "ready");
+        Ok(())
+    }
+
+    /// The node ends before it ran.
+    fn take_back(&self) {
+        if self.said {
+            self.pid_file.remove();
+        }
+    }
+}
+
 pub(super) async fn start_server(shared: &Arc<Shared>) -> Result<Server, StartError> {
     let mut config = ServerConfig::new(shared.config.listen.client);
     config.reset_key = shared.reset_key;
@@ -126,7 +189,8 @@ pub(super) async fn start_server(shared: &Arc<Shared>) -> Result<Server, StartEr
     config.max_subscriptions = 2 * config.max_connections;
     // Beside what the replica may hold, as much again that is on its way to it or back.
     config.total_bytes = 2 * shared.config.limits.queue_bytes;
-    Ok(Server::start(config, shared.tls.clone(), NodeService::new(Arc::clone(shared))).await?)
+    let bulk = Arc::new(NodeBulk::new(Arc::clone(shared)));
+    Ok(Server::start_with_bulk(config, shared.tls.clone(), NodeService::new(Arc::clone(shared)), bulk).await?)
 }
 
 pub(super) async fn stop(engine: Engine) {

@@ -134,6 +134,9 @@ const COMMANDS_MAX: usize = 65_536;
 /// Bytes of records given to one `apply` call, about.
 const APPLY_BYTES: usize = 256 << 10;
 
+/// How soon a state machine tries an entry again that its node found damaged.
+const DAMAGE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Somebody's look at the state machine.
 type Query<M> = Box<dyn FnOnce(&M) + Send>;
 
@@ -373,7 +376,7 @@ impl<M: StateMachine> Waiting for Proposed<M> {
 /// The thread of the state machine.
 struct MachineThread<'a, M: StateMachine> {
     machine: M,
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     feed: NodeFeed,
     next: Offset,
     expected: BTreeMap<Offset, oneshot::Sender<Result<M::Response, NodeError>>>,
@@ -431,6 +434,12 @@ impl<M: StateMachine> MachineThread<'_, M> {
                 FeedItem::CaughtUp { .. } | FeedItem::Progress { .. } => self.report(),
                 FeedItem::Done => return Ok(()),
                 FeedItem::End(failure) if failure.code == ErrorCode::Unavailable => return Ok(()),
+                // The scrubber was told and fetches it from another node; until then the machine lags behind.
+                FeedItem::End(failure) if failure.code == ErrorCode::Damaged => {
+                    error!("the state machine waits: {failure}");
+                    tokio::time::sleep(DAMAGE_RETRY).await;
+                    self.feed = NodeFeed::new(self.shared, self.next, None);
+                }
                 FeedItem::End(failure) => return Err(failure.message),
             }
         }

@@ -5,6 +5,7 @@
 //! | protocol | the replica and the peers' endpoint ([`super::protocol`]) |
 //! | log | writes and syncs ([`super::log_thread`]) |
 //! | load | reads old frames for followers ([`super::load_thread`]) |
+//! | scrub | re-reads sealed segments, mends what rotted ([`super::scrub`]) |
 //!
 //! The client plane ([`super::service`]) runs beside them on a runtime of its own.
 
@@ -17,19 +18,25 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use graven_frame::FrameError;
+use graven_net::bulk::BulkIdentity;
 use graven_net::peer::{PeerConfig, PeerPlane, Roster, RosterEntry};
 use graven_net::server::LeaderView;
 use graven_net::tls::{Identity as Certified, TlsFiles, TlsIdentity};
 use graven_net::transport::ResetKey;
 use graven_raft::{NodeId, Tick};
+use graven_wal::mend::Marker;
 use graven_wal::{Disk, LogReader, ReadError, RealDisk, SyncMethod, Wal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+use super::bulk::{Health, Suspects};
+use super::bulk_fetch::Fetcher;
 use super::counters::Counters;
 use super::input::{Budget, INPUTS_MAX, Input};
+use super::mending::VOTE_IN_DOUBT;
 use super::protocol::{Channels, Protocol};
-use super::{checkpoints, load_thread, log_thread};
+use super::scrub::{self, Scrubber};
+use super::{checkpoints, load_thread, log_thread, peers_file};
 use crate::config::{NodeConfig, SyncMode};
 use crate::members::Members;
 use crate::replica::disk::DiskError;
@@ -105,6 +112,34 @@ pub enum StartError {
         /// The highest that is known.
         known: u32,
     },
+    /// The log is damaged, and no other node has what would mend it.
+    #[error("the log in {} is damaged: {damage}; nothing was deleted, and {why}", dir.display())]
+    Unmendable {
+        /// Where it lives.
+        dir: PathBuf,
+        /// The damaged places.
+        damage: String,
+        /// Why they stay damaged.
+        why: String,
+        /// Whether there is no other node.
+        alone: bool,
+    },
+    /// The log is whole, and what this node promised may have been lost all the same.
+    #[error("the log in {} was damaged: {why}", dir.display())]
+    InDoubt {
+        /// Where it lives.
+        dir: PathBuf,
+        /// What may be lost.
+        why: String,
+    },
+    /// The disk failed while the log was being mended.
+    #[error("the log in {} is damaged and cannot be mended: {cause}", dir.display())]
+    Mending {
+        /// Where it lives.
+        dir: PathBuf,
+        /// What the disk said.
+        cause: String,
+    },
     /// A socket cannot be bound, or the peers' endpoint does not start.
     #[error(transparent)]
     Peers(#[from] graven_net::peer::StartError),
@@ -169,6 +204,8 @@ pub(super) struct Shared {
     pub(super) view: watch::Receiver<View>,
     pub(super) leader: watch::Receiver<LeaderView>,
     pub(super) members: watch::Receiver<Members>,
+    pub(super) health: watch::Receiver<Health>,
+    pub(super) suspects: Suspects,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) reset_key: Option<ResetKey>,
 }
@@ -190,17 +227,14 @@ pub(super) struct Engine {
     /// For threads that join later: the state machine's.
     pub(super) fatal_sender: mpsc::Sender<Fatal>,
     threads: Vec<JoinHandle<()>>,
+    stop_scrub: watch::Sender<bool>,
 }
 
 impl Engine {
     /// Opens the log and starts the threads. `state_machine` tells that somebody will report what is applied.
     pub(super) async fn start(config: NodeConfig, state_machine: bool) -> Result<Engine, StartError> {
         let started = Instant::now();
-        let tls = TlsIdentity::load(TlsFiles {
-            ca: config.tls.ca.clone(),
-            certificate: config.tls.certificate.clone(),
-            key: config.tls.key.clone(),
-        })?;
+        let tls = load_tls(&config)?;
         check_certificate(&config, &tls)?;
         let (wal, recovered) = open_log(&config, &tls)?;
         let identity = recovered.identity;
@@ -224,7 +258,26 @@ impl Engine {
         let (leader, leader_end) = watch::channel(LeaderView::default());
         let (members_sender, members_end) = watch::channel(members);
         let (fatal_sender, fatal) = mpsc::channel(FATALS_MAX);
+        let (health, health_end) = watch::channel(Health::whole());
+        let (suspects, suspected) = Suspects::new();
         let counters = Arc::new(Counters::default());
+        let scrubber = Scrubber {
+            reader: reader.clone(),
+            fetcher: Fetcher {
+                local: BulkIdentity {
+                    cluster: identity.cluster,
+                    node: identity.node,
+                    incarnation: identity.incarnation,
+                },
+                tls: tls.clone(),
+            },
+            members: members_end.clone(),
+            jobs: jobs.clone(),
+            suspects: suspected,
+            health,
+            bytes_per_second: config.wal.scrub_bytes_per_second,
+        };
+        let (stop_scrub, scrub_stopped) = watch::channel(false);
         let channels = Channels {
             inputs: inputs_end,
             peers: peers_end,
@@ -247,6 +300,8 @@ impl Engine {
             view: view_end,
             leader: leader_end,
             members: members_end,
+            health: health_end,
+            suspects: suspects.clone(),
             inputs: inputs.clone(),
             reset_key: reset_key(&config),
             config,
@@ -257,9 +312,11 @@ impl Engine {
             start_protocol(replica, peer_config, tls, roster, peers, channels, Arc::clone(&counters), started).await?,
         );
         threads.push(spawn("graven-log", move || log_thread::run(wal, &jobs_end, &reports, &counters))?);
-        threads.push(spawn("graven-load", move || load_thread::run(&reader, &loads_end, &inputs))?);
+        threads.push(spawn("graven-load", move || load_thread::run(&reader, &loads_end, &inputs, &suspects))?);
+        threads.push(spawn("graven-scrub", move || scrub::run(scrubber, scrub_stopped))?);
+        tokio::spawn(peers_file::keep(shared.members.clone(), shared.config.clone(), identity.node));
         tokio::spawn(checkpoints::fetch_all(Arc::clone(&shared), fetches_end));
-        Ok(Engine { shared, fatal, fatal_sender, threads })
+        Ok(Engine { shared, fatal, fatal_sender, threads, stop_scrub })
     }
 
     /// Hands the leadership over if it is here; returns when it is elsewhere, or after a few seconds.
@@ -273,7 +330,9 @@ impl Engine {
 
     /// Ends the threads: the log is synced and closed. Blocks for as long as the disk needs.
     pub(super) fn stop(self) {
-        let Engine { shared, threads, .. } = self;
+        let Engine { shared, threads, stop_scrub, .. } = self;
+        // First: it holds an end of the log thread's queue, which closes the log when all are gone.
+        stop_scrub.send_replace(true);
         // A full channel means that the thread is alive and reads; a closed one that it ended already.
         let _ = shared.inputs.blocking_send(Input::Stop);
         drop(shared);
@@ -338,16 +397,23 @@ fn warn_of_small_buffers(plane: &PeerPlane) {
     }
 }
 
-fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, graven_wal::Recovered), StartError> {
-    let dir = config.data_dir.clone();
-    let failed = |source| StartError::Log { dir: dir.clone(), source };
-    let disk = RealDisk::open(&config.data_dir);
+/// This node's own certificate.
+pub(super) fn load_tls(config: &NodeConfig) -> Result<TlsIdentity, StartError> {
+    Ok(TlsIdentity::load(TlsFiles {
+        ca: config.tls.ca.clone(),
+        certificate: config.tls.certificate.clone(),
+        key: config.tls.key.clone(),
+    })?)
+}
+
+/// How this node's log is opened.
+pub(super) fn log_options(config: &NodeConfig, tls: &TlsIdentity) -> graven_wal::Options {
     // Whose certificate this node has tells whose log it may touch: a foreign directory is refused before a byte of it changes.
     let (expect_cluster, expect_node) = match tls.current().identity() {
         Certified::Node(node) => (Some(node.cluster), Some(node.node)),
         _ => (None, None),
     };
-    let options = graven_wal::Options {
+    graven_wal::Options {
         expect_cluster,
         expect_node,
         prepared_segments: prepared_segments(config.wal.segment_bytes),
@@ -359,8 +425,15 @@ fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, gr
             SyncMode::None => SyncMethod::UnsafeNone,
         },
         ..graven_wal::Options::default()
-    };
-    let (wal, recovered) = Wal::open(disk, options).map_err(failed)?;
+    }
+}
+
+fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, graven_wal::Recovered), StartError> {
+    let dir = config.data_dir.clone();
+    let disk = RealDisk::open(&config.data_dir);
+    read_marker(&disk, config)?;
+    let (wal, recovered) =
+        Wal::open(disk, log_options(config, tls)).map_err(|source| StartError::Log { dir: dir.clone(), source })?;
     let report = &recovered.report;
     info!(
         first = recovered.first_index,
@@ -381,7 +454,25 @@ fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, gr
     Ok((wal, recovered))
 }
 
-fn check_certificate(config: &NodeConfig, tls: &TlsIdentity) -> Result<(), StartError> {
+/// A log that was mended may have lost what this node promised; the marker beside it says so, before anything votes. Returns the last entry
+/// that this node must have again before it does.
+fn read_marker<D: Disk>(disk: &D, config: &NodeConfig) -> Result<Option<u64>, StartError> {
+    let doubt = |why: String| Err(StartError::InDoubt { dir: config.data_dir.clone(), why });
+    match Marker::read(disk) {
+        Ok(None) => Ok(None),
+        Ok(Some(marker)) if !marker.hard_state_certain => doubt(VOTE_IN_DOUBT.to_owned()),
+        Ok(Some(marker)) => {
+            warn!(
+                "this log lost its end behind entry {}: no vote before a leader has brought what may have been acknowledged there",
+                marker.last_kept
+            );
+            Ok(Some(marker.highest_index))
+        }
+        Err(cause) => doubt(format!("what is left to say about it cannot be read: {cause}")),
+    }
+}
+
+pub(super) fn check_certificate(config: &NodeConfig, tls: &TlsIdentity) -> Result<(), StartError> {
     let wrong = |reason: String| StartError::WrongCertificate { file: config.tls.certificate.clone(), reason };
     match tls.current().identity() {
         Certified::Node(node) if node.name != config.name => {
@@ -418,7 +509,7 @@ fn restore<D: Disk>(
         state_machine,
         cluster: recovered.identity.cluster,
         checkpoint_bytes: config.wal.segment_bytes,
-        recovering: None,
+        recovering: read_marker(disk, config)?,
     };
     Replica::new::<FrameOrRead>(replica_config, &restored, frames, now)
         .map_err(|cause| StartError::Read { dir, cause: cause.to_string() })
@@ -481,7 +572,7 @@ fn peer_config(shared: &Shared) -> PeerConfig {
 
 /// The key with which a restarted node tells its peers and clients at once that their connections are gone. Made at the
 /// first start, beside the configuration; without one, they find out by their idle timeouts.
-fn reset_key(config: &NodeConfig) -> Option<ResetKey> {
+pub(super) fn reset_key(config: &NodeConfig) -> Option<ResetKey> {
     let path = config.file.with_file_name("reset.key");
     if let Ok(bytes) = std::fs::read(&path)
         && let Ok(key) = <[u8; 32]>::try_from(bytes.as_slice())

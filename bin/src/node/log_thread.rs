@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use graven_wal::{Disk, PrepareState, Wal};
+use graven_wal::{PrepareState, RealDisk, Wal};
 use tokio::sync::mpsc::Sender;
 use tracing::warn;
 
@@ -21,6 +21,25 @@ use crate::replica::disk::{self, DiskError, DiskReport};
 pub(super) enum LogInput {
     /// A job.
     Job(DiskJob),
+    /// Something else to do with the log, between two jobs.
+    Errand(Errand),
+}
+
+/// A bounded piece of work that only the log's owner can do. It answers by itself.
+pub(super) struct Errand(Box<Work>);
+
+type Work = dyn FnOnce(&mut Wal<RealDisk>) + Send;
+
+impl Errand {
+    pub(super) fn new(work: impl FnOnce(&mut Wal<RealDisk>) + Send + 'static) -> Errand {
+        Errand(Box::new(work))
+    }
+}
+
+impl std::fmt::Debug for Errand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Errand")
+    }
 }
 
 /// What comes back.
@@ -47,8 +66,8 @@ const FULL_RETRY: Duration = Duration::from_millis(200);
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Runs until the channel is closed or the log fails. A closed channel closes the log in order.
-pub(super) fn run<D: Disk>(
-    wal: Wal<D>,
+pub(super) fn run(
+    wal: Wal<RealDisk>,
     jobs: &Receiver<LogInput>,
     reports: &Sender<LogReport>,
     counters: &Arc<Counters>,
@@ -60,8 +79,8 @@ pub(super) fn run<D: Disk>(
     }
 }
 
-struct LogThread<D: Disk> {
-    wal: Wal<D>,
+struct LogThread {
+    wal: Wal<RealDisk>,
     queue: VecDeque<DiskJob>,
     done: u64,
     full: bool,
@@ -70,7 +89,7 @@ struct LogThread<D: Disk> {
     behind_bytes: u64,
 }
 
-impl<D: Disk> LogThread<D> {
+impl LogThread {
     fn work(
         &mut self,
         jobs: &Receiver<LogInput>,
@@ -80,6 +99,7 @@ impl<D: Disk> LogThread<D> {
         loop {
             match jobs.recv_timeout(self.pause()) {
                 Ok(LogInput::Job(job)) => self.gather(job, jobs),
+                Ok(LogInput::Errand(errand)) => (errand.0)(&mut self.wal),
                 Err(RecvTimeoutError::Timeout) => self.idle()?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
@@ -125,10 +145,15 @@ impl<D: Disk> LogThread<D> {
         let mut bytes = bytes_of(&first);
         self.queue.push_back(first);
         while bytes < BATCH_BYTES
-            && let Ok(LogInput::Job(job)) = jobs.try_recv()
+            && let Ok(input) = jobs.try_recv()
         {
-            bytes += bytes_of(&job);
-            self.queue.push_back(job);
+            match input {
+                LogInput::Job(job) => {
+                    bytes += bytes_of(&job);
+                    self.queue.push_back(job);
+                }
+                LogInput::Errand(errand) => (errand.0)(&mut self.wal),
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! A running node: threads and sockets around a [`crate::replica`].
 
+mod bulk;
+mod bulk_fetch;
 mod checkpoints;
 mod counters;
 pub mod daemon;
@@ -8,7 +10,11 @@ mod engine;
 mod input;
 mod load_thread;
 mod log_thread;
+mod mending;
+mod mending_service;
+mod peers_file;
 mod protocol;
+mod scrub;
 mod service;
 
 pub use counters::{Counter, Counters};

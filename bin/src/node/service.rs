@@ -6,15 +6,17 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use graven_frame::Group;
+use graven_frame::{Frame, Group};
 use graven_net::server::{
     AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberChange,
     MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport, NodeRole, NodeState, NodeStats,
     NodeStatus, Opened, Request, Response, Service, Start, SubscribeRequest,
 };
 use graven_raft::Role;
+use graven_wal::ReadError;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::bulk::whole;
 use super::counters::process_usage;
 use super::engine::Shared;
 use super::input::{Input, Waiter, Who};
@@ -140,6 +142,7 @@ impl NodeService {
     fn status(&self, members: &crate::members::Members) -> NodeStatus {
         let shared = &self.shared;
         let view = *shared.view.borrow();
+        let health = shared.health.borrow().clone();
         let files = shared.reader.stats();
         let me = members.by_id(shared.identity.node);
         NodeStatus {
@@ -149,7 +152,10 @@ impl NodeService {
             peer_address: Some(me.map_or(shared.config.advertise.peer.clone(), |me| me.peer_address.clone())),
             reachable: true,
             role: role_of(view.role, me.map(|me| me.role)),
-            state: Some(state_of(&view)),
+            state: Some(match health.state {
+                NodeState::Ok => state_of(&view),
+                state => state,
+            }),
             term: Some(view.term.0),
             commit_index: Some(view.commit_index),
             last_index: Some(view.last_index),
@@ -169,6 +175,7 @@ impl NodeService {
             clock_ms: Some(wall_ms()),
             feature_level: Some(members.feature_level),
             trouble: shared.counters.peers_seen().trouble,
+            recovering: health.range,
         }
     }
 
@@ -260,6 +267,7 @@ impl Service for NodeService {
             Request::Transfer { node } => self.transfer(&node).await,
             Request::NodeStats => Response::NodeStats(self.counters()),
             Request::NodeHealth => Response::NodeHealth(Box::new(self.health().await)),
+            Request::Damage => Response::Damage(self.shared.health.borrow().range.clone()),
             // What a node that was cut off knows may be long over: only the leader is asked.
             Request::Members if self.shared.view.borrow().role != Role::Leader => self.not_leader(),
             Request::Members => Response::Members(self.members()),
@@ -312,14 +320,14 @@ pub(super) async fn start_offset(shared: &Shared, start: &Start, below_first: bo
     Ok(from)
 }
 
-fn offset_of_time(shared: &Shared, ms: u64, view: &View) -> Result<u64, graven_wal::ReadError> {
+fn offset_of_time(shared: &Shared, ms: u64, view: &View) -> Result<u64, ReadError> {
     let Some(index) = shared.reader.index_of_time(ms)?.filter(|index| *index <= view.readable_index) else {
         return Ok(view.next_offset);
     };
     Ok(shared.reader.frame(index)?.header().base_offset.max(view.first_offset))
 }
 
-fn unreadable(cause: &graven_wal::ReadError) -> Failure {
+fn unreadable(cause: &ReadError) -> Failure {
     Failure::refused(ErrorCode::Damaged, format!("this node cannot read its log: {cause}; read from another node"))
 }
 
@@ -374,7 +382,7 @@ fn stalled_ms(view: &View, now: Duration) -> u64 {
     view.unsynced_since.map_or(0, |since| now_us.saturating_sub(since.0) / 1000)
 }
 
-fn free_bytes(dir: &std::path::Path) -> Option<u64> {
+pub(super) fn free_bytes(dir: &std::path::Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(dir).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
@@ -388,12 +396,14 @@ pub(super) struct NodeFeed {
     until: Option<u64>,
     /// Whether records that were trimmed are wanted all the same, as long as the files have them.
     trimmed_too: bool,
+    /// Damage behind the frames given last: the index before it, and what to say of it.
+    broken: Option<(u64, Failure)>,
 }
 
 impl NodeFeed {
     pub(super) fn new(shared: &Arc<Shared>, from: u64, until: Option<u64>) -> NodeFeed {
         let (shared, view) = (Arc::clone(shared), shared.view.clone());
-        NodeFeed { shared, view, feed: Feed::new(from), until, trimmed_too: false }
+        NodeFeed { shared, view, feed: Feed::new(from), until, trimmed_too: false, broken: None }
     }
 
     /// The feed of a state machine that starts with the record `from`. A node with a state machine keeps its files: what is trimmed
@@ -404,7 +414,32 @@ impl NodeFeed {
 
     /// Everything up to this index was given, or holds no record.
     pub(super) fn passed(&self) -> u64 {
-        self.feed.passed()
+        self.broken.as_ref().map_or(self.feed.passed(), |(before, _)| *before)
+    }
+
+    /// Reads what is owed next, up to the first frame whose bytes are not what was written: no wrong byte leaves a node.
+    fn read(&mut self, view: &View, max_bytes: usize) -> Result<Vec<Frame>, Failure> {
+        let shared = &self.shared;
+        let frames = self.feed.read(&shared.reader, view, max_bytes).map_err(|cause| {
+            if let ReadError::Damaged(damage) = &cause {
+                shared.suspects.tell(damage.first_index);
+            }
+            match cause {
+                ReadError::Trimmed { .. } => Failure::refused(ErrorCode::Trimmed, cause.to_string()),
+                cause => unreadable(&cause),
+            }
+        })?;
+        let (frames, broken) = whole(frames);
+        let Some(index) = broken else { return Ok(frames) };
+        shared.suspects.tell(index);
+        let message = format!("entry {index} of this node's log is not what was written; read from another node");
+        let failure = Failure::refused(ErrorCode::Damaged, message).with("index", index);
+        if frames.is_empty() {
+            self.broken = Some((index.saturating_sub(1), failure.clone()));
+            return Err(failure);
+        }
+        self.broken = Some((index.saturating_sub(1), failure));
+        Ok(frames)
     }
 }
 
@@ -414,21 +449,26 @@ impl Source for NodeFeed {
             if self.until.is_some_and(|until| self.feed.next_offset() >= until) {
                 return FeedItem::Done;
             }
+            if let Some((_, failure)) = &self.broken {
+                return FeedItem::End(failure.clone());
+            }
             let mut view = *self.view.borrow_and_update();
             if self.trimmed_too {
                 view.first_offset = 0;
             }
             match self.feed.step(&view) {
-                Step::Read => match self.feed.read(&self.shared.reader, &view, max_bytes) {
+                Step::Read => match self.read(&view, max_bytes) {
                     Ok(frames) if frames.is_empty() => {}
                     // Trimmed since the view was looked at: the next one says so.
-                    Err(graven_wal::ReadError::Trimmed { .. })
-                        if self.feed.next_offset() < self.view.borrow().first_offset && !self.trimmed_too =>
+                    Err(failure)
+                        if failure.code == ErrorCode::Trimmed
+                            && !self.trimmed_too
+                            && self.feed.next_offset() < self.view.borrow().first_offset =>
                     {
                         continue;
                     }
                     Ok(frames) => return FeedItem::Frames(frames),
-                    Err(cause) => return FeedItem::End(unreadable(&cause)),
+                    Err(failure) => return FeedItem::End(failure),
                 },
                 Step::Trimmed { from, to } => return FeedItem::Trimmed { from, to },
                 Step::CaughtUp { next_offset } => return FeedItem::CaughtUp { next_offset },

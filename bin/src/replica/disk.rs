@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use graven_snapshot::{Checkpoint, CheckpointError};
+use graven_wal::mend::{Marker, MarkerError};
 use graven_wal::{AppendError, Disk, HardState, Room, Wal};
 
 use super::effect::{Chore, DiskJob};
@@ -41,6 +42,15 @@ pub enum DiskError {
     /// A checkpoint's.
     #[error("{0}; what was not acknowledged by now is not: look at the disk, then start this node again")]
     Checkpoint(std::sync::Arc<CheckpointError>),
+    /// The word that the log lost its end could not be removed.
+    #[error("{0}; look at the disk, then start this node again")]
+    Marker(std::sync::Arc<MarkerError>),
+}
+
+impl From<MarkerError> for DiskError {
+    fn from(error: MarkerError) -> DiskError {
+        DiskError::Marker(std::sync::Arc::new(error))
+    }
 }
 
 impl From<CheckpointError> for DiskError {
@@ -128,6 +138,10 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
                 graven_snapshot::forget(wal.disk(), checkpoint.base.index)?;
             }
             Ok(saved)
+        }
+        Chore::Recovered => {
+            Marker::remove(wal.disk())?;
+            Ok(None)
         }
         Chore::Release(index) => {
             wal.release_before(index + 1)?;

@@ -93,6 +93,8 @@ pub enum Chore {
     Install(Arc<Checkpoint>),
     /// Let go of the log up to this entry, whose checkpoint is durable, and of older checkpoints.
     Release(u64),
+    /// Forget that the log lost its end: everything that may have been acknowledged there is back, and durable.
+    Recovered,
 }
 
 /// A checkpoint wanted from a peer.

@@ -24,6 +24,8 @@ pub mod log;
 mod membership;
 #[doc(hidden)]
 pub mod planted;
+mod received;
+mod recovering;
 pub mod restore;
 mod room;
 pub mod sessions;
@@ -50,6 +52,8 @@ use intake::{Intake, Wanted};
 use log::{LogView, Mark};
 use membership::{Changing, Growth};
 use planted::{Bug, is_planted};
+use received::Refused;
+use recovering::Recovering;
 use sessions::{Placed, Sessions};
 #[doc(hidden)]
 pub use status::Footprint;
@@ -166,13 +170,6 @@ enum After {
     Installed,
 }
 
-/// A node that lost the end of its log, and until when its word means nothing.
-#[derive(Debug, Clone, Copy)]
-struct Recovering {
-    /// The last entry that it must have again.
-    until: u64,
-}
-
 /// An append that the core wants sent.
 #[derive(Debug, Clone, Copy)]
 struct Feeding {
@@ -225,7 +222,7 @@ impl Replica {
         // A state machine is given everything from the first entry on.
         let applied = if config.state_machine { restored.base.index } else { commit };
         let mut core = core_of(&config, restored, &log, &members, applied, now);
-        let recovering = config.recovering.map(|until| Recovering { until });
+        let recovering = config.recovering.map(Recovering::new);
         if recovering.is_some() {
             core.abstain(now.tick, true);
         }
@@ -306,8 +303,7 @@ impl Replica {
             return;
         }
         if let Some(recovering) = &mut self.recovering {
-            // Its leader counted on everything up to there: it must be here again.
-            recovering.until = recovering.until.max(head.prev.index.0);
+            recovering.counted_on(head.prev.index.0);
         }
         let mut entries = match self.check_append(&head, &frames) {
             Ok(entries) => entries,
@@ -706,66 +702,6 @@ impl Replica {
         let at = self.log.readable();
         self.acks.readable(at.index, at.next_offset, &mut self.ready);
     }
-
-    /// Ends the time in which this node's word means nothing: it holds an entry of its leader's own term, committed, and everything that
-    /// the leader once counted on it for. Whatever it acknowledged before it lost its log's end is there again, or never was
-    /// committed (Raft paper 5.4.3).
-    fn maybe_recovered(&mut self, now: Tick) {
-        let readable = self.log.readable();
-        let is_back = |recovering: &Recovering| {
-            readable.index >= recovering.until
-                && readable.term == self.core.term().0
-                && self.core.role() == Role::Follower
-        };
-        if self.recovering.as_ref().is_some_and(is_back) {
-            self.recovering = None;
-            self.core.abstain(now, self.installs.is_installing());
-            self.effects.push_back(Effect::Recovered);
-        }
-    }
-
-    /// Checks frames against each other and against this node's log, before the core hears of them.
-    fn check_append(&self, head: &AppendHead, frames: &[Frame]) -> Result<Vec<Entry>, Refused> {
-        let mut entries = Vec::with_capacity(frames.len());
-        let mut before = self.log.mark(head.prev.index.0).filter(|mark| mark.term == head.prev.term.0);
-        if before.is_some_and(|mark| head.prev_chain != 0 && mark.chain.0 != head.prev_chain) {
-            return Err(Refused::Diverged(head.prev.index.0));
-        }
-        let mut index = head.prev.index.0;
-        for frame in frames {
-            let header = frame.header();
-            index += 1;
-            if header.index != index || header.term > head.term.0 {
-                return Err(Refused::Malformed("indexes or terms do not follow each other"));
-            }
-            if let Some(before) = &before {
-                let follows =
-                    header.chain_after(before.chain) == header.chain && header.base_offset == before.next_offset;
-                if !follows && before.index == head.prev.index.0 {
-                    return Err(Refused::Diverged(before.index));
-                }
-                if !follows {
-                    return Err(Refused::Malformed("frames do not follow each other"));
-                }
-            }
-            let mark = Mark::of(frame);
-            // The chain covers the whole log: with equal index and term it must be equal too.
-            if let Some(mine) = self.log.mark(index).filter(|mine| mine.term == mark.term)
-                && mine.chain != mark.chain
-            {
-                return Err(Refused::Diverged(index));
-            }
-            before = Some(mark);
-            entries.push(entry_of(frame).map_err(|_| Refused::Malformed("an entry's body does not decode"))?);
-        }
-        Ok(entries)
-    }
-}
-
-/// Why frames were not taken.
-enum Refused {
-    Diverged(u64),
-    Malformed(&'static str),
 }
 
 fn core_of(

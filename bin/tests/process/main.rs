@@ -11,6 +11,7 @@ mod dev;
 mod disk;
 mod doctor;
 mod full;
+mod heal;
 mod identity;
 mod member;
 mod stall;

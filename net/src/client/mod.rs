@@ -539,7 +539,14 @@ impl Inner {
                 self.network.learn(&member.name, address);
             }
         }
-        Some(*report)
+        let mut report = *report;
+        if matches!(report.status.state, Some(NodeState::Recovering | NodeState::Damaged)) {
+            let ask = async { self.network.link_to(name).await.ok()?.unary(&Request::Damage).await.ok() };
+            if let Ok(Some(Response::Damage(range))) = tokio::time::timeout(STATUS_TIMEOUT, ask).await {
+                report.status.recovering = range;
+            }
+        }
+        Some(report)
     }
 }
 

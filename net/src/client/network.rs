@@ -186,13 +186,18 @@ impl Network {
 
     /// A connection to any node, the best informed first: `avoid` is taken only when there is no other.
     pub(super) async fn any_link(self: &Arc<Self>, avoid: Option<&str>) -> Result<Arc<Link>, Failure> {
+        self.any_link_but(|name| avoid == Some(name)).await
+    }
+
+    /// The same with more than one to avoid.
+    pub(super) async fn any_link_but(self: &Arc<Self>, avoid: impl Fn(&str) -> bool) -> Result<Arc<Link>, Failure> {
         let leader = self.view.borrow().leader.clone();
         let rank = |link: &Arc<Link>| {
             let leads = leader.as_ref() == Some(&link.name);
-            (avoid != Some(link.name.as_str()), link.view.borrow().term, leads)
+            (!avoid(&link.name), link.view.borrow().term, leads)
         };
         let best = self.lock().values().filter_map(Node::live).max_by_key(rank);
-        if let Some(link) = best.filter(|link| avoid != Some(link.name.as_str())) {
+        if let Some(link) = best.filter(|link| !avoid(&link.name)) {
             return Ok(link);
         }
         let mut attempts = JoinSet::new();
@@ -204,7 +209,7 @@ impl Network {
         let mut failure = Failure::refused(ErrorCode::Unavailable, "no node is known");
         while let Some(attempt) = attempts.join_next().await {
             match attempt {
-                Ok(Ok(link)) if avoid == Some(link.name.as_str()) => avoided = Some(link),
+                Ok(Ok(link)) if avoid(&link.name) => avoided = Some(link),
                 Ok(Ok(link)) => return Ok(link),
                 Ok(Err(cause)) if failure.code != ErrorCode::Unauthenticated => failure = cause,
                 _ => {}

@@ -7,6 +7,7 @@
 //! - what is delivered is exactly `[from, until)`, in order, except ranges for which a [`Item::Trimmed`] was delivered;
 //! - frames of one stream continue each other; a gap, an overlap or a wrong CRC ends the subscription with an error.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -272,6 +273,8 @@ enum End {
     Done,
     /// Go on elsewhere, or here on a new connection.
     Lost(String),
+    /// The node's own log is damaged where the reader stands: go on at one whose log is whole there.
+    Damaged(Failure),
     /// There is no going on.
     Failed(Failure),
 }
@@ -286,6 +289,8 @@ struct Follower {
     progress: Instant,
     /// A node has accepted the subscription before.
     begun: bool,
+    /// Nodes whose logs are damaged where the reader stands.
+    damaged: BTreeSet<String>,
 }
 
 impl Follower {
@@ -295,7 +300,15 @@ impl Follower {
             _ => None,
         };
         let cursor = Cursor { next, until: options.until, stream: None };
-        Follower { inner, options, cursor, avoid: None, progress: Instant::now(), begun: false }
+        Follower {
+            inner,
+            options,
+            cursor,
+            avoid: None,
+            progress: Instant::now(),
+            begun: false,
+            damaged: BTreeSet::new(),
+        }
     }
 
     async fn run(mut self, mut reader: Reader, out: Out) {
@@ -308,6 +321,13 @@ impl Follower {
                     return;
                 }
                 End::Lost(sentence) => sentence,
+                End::Damaged(failure) => match self.another_whole(&link.name, failure) {
+                    Ok(sentence) => sentence,
+                    Err(failure) => {
+                        out.give(Err(failure.into()), ITEM_COST_BYTES).await;
+                        return;
+                    }
+                },
             };
             if self.progress > opened {
                 self.progress = Instant::now();
@@ -340,6 +360,10 @@ impl Follower {
                 Ok(Ok(reader)) => return Ok(reader),
                 Ok(Err(End::Failed(failure))) => return Err(failure),
                 Ok(Err(End::Lost(sentence))) => trouble = Some(sentence),
+                Ok(Err(End::Damaged(failure))) => {
+                    let node = self.avoid.clone().unwrap_or_default();
+                    trouble = Some(self.another_whole(&node, failure)?);
+                }
                 Ok(Err(End::Done)) | Err(_) => {}
             }
             if let Some(failure) = network.verdict() {
@@ -355,11 +379,23 @@ impl Follower {
         }
     }
 
+    /// Notes that the node's log is damaged where the reader stands. The failure comes back when there is nobody else to ask: the
+    /// node is pinned, or was asked again because every other one is damaged there too.
+    fn another_whole(&mut self, node: &str, failure: Failure) -> Result<String, Failure> {
+        if self.options.node.is_some() || !self.damaged.insert(node.to_owned()) {
+            return Err(failure);
+        }
+        Ok(failure.message)
+    }
+
     async fn try_connect(&mut self) -> Result<Reader, End> {
         let network = &self.inner.network;
         let link = match &self.options.node {
             Some(node) => network.link_to(node).await,
-            None => network.any_link(self.avoid.as_deref()).await,
+            None => {
+                let avoid = |name: &str| self.avoid.as_deref() == Some(name) || self.damaged.contains(name);
+                network.any_link_but(avoid).await
+            }
         };
         let link = link.map_err(|failure| match failure.code {
             ErrorCode::Unavailable => End::Lost(failure.message),
@@ -424,6 +460,9 @@ impl Follower {
                 }
                 ItemHead::Failed { len } => return reader.failure(len).await,
             };
+            if matches!(item, Item::Records(_)) {
+                self.damaged.clear();
+            }
             if !out.give(Ok(item), bytes + ITEM_COST_BYTES).await {
                 return End::Done;
             }
@@ -585,6 +624,7 @@ impl Reader {
             Ok(failure) if matches!(failure.code, ErrorCode::Unavailable | ErrorCode::Timeout) => {
                 End::Lost(failure.message)
             }
+            Ok(failure) if failure.code == ErrorCode::Damaged => End::Damaged(failure),
             Ok(failure) => End::Failed(failure),
             Err(cause) => End::Lost(cause.to_string()),
         }

@@ -19,7 +19,9 @@ mod status;
 pub use failure::{Detail, ErrorCode, Failure, Outcome};
 pub use health::{NodeHealth, PeerHealth, PlaceHealth, SocketHealth, SyncHealth, Usage};
 pub use members::{MemberChange, MemberEntry, MemberList, MemberRole, NewMember};
-pub use status::{Bounds, ClusterStatus, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus};
+pub use status::{
+    Bounds, ClusterStatus, DamagedRange, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
+};
 
 /// Name of the client protocol in the TLS handshake.
 pub use crate::tls::ALPN_CLIENT as ALPN;
@@ -164,6 +166,8 @@ pub enum Request {
         /// The first offset that stays.
         before: u64,
     },
+    /// The first damage in the node's log, of one that reports itself `recovering` or `damaged`.
+    Damage,
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -198,6 +202,8 @@ pub enum Response {
         /// The first offset now: what was asked for, or more when more was trimmed before.
         first_offset: u64,
     },
+    /// To [`Request::Damage`].
+    Damage(Option<DamagedRange>),
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -215,7 +221,7 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters, health, members | read |
+/// | subscribe, status, bounds, counters, health, members, damage | read |
 /// | open a session, append | append |
 /// | transfer, change members, trim | admin |
 #[must_use]
@@ -223,7 +229,12 @@ pub fn role_needed(action: Action<'_>) -> Role {
     match action {
         Action::Subscribe => Role::Read,
         Action::Unary(
-            Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::NodeHealth | Request::Members,
+            Request::NodeStatus
+            | Request::Bounds { .. }
+            | Request::NodeStats
+            | Request::NodeHealth
+            | Request::Members
+            | Request::Damage,
         ) => Role::Read,
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
         Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_) | Request::Trim { .. }) => Role::Admin,

@@ -68,6 +68,38 @@ pub struct NodeStatus {
     pub feature_level: Option<u32>,
     /// What its peers hold against it, in a sentence: that it is a second process of one node, for example.
     pub trouble: Option<String>,
+    /// The damage that is being mended, or waits for it, when `state` is `recovering` or `damaged`. Not in the bytes of a
+    /// report: [`Request::Damage`](super::Request::Damage) asks for it.
+    #[serde(with = "beside")]
+    pub recovering: Option<DamagedRange>,
+}
+
+/// The first damage in a node's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DamagedRange {
+    /// First entry that cannot be read.
+    pub first: u64,
+    /// Last such entry; `None` when nobody knows how far it goes. Below `first` when no entry is lost.
+    pub last: Option<u64>,
+    /// The segment, as its file is called.
+    pub segment: String,
+    /// First damaged byte in the file.
+    pub from: u64,
+    /// Byte behind the last one.
+    pub to: u64,
+}
+
+/// A field that stands in JSON, and takes no byte on the wire: nodes of earlier versions know nothing of it.
+mod beside {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+        if to.is_human_readable() { value.serialize(to) } else { to.serialize_unit() }
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+        if from.is_human_readable() { Option::deserialize(from) } else { <()>::deserialize(from).map(|()| None) }
+    }
 }
 
 impl NodeStatus {
@@ -101,6 +133,7 @@ impl NodeStatus {
             clock_ms: None,
             feature_level: None,
             trouble: None,
+            recovering: None,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,8 @@ pub struct Faults {
     pub busy: AtomicBool,
     /// Frames are damaged on their way out.
     pub corrupt: AtomicBool,
+    /// The node's own log is damaged from this offset on; 0: it is whole.
+    pub damaged_from: AtomicU64,
     /// Leave out one frame in the middle.
     pub skip_frame: AtomicBool,
     pub not_busy: Notify,
@@ -246,6 +248,10 @@ impl FakeFeed {
         if self.next < world.first_offset {
             let from = std::mem::replace(&mut self.next, world.first_offset);
             return Some(FeedItem::Trimmed { from, to: self.next });
+        }
+        let damaged = self.node.faults.damaged_from.load(Ordering::SeqCst);
+        if damaged > 0 && self.next >= damaged {
+            return Some(FeedItem::End(Failure::refused(ErrorCode::Damaged, format!("{} is damaged", self.node.name))));
         }
         let at = world.frames.partition_point(|frame| frame.next_offset() <= self.next);
         let Some(frame) = world.frames.get(at) else {

@@ -1,0 +1,259 @@
+//! Damage on real disks: a stopped node whose files rotted comes back whole, from the other nodes, or says what to do.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::common::{self, Dev, run, wait_for};
+
+/// Enough for several segments of 64 KiB, in several entries each.
+fn cluster(nodes: u16) -> (Dev, Vec<u8>) {
+    let dev = Dev::start(nodes, &["wal.segment_bytes=65536"]);
+    let mut all = Vec::new();
+    for part in 0..12 {
+        all.extend(append(&dev, part));
+    }
+    (dev, all)
+}
+
+fn append(dev: &Dev, part: usize) -> Vec<u8> {
+    let line = |number: usize| format!("{part} {number:08} {}\n", "x".repeat(number % 200));
+    let lines: String = (0..200).map(line).collect();
+    dev.run_with(&["append", "--batch", "20"], lines.as_bytes()).expect(0);
+    lines.into_bytes()
+}
+
+fn data(dev: &Dev, node: &str) -> PathBuf {
+    dev.dir.join(node).join("data")
+}
+
+/// A node that does not lead.
+fn follower(dev: &Dev) -> String {
+    let leader = dev.leader();
+    (1..=dev.nodes).map(|node| format!("n{node}")).find(|node| *node != leader).expect("more than one node")
+}
+
+/// Entries with records and their segments, as `inspect` tells them: the segment's state, its name, the entry.
+fn entries(dir: &Path) -> Vec<(String, String, Value)> {
+    let done = run(["wal", "inspect", "--json", "--entries", dir.to_str().expect("UTF-8")]).expect(0);
+    let lines: Vec<Value> = done.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let segments = lines[0]["segments"].as_array().expect("segments");
+    let state = |name: &Value| segments.iter().find(|it| it["segment"] == *name).expect("its segment")["state"].clone();
+    let entry = |entry: &Value| {
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        (text(&state(&entry["segment"])), text(&entry["segment"]), entry.clone())
+    };
+    lines[1..].iter().filter(|line| line["kind"] == "records").map(entry).collect()
+}
+
+/// The `nth` sealed segment that holds entries, and one of them from its middle.
+fn sealed(dir: &Path, nth: usize) -> (PathBuf, Value) {
+    let all = entries(dir);
+    let mut names: Vec<&String> = all.iter().filter(|it| it.0 == "sealed").map(|it| &it.1).collect();
+    names.dedup();
+    let name = names.get(nth).unwrap_or_else(|| panic!("{} sealed segments", names.len()));
+    let inside: Vec<&Value> = all.iter().filter(|it| it.1 == **name).map(|it| &it.2).collect();
+    (dir.join(format!("{name}.seg")), inside[inside.len() / 2].clone())
+}
+
+/// An entry of the active segment with others behind it.
+fn active(dir: &Path) -> (PathBuf, Value) {
+    let all = entries(dir);
+    let inside: Vec<&(String, String, Value)> = all.iter().filter(|it| it.0 == "active").collect();
+    assert!(inside.len() >= 4, "{} entries in the active segment", inside.len());
+    let (_, name, entry) = inside[inside.len() / 2];
+    (dir.join(format!("{name}.seg")), entry.clone())
+}
+
+fn flip(path: &Path, at: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("its file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).expect("a byte");
+    file.write_all_at(&[byte[0] ^ 0x10], at).expect("written");
+}
+
+fn body_of(entry: &Value) -> u64 {
+    entry["at"].as_u64().expect("a place") + 200
+}
+
+/// What a node that was started by hand has logged.
+fn log(dev: &Dev, node: &str) -> String {
+    fs::read_to_string(dev.dir.join(node).join("by-hand.log")).unwrap_or_default()
+}
+
+fn state(dev: &Dev, node: &str) -> Value {
+    let status = dev.status();
+    let nodes = status["nodes"].as_array().expect("nodes");
+    nodes.iter().find(|it| it["name"] == node).cloned().unwrap_or(Value::Null)
+}
+
+/// Waits until the node has mended its log, is whole, and gives what all give.
+fn wait_whole(dev: &Dev, node: &str, all: &[u8]) {
+    wait_for(&format!("{node} to be whole"), || {
+        let state = state(dev, node);
+        if !log(dev, node).contains("mended") || state["state"] != "ok" {
+            return None;
+        }
+        assert_eq!(state["recovering"], Value::Null, "{state}");
+        let read = dev.run(&["read", "--node", node]);
+        assert!(all.starts_with(&read.stdout), "{node} served a wrong byte");
+        (read.code() == 0 && read.stdout == all).then_some(())
+    });
+}
+
+/// Stops a node in order and verifies every byte of its log.
+fn verify_stopped(dev: &Dev, node: &str) {
+    let pid = dev.node_pid(node).expect("runs");
+    common::signal(pid, Signal::TERM);
+    wait_for("the node to be gone", || (!common::is_running(pid)).then_some(()));
+    run(["wal", "verify", data(dev, node).to_str().expect("UTF-8")]).expect(0);
+}
+
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).expect("list").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_dir() {
+            found.extend(files(&entry));
+        } else if !entry.ends_with("LOCK") {
+            found.insert(entry.clone(), fs::read(entry).expect("read"));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_node_whose_files_rotted_comes_back_whole() {
+    let (mut dev, mut all) = cluster(3);
+    let node = follower(&dev);
+    let dir = data(&dev, &node);
+    for (part, what) in ["body", "opening", "footer", "active", "missing", "header"].into_iter().enumerate() {
+        dev.kill(&node);
+        let (path, entry) = if what == "active" { active(&dir) } else { sealed(&dir, 1) };
+        match what {
+            "body" | "active" => flip(&path, body_of(&entry)),
+            "header" => flip(&path, entry["at"].as_u64().expect("a place") + 70),
+            "opening" => flip(&path, 20),
+            "footer" => flip(&path, fs::metadata(&path).expect("there").len() - 50),
+            _ => fs::remove_file(&path).expect("removed"),
+        }
+        eprintln!("{what}: {}", path.display());
+        dev.start_node(&node);
+        all.extend(append(&dev, 100 + part));
+        wait_whole(&dev, &node, &all);
+        verify_stopped(&dev, &node);
+        dev.start_node(&node);
+    }
+}
+
+/// The third node is whole and cannot lead alone: what it has is enough all the same.
+#[test]
+fn two_nodes_with_damage_in_different_places_heal_from_the_third() {
+    let (mut dev, mut all) = cluster(3);
+    let nodes = ["n1", "n2", "n3"];
+    nodes.iter().for_each(|node| dev.kill(node));
+    for (node, nth) in [("n1", 0), ("n2", 2)] {
+        let (path, _) = sealed(&data(&dev, node), nth);
+        fs::remove_file(path).expect("removed");
+    }
+    nodes.iter().for_each(|node| dev.start_node(node));
+    for node in ["n1", "n2"] {
+        wait_whole(&dev, node, &all);
+    }
+    all.extend(append(&dev, 100));
+    for node in ["n1", "n2"] {
+        verify_stopped(&dev, node);
+        dev.start_node(node);
+    }
+}
+
+/// While nobody can be asked a node says where it is damaged, serves nothing, and heals as soon as somebody is there.
+#[test]
+fn a_damaged_node_waits_for_the_others_and_says_so() {
+    let (mut dev, all) = cluster(3);
+    let nodes = ["n1", "n2", "n3"];
+    nodes.iter().for_each(|node| dev.kill(node));
+    let (path, entry) = sealed(&data(&dev, "n3"), 1);
+    fs::remove_file(&path).expect("removed");
+    dev.start_node("n3");
+    let status = wait_for("the state to be told", || {
+        let status = state(&dev, "n3");
+        (status["state"] == "damaged").then_some(status)
+    });
+    let range = &status["recovering"];
+    let index = entry["index"].as_u64();
+    assert!(range["first"].as_u64() <= index && range["last"].as_u64() >= index, "entry {index:?}: {status}");
+    assert!(path.to_string_lossy().contains(range["segment"].as_str().expect("a segment")), "{status}");
+    assert_eq!(status["role"], "unknown", "{status}");
+    let read = dev.run(&["read", "--node", "n3", "--json", "--timeout", "1s"]).expect(3);
+    assert_eq!((read.error()["code"].as_str(), read.stdout.len()), (Some("unavailable"), 0), "{}", read.stderr);
+    dev.run_with(&["append", "--timeout", "1s"], b"x\n").expect(3);
+    dev.start_node("n1");
+    dev.start_node("n2");
+    wait_whole(&dev, "n3", &all);
+}
+
+#[test]
+fn damage_that_nobody_can_mend_ends_the_node_and_changes_nothing() {
+    let (mut dev, _) = cluster(3);
+    let nodes = ["n1", "n2", "n3"];
+    nodes.iter().for_each(|node| dev.kill(node));
+    let index = sealed(&data(&dev, "n3"), 1).1["index"].clone();
+    for node in nodes {
+        let dir = data(&dev, node);
+        let (_, name, _) = entries(&dir).into_iter().find(|it| it.2["index"] == index).expect("the entry");
+        fs::remove_file(dir.join(format!("{name}.seg"))).expect("removed");
+    }
+    dev.start_node("n1");
+    dev.start_node("n2");
+    let before = files(&data(&dev, "n3"));
+    let config = dev.config("n3");
+    let error = run(["start", "--config", config.to_str().expect("UTF-8"), "--json"]).expect(6).error();
+    let message = error["message"].as_str().expect("a sentence");
+    assert_eq!(error["code"], "damaged", "{error}");
+    for word in ["graven member replace n3 NEW --address", "n1", "n2", "segment"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    assert!(files(&data(&dev, "n3")) == before, "a file has changed");
+}
+
+#[test]
+fn a_node_that_is_alone_says_at_once_what_to_do() {
+    let (dev, _) = cluster(1);
+    dev.kill("n1");
+    let dir = data(&dev, "n1");
+    fs::remove_file(sealed(&dir, 1).0).expect("removed");
+    let before = files(&dir);
+    let config = dev.config("n1");
+    let done = run(["start", "--config", config.to_str().expect("UTF-8"), "--json"]).expect(6);
+    assert_eq!(done.text(), "", "it never was ready");
+    let message = done.error()["message"].as_str().expect("a sentence").to_owned();
+    assert!(message.contains("--accept-data-loss") && message.contains("alone"), "{message}");
+    assert!(files(&dir) == before, "a file has changed");
+}
+
+/// Nobody looks for it: a reader meets it, is told, and it is mended.
+#[test]
+fn rot_that_a_reader_meets_in_a_running_node_is_not_served_and_is_mended() {
+    let (mut dev, all) = cluster(3);
+    let node = follower(&dev);
+    let config = dev.config(&node);
+    let text = fs::read_to_string(&config).expect("its configuration");
+    dev.kill(&node);
+    let text = text.replace("[wal]\n", "[wal]\nscrub_bytes_per_second = 0\n");
+    assert!(text.contains("scrub"), "{text}");
+    fs::write(&config, text).expect("written");
+    let (path, entry) = sealed(&data(&dev, &node), 1);
+    dev.start_node(&node);
+    wait_for("the node to follow", || (dev.run(&["read", "--node", &node]).stdout == all).then_some(()));
+    flip(&path, body_of(&entry));
+    let read = dev.run(&["read", "--node", &node, "--json"]).expect(6);
+    assert_eq!(read.error()["code"], "damaged", "{}", read.stderr);
+    let given = String::from_utf8(read.stdout).expect("UTF-8").lines().count();
+    assert!(given > 0 && given < all.split(|byte| *byte == b'\n').count(), "{given} records before the damage");
+    wait_whole(&dev, &node, &all);
+    verify_stopped(&dev, &node);
+}
