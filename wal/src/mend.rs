@@ -645,7 +645,7 @@ fn read_segments<D: Disk>(
         Some(found) => {
             let opening = found.good().filter(|opening| opening.segment == id).copied();
             let file = patient.open(&segment_name(id), None).map_err(io_at("open", id, 0))?;
-            read_segment(&file, id, opening, closed)
+            read_segment(&file, id, opening, closed, &|at| patient.refuses(&segment_name(id), at))
         }
     };
     let mut end = read(last, false)?;

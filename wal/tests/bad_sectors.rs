@@ -146,6 +146,9 @@ fn refused_blocks_are_mended_like_any_damage() {
         wal.set_hard_state(HardState { term, vote: Some(term) }).expect("room");
         wal.sync().expect("no fault");
     }
+    // The last entry and what vouches for it lie in one block.
+    frames.extend(grow(&mut wal, 1, 100));
+    wal.sync().expect("no fault");
     let hard_state = wal.hard_state();
     wal.close().expect("no fault");
     let begun = inspect::scan(&disk).expect("a log").segments;

@@ -36,6 +36,12 @@ impl<D: Disk> Patient<D> {
         Patient { disk, refused: Arc::default() }
     }
 
+    /// Whether a byte at or behind `at` in this file could not be read so far.
+    pub(crate) fn refuses(&self, name: &str, at: u64) -> bool {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.iter().any(|there| there.name == name && there.to > at)
+    }
+
     /// What could not be read so far.
     pub(crate) fn refused(&self) -> Vec<Refused> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -214,7 +214,7 @@ impl<D: Disk> SealedMender<D> {
         let file = self.patient.open(&segment_name(self.id), None).map_err(io_of("open", self.id))?;
         let ours = self.opening_of(self.id)?.filter(|opening| opening.salt == self.salt);
         let ours = ours.filter(|opening| opening.base == self.opened_at);
-        let mut segment = read_segment(&file, self.id, ours, true)?;
+        let mut segment = read_segment(&file, self.id, ours, true, &|_| false)?;
         segment.salt = Some(self.salt);
         let behind = self.opening_of(self.id + 1)?.filter(|opening| opening.base == self.next);
         let behind = behind.ok_or_else(|| refuse("the opening of the segment behind it is damaged too"))?;

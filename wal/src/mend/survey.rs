@@ -70,6 +70,9 @@ pub(crate) struct Segment {
     pub(crate) highest: (u64, u64),
 }
 
+/// What is wrong with the end of a log.
+const REFUSED_END: &str = "the medium refuses to read the end of the log";
+
 /// Segments that are not there, or not any more.
 pub(crate) fn lost_segment(id: u64, closed: bool, what: &'static str) -> Segment {
     let broken = Broken { segment: id, from: 0, to: 0, room: NO_LAST, what };
@@ -95,7 +98,8 @@ fn empty(id: u64, opening: Option<Opening>, len: u64, closed: bool) -> Segment {
     }
 }
 
-/// Reads one segment's file. `closed` says that another segment was begun behind it, so that all of it is proven.
+/// Reads one segment's file. `closed` says that another segment was begun behind it, so that all of it is proven; `refused` whether the
+/// medium refused to read a byte at or behind a place.
 ///
 /// # Errors
 /// The disk's, where the file itself cannot be used, and [`OpenError::NewerVersion`].
@@ -104,6 +108,7 @@ pub(crate) fn read_segment<F: DiskFile>(
     id: u64,
     opening: Option<Opening>,
     closed: bool,
+    refused: &dyn Fn(u64) -> bool,
 ) -> Result<Segment, OpenError> {
     let len = file.len().map_err(io_at("open", id, 0))?;
     let mut segment = empty(id, opening, len, closed);
@@ -117,6 +122,7 @@ pub(crate) fn read_segment<F: DiskFile>(
         scanner: Scanner::new(file, id, segment.salt, len.min(capacity)),
         known_commit: opening.map_or(0, |opening| opening.known_commit),
         watermark: None,
+        refused,
         records_to: if len < capacity { len } else { capacity - TRAILER_BYTES.min(capacity) },
         capacity,
         segment,
@@ -139,6 +145,7 @@ struct Walk<'a, F> {
     known_commit: u64,
     /// The highest watermark of all records, looked for when the first broken one is met.
     watermark: Option<u64>,
+    refused: &'a dyn Fn(u64) -> bool,
     /// Where records end at the latest.
     records_to: u64,
     capacity: u64,
@@ -226,6 +233,9 @@ impl<F: DiskFile> Walk<'_, F> {
         if !self.segment.closed && !self.is_proven(at)? {
             if short {
                 self.pass_short_end(at, probe, next.is_some());
+            } else if *probe != Probe::Zero && (self.refused)(at) {
+                // What cannot be read may be what vouches for the rest. No crash leaves such bytes.
+                self.hide(at, self.capacity.max(at), REFUSED_END);
             }
             return Ok(false);
         }
