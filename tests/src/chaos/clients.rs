@@ -65,6 +65,8 @@ pub struct Company {
     pub nodes: u64,
     /// What happened.
     pub journal: Arc<Journal>,
+    /// Whether one of them trims the log.
+    pub trims: bool,
 }
 
 /// Starts all writers and followers.
@@ -74,7 +76,10 @@ pub fn start(company: &Company, rng: &mut Rng) -> (JoinSet<()>, JoinSet<()>) {
     for number in 0..WRITERS {
         writers.spawn(Writer { number, company: company.clone(), rng: rng.fork() }.run());
     }
-    writers.spawn(trim(company.clone(), rng.fork()));
+    let trimmer = trim(company.clone(), rng.fork());
+    if company.trims {
+        writers.spawn(trimmer);
+    }
     writers.spawn(Writer { number: WRITERS, company: company.clone(), rng: rng.fork() }.flood());
     for number in 0..FOLLOWERS {
         followers.spawn(Follower { number, company: company.clone(), rng: rng.fork(), next: 0 }.run());
