@@ -72,11 +72,11 @@ impl Book {
             return wrong("P3", format!("it begins at offset {}, not {:?}", header.base_offset, self.next));
         }
         if header.kind == Kind::Records {
+            let whole = self.entries.first().map_or(header.index, |(index, ..)| *index) == 1;
             for group in frame.groups().flatten() {
                 let header = group.header();
                 let (Some(session), Some(number)) = (header.session, header.sequence) else { continue };
                 let last = self.numbers.insert(session, number);
-                let whole = self.entries.first().is_none_or(|(index, ..)| *index == 1);
                 if last.map_or(whole && number != 1, |last| number != last + 1) {
                     return wrong("P7", format!("append {number} of session {session} comes after {last:?}"));
                 }

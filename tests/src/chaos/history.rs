@@ -259,7 +259,7 @@ impl Journal {
     /// # Errors
     /// Nobody wanted that.
     pub fn trimmed(&self, before: u64, first: u64) -> Result<(), Violation> {
-        self.begins(&format!("the trim before {before}"), first)?;
+        self.begins_exactly(&format!("the trim before {before}"), first)?;
         let mut notes = self.lock();
         notes.trims_ok += 1;
         notes.trimmed = notes.trimmed.max(first);
@@ -270,11 +270,24 @@ impl Journal {
         Err(Violation { property: "P2", detail })
     }
 
-    /// `who` was told that the log begins at `first`.
+    /// `who` was told that the log begins at `first`. A node that was given a checkpoint may begin there for a while, before it comes to
+    /// the trim that let go of what was before it.
     ///
     /// # Errors
-    /// Nobody wanted that.
+    /// Nobody trimmed that much.
     pub fn begins(&self, who: &str, first: u64) -> Result<(), Violation> {
+        if self.lock().trims.last().copied().unwrap_or(0) >= first {
+            return Ok(());
+        }
+        let detail = format!("{who}: the log begins at offset {first}, and nobody trimmed that much");
+        Err(Violation { property: "P4", detail })
+    }
+
+    /// `who` has all that is committed, and was told that the log begins at `first`.
+    ///
+    /// # Errors
+    /// Nobody trimmed it there.
+    pub fn begins_exactly(&self, who: &str, first: u64) -> Result<(), Violation> {
         if first == 0 || self.lock().trims.contains(&first) {
             return Ok(());
         }

@@ -122,7 +122,9 @@ fn a_log_that_begins_where_nobody_trimmed_it_is_seen() {
     journal.begins("a", 0).expect("as it began");
     assert_eq!(journal.begins("a", 7).expect_err("not asked for").property, "P4");
     journal.trim(7);
-    journal.begins("a", 7).expect("asked for");
+    journal.begins_exactly("a", 7).expect("asked for");
+    journal.begins("a", 5).expect("on the way there");
+    assert_eq!(journal.begins_exactly("a", 5).expect_err("not there").property, "P4");
     journal.trimmed(7, 7).expect("done");
     journal.trim(9);
     assert_eq!(journal.trimmed(9, 7).expect_err("acknowledged and not done").property, "P2");

@@ -299,7 +299,7 @@ impl Run<'_> {
                 let bounds = client.bounds(Consistency::Local, Some(&name(node))).await;
                 let first = bounds.map_err(|error| wrong("P2", format!("n{node}: {error}")))?.first_offset;
                 firsts.insert(first);
-                journal.begins(&format!("n{node}"), first).map_err(Stop::Violation)?;
+                journal.begins_exactly(&format!("n{node}"), first).map_err(Stop::Violation)?;
                 clients::read_all(&client, node, first, until, journal).await.map_err(Stop::Violation)?;
                 self.events.tell(&format!("n{node} gives all records from {first} to {until}"));
             }
