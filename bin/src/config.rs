@@ -38,6 +38,10 @@ pub struct NodeConfig {
     pub retention: Retention,
     /// What is logged to stderr, and how.
     pub log: LogSection,
+    /// The highest cluster feature level this node takes part in: that of this software. No setting of the file; a program
+    /// that embeds nodes lowers it to see how a cluster of mixed versions behaves.
+    #[doc(hidden)]
+    pub feature_level: u32,
 }
 
 /// `[listen]`: the UDP sockets a node binds.
@@ -231,6 +235,7 @@ impl NodeConfig {
             },
             retention: Retention { bytes: raw.retention.bytes.map(|b| b.0), age: raw.retention.age.map(|a| a.0) },
             log: LogSection { level: raw.log.level, format: raw.log.format },
+            feature_level: graven_net::protocol::FEATURE_LEVEL,
         };
         check_name(&config.name).map_err(|why| fail("name", why))?;
         if raw.version != CONFIG_VERSION {

@@ -17,6 +17,9 @@ pub mod cli;
 #[cfg(feature = "node")]
 pub mod config;
 #[cfg(feature = "node")]
+#[doc(hidden)]
+pub mod health;
+#[cfg(feature = "node")]
 pub mod init;
 #[cfg(feature = "node")]
 pub mod members;

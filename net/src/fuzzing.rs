@@ -188,11 +188,13 @@ pub fn messages() -> Vec<Message> {
             hint: Some(ConflictHint { at: last, first: index }),
         },
         Message::Heartbeat { term, commit: index, round: 3 },
-        Message::HeartbeatReply { term, round: 3, last: index, verified: index },
+        Message::HeartbeatReply { term, round: 3, last: index, verified: index, disk_full: true },
         Message::Commit { term, commit: index },
         Message::TimeoutNow { term, last },
         Message::ReadIndex { term, token: 4 },
         Message::ReadIndexReply { term, token: 4, index: Some(index) },
+        Message::Install { term, base: last },
+        Message::InstallReply { term, base: last, ok: true },
     ]
 }
 

@@ -14,6 +14,7 @@ use crate::persist::{DiskWatch, Pending};
 use crate::planted::{Bug, is_planted};
 use crate::progress::{Follower, Progress};
 use crate::read_index::Reads;
+use crate::room::RoomWatch;
 use crate::transfer::Transfer;
 use crate::types::{HardState, Index, LogId, Membership, NodeId, Role, Term, Tick};
 
@@ -42,6 +43,7 @@ pub struct Core {
     /// Persists put out and not yet reported, oldest first.
     pub(crate) pending: VecDeque<Pending>,
     pub(crate) disk: DiskWatch,
+    pub(crate) room: RoomWatch,
 
     /// The end of what was found equal to the log of this term's leader.
     pub(crate) verified: Index,
@@ -88,6 +90,7 @@ impl Core {
             log,
             pending: VecDeque::new(),
             disk: DiskWatch::default(),
+            room: RoomWatch::default(),
             verified: Index(0),
             heard_leader: None,
             election_due: now,
@@ -113,6 +116,7 @@ impl Core {
         self.observe(now);
         self.tick_transfer();
         self.tick_disk();
+        self.tick_room();
         self.tick_reads();
         if self.role == Role::Leader {
             self.tick_leader();
@@ -168,7 +172,9 @@ impl Core {
                 (false, None) => self.malformed(from, "a refused append without a hint"),
             },
             Message::Heartbeat { commit, round, .. } => self.on_heartbeat(from, commit, round),
-            Message::HeartbeatReply { round, verified, .. } => self.on_heartbeat_reply(from, round, verified),
+            Message::HeartbeatReply { round, verified, disk_full, .. } => {
+                self.on_heartbeat_reply(from, round, verified, disk_full);
+            }
             Message::Commit { commit, .. } => self.on_commit(from, commit),
             Message::TimeoutNow { last, .. } => self.on_timeout_now(from, last),
             Message::ReadIndex { token, .. } => self.on_read_index(from, token),
@@ -183,16 +189,12 @@ impl Core {
     fn on_passed_term(&mut self, from: NodeId, message: &Message) {
         let term = self.hard.term;
         let reply = match *message {
-            Message::Heartbeat { round, .. } if is_planted(Bug::PassedRoundAnswered) => {
-                Message::HeartbeatReply { term, round, last: self.log.last(), verified: self.verified }
-            }
+            Message::Heartbeat { round, .. } if is_planted(Bug::PassedRoundAnswered) => self.heartbeat_reply(round),
             // Its round is of another leadership: the sender may lead again by now, and has another round of that number.
             Message::Heartbeat { .. }
             | Message::Commit { .. }
             | Message::TimeoutNow { .. }
-            | Message::Install { .. } => {
-                Message::HeartbeatReply { term, round: 0, last: self.log.last(), verified: self.verified }
-            }
+            | Message::Install { .. } => self.heartbeat_reply(0),
             Message::ReadIndex { token, .. } => Message::ReadIndexReply { term, token, index: None },
             _ => return,
         };

@@ -135,10 +135,14 @@ impl Core {
     pub(crate) fn on_heartbeat(&mut self, from: NodeId, commit: Index, round: u64) {
         if self.follow(from) {
             self.learn_commit(commit);
-            let (last, verified) = (self.log.last(), self.verified);
-            let reply = Message::HeartbeatReply { term: self.hard.term, round, last, verified };
+            let reply = self.heartbeat_reply(round);
             self.send(from, reply);
         }
+    }
+
+    pub(crate) fn heartbeat_reply(&self, round: u64) -> Message {
+        let (term, last, verified) = (self.hard.term, self.log.last(), self.verified);
+        Message::HeartbeatReply { term, round, last, verified, disk_full: self.room.full }
     }
 
     pub(crate) fn on_commit(&mut self, from: NodeId, commit: Index) {

@@ -187,7 +187,7 @@ impl Core {
         }
     }
 
-    pub(crate) fn on_heartbeat_reply(&mut self, from: NodeId, round: u64, verified: Index) {
+    pub(crate) fn on_heartbeat_reply(&mut self, from: NodeId, round: u64, verified: Index, disk_full: bool) {
         let Some(at) = self.follower_at(from) else {
             return;
         };
@@ -195,6 +195,7 @@ impl Core {
             return self.malformed(from, "an answer to a heartbeat that was never sent");
         }
         self.progress[at].round = self.progress[at].round.max(round);
+        self.progress[at].full = disk_full;
         self.watch_progress(at, verified);
         self.maybe_confirm_round();
     }

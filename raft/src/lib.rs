@@ -33,12 +33,14 @@
 //!    at hand until the outputs are drained.
 //! 5. Report lanes: [`Core::unreachable`] when one is lost, [`Core::reachable`] when one stands.
 //! 6. Tell [`Core::trimmed`] before the files of applied entries go.
+//! 7. Tell [`Core::set_disk_full`] when the disk has no room for records, and when it has again. A disk that refuses what waits is no
+//!    disk that hangs: [`Core::disk_has_no_room`]. Of an append, leave out the entries that find no room, and all behind them.
 //!
 //! # Rooms
 //!
 //! `core` (state, clockwork, rules of every role), `follower`, `candidate`, `leader`, `replicate` (feeding followers), `progress`
 //! (one follower as its leader sees it), `log` (term runs), `persist` (what is under way to the disk), `quorum`, `membership`,
-//! `change` (who joins and leaves, as pure functions), `read_index`, `transfer`, and [`invariants`], which tests and the simulator
+//! `change` (who joins and leaves, as pure functions), `read_index`, `transfer`, `room` (full disks), and [`invariants`], which tests and the simulator
 //! run after every step.
 
 mod candidate;
@@ -60,6 +62,7 @@ mod progress;
 pub mod quorum;
 mod read_index;
 mod replicate;
+mod room;
 mod transfer;
 mod types;
 
@@ -70,4 +73,5 @@ pub use errors::{ProposeError, ReadError, TransferError};
 pub use message::{AppendHead, ConflictHint, Message};
 pub use output::{Alarm, Output, Write};
 pub use progress::{Follower, ProgressState};
+pub use room::Room;
 pub use types::{Entry, EntryKind, EntryMeta, HardState, Index, LogId, Membership, NodeId, Role, Term, Tick};

@@ -80,6 +80,8 @@ pub enum Message {
         last: Index,
         /// Up to here the follower, in this life, found its log equal to the one of `term`'s leader.
         verified: Index,
+        /// Whether the follower's disk has no room for records.
+        disk_full: bool,
     },
     /// The commit index moved and no append was about to carry it. Needs no answer.
     Commit {

@@ -57,6 +57,12 @@ pub enum Bug {
     MembershipOnCommit,
     /// A truncation leaves the membership that it took out of the log in force.
     MembershipKept,
+    /// A leader without room for records leads on though others have room.
+    FullLeaderStays,
+    /// A disk that hangs is never noticed.
+    StallUnnoticed,
+    /// A disk that hangs long enough is believed to have written.
+    StallCountsAsDone,
 }
 
 thread_local! {

@@ -45,6 +45,8 @@ pub struct Follower {
     pub round: u64,
     /// Present while it is not counted: it lost entries up to here that it had acknowledged.
     pub lost: Option<Index>,
+    /// Whether it said last that its disk has no room for records.
+    pub full: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -71,6 +73,8 @@ pub(crate) struct Progress {
     pub(crate) round: u64,
     /// It lost entries up to here that it had acknowledged: not counted until it has them again.
     pub(crate) lost: Option<Index>,
+    /// Its disk has no room for records, it says.
+    pub(crate) full: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -112,6 +116,7 @@ impl Progress {
             moved: now,
             round: 0,
             lost: None,
+            full: false,
         }
     }
 
@@ -154,6 +159,8 @@ impl Progress {
         }
         match self.state {
             ProgressState::Probe => self.inflight.is_empty(),
+            // Without room it takes control entries only: one try at a time shows whether the next entry is one.
+            ProgressState::Replicate if self.full => self.next <= last && self.inflight.is_empty(),
             ProgressState::Replicate => {
                 self.next <= last && self.inflight_bytes < window_bytes && self.inflight.len() < window_messages
             }
@@ -201,6 +208,7 @@ impl Progress {
             heard: self.heard,
             round: self.round,
             lost: self.lost,
+            full: self.full,
         }
     }
 

@@ -71,14 +71,15 @@ impl Core {
         }
     }
 
-    /// The follower to hand over to: a voter heard of lately, with the longest durable log.
+    /// The follower to hand over to: a voter heard of lately, with the longest durable log; of those, one with room on
+    /// its disk.
     pub(crate) fn best_follower(&self) -> Option<NodeId> {
         let alive = self.progress.iter().filter(|follower| {
             self.log.membership().is_voter(follower.node)
                 && follower.lost.is_none()
                 && self.now.since(follower.heard) < self.config.election_us
         });
-        alive.max_by_key(|follower| follower.matched).map(|follower| follower.node)
+        alive.max_by_key(|follower| (follower.matched, !follower.full)).map(|follower| follower.node)
     }
 
     /// Tells the voter that holds everything durably to stand, if there is one: this leader steps down now.

@@ -2,11 +2,11 @@
 //! how it fails.
 
 use graven::replica::Chore;
-use graven::replica::disk::DiskError;
+use graven::replica::disk::{DiskError, DiskReport};
 use graven_frame::Frame;
 use graven_wal::AppendError;
 
-use crate::check::{Checked, Violation};
+use crate::check::{Checked, Violation, reserve};
 use crate::cluster::{Cluster, Event};
 
 impl Cluster {
@@ -32,12 +32,18 @@ impl Cluster {
 
     pub(crate) fn on_disk_done(&mut self, node: u64, life: u64) -> Checked {
         let now_us = self.now_us;
+        let hangs_until = self.node(node).hangs_until;
+        if now_us < hangs_until {
+            self.schedule(hangs_until, Event::DiskDone { node, life });
+            return Ok(());
+        }
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if let Some(power) = process.doomed {
             self.crash(node, power);
             return Ok(());
         }
         let jobs: Vec<_> = process.running.iter().cloned().collect();
+        let had_reserve = process.wal.has_reserve();
         let ran = match process.run_disk() {
             Ok(ran) => ran,
             Err(error) => {
@@ -46,10 +52,11 @@ impl Cluster {
                 return self.on_disk_error(node, &error);
             }
         };
+        reserve::kept(node, had_reserve, process.wal.has_reserve(), &jobs)?;
         let more = !process.queue.is_empty();
         process.disk_busy = more || !process.running.is_empty();
         let again = process.disk_busy;
-        let (done, full) = process.reported;
+        let report = process.reported;
         let first = process.reader.first_index();
         // A job that waits for room may have its term and vote on the disk already.
         let waiting = process.running.front().map(|job| (job.sequence, job.hard_state));
@@ -93,26 +100,32 @@ impl Cluster {
             let at = now_us + self.rng.between(500, 10_000);
             self.schedule(at, Event::DiskIdle { node, life });
         }
-        self.input_of(node, life, |replica, now| replica.disk_done(now, done, full, ran.saved))
+        self.input_of(node, life, |replica, now| replica.disk_done(now, report))
     }
 
     /// The log thread has nothing to do: sync points and the preparation of segments have their turn.
     pub(crate) fn on_disk_idle(&mut self, node: u64, life: u64) -> Checked {
+        let (now_us, hangs_until) = (self.now_us, self.node(node).hangs_until);
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if process.disk_busy {
             return Ok(());
         }
+        if now_us < hangs_until {
+            self.schedule(hangs_until, Event::DiskIdle { node, life });
+            return Ok(());
+        }
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if let Err(error) = process.use_idle() {
             return self.on_disk_error(node, &error.into());
         }
-        let (done, was_full) = process.reported;
-        let full = was_full && process.wal.disk_full();
-        process.reported.1 = full;
-        if full || process.wal.sync_point_due() {
+        let before = process.reported;
+        process.reported = DiskReport { room: process.wal.room(), waits: false, saved: None, ..before };
+        let report = process.reported;
+        if report.room.is_full() || process.wal.sync_point_due() {
             self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });
         }
-        if was_full && !full {
-            return self.input_of(node, life, |replica, now| replica.disk_done(now, done, false, None));
+        if report != before {
+            return self.input_of(node, life, |replica, now| replica.disk_done(now, report));
         }
         Ok(())
     }

@@ -5,12 +5,12 @@
 
 use std::collections::VecDeque;
 
-use graven::replica::disk;
+use graven::replica::disk::{self, DiskReport};
 use graven::replica::{DiskJob, Replica, ReplicaConfig, StateError};
 use graven_frame::{Frame, FrameError};
 use graven_raft::NodeId;
 use graven_wal::sim::SimDisk;
-use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, SyncMethod, Wal};
+use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, Room, SyncMethod, Wal};
 
 use crate::clock::Clock;
 use crate::profile::Profile;
@@ -49,6 +49,8 @@ pub struct Node {
     segment_bytes: u64,
     /// Until when the process stands still; it goes on by itself.
     pub paused_until: u64,
+    /// Until when its disk finishes nothing.
+    pub hangs_until: u64,
 }
 
 /// One life of a node.
@@ -69,8 +71,8 @@ pub struct Process {
     pub disk_busy: bool,
     /// Dies in its next write, and whether its disk loses power then.
     pub doomed: Option<bool>,
-    /// The last job that was reported as done, and whether the disk was reported as full.
-    pub reported: (u64, bool),
+    /// What was reported last.
+    pub reported: DiskReport,
     /// Whether this life is slow: each sync takes long, each message reaches it late, by this much.
     pub lag_us: Option<u64>,
     /// When the next tick comes.
@@ -100,7 +102,7 @@ impl Node {
         let created =
             Wal::create(disk.clone(), identity, options(segment_bytes), first.map_or(&[], std::slice::from_ref));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
-        Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0 }
+        Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0, hangs_until: 0 }
     }
 
     /// Opens the disk and starts a process on what is found there. Returns what was found.
@@ -156,7 +158,7 @@ impl Node {
             running: VecDeque::new(),
             disk_busy: false,
             doomed: None,
-            reported: (0, false),
+            reported: DiskReport { sequence: 0, room: Room::plenty(), waits: false, saved: None },
             lag_us: None,
             tick_at: None,
             flushing: false,
@@ -191,7 +193,8 @@ impl Process {
     /// The log's error; the log is closed.
     pub fn run_disk(&mut self) -> Result<disk::Ran, disk::DiskError> {
         let ran = disk::run(&mut self.wal, &mut self.running)?;
-        self.reported = (ran.done.unwrap_or(self.reported.0), ran.disk_full || self.wal.disk_full());
+        let sequence = ran.done.unwrap_or(self.reported.sequence);
+        self.reported = DiskReport { sequence, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };
         Ok(ran)
     }
 

@@ -7,6 +7,7 @@
 use crate::check::liveness::{self, Left};
 use crate::check::{Checked, Violation};
 use crate::cluster::Cluster;
+use crate::disks::{FULL_DISKS, HUNG_DISKS};
 use crate::node::Node;
 
 /// Runs that go on, healed, under a cut that stays; in thousandths.
@@ -35,6 +36,14 @@ impl Cluster {
         if self.rng.chance(OUTSIDERS) {
             self.keep_a_leader()?;
         }
+        let (full, hung) = (self.rng.chance(FULL_DISKS), self.rng.chance(HUNG_DISKS));
+        let settled = self.profile.member_us == 0 && self.nodes.len() > 2;
+        if settled && full {
+            self.live_with_full_disks()?;
+        }
+        if settled && hung {
+            self.live_with_hung_disks()?;
+        }
         // Nobody appends any more: whoever starts again must find its way without new entries to carry it.
         let node = self.rng.between(1, self.nodes.len() as u64 + 1);
         let power = self.rng.chance(500);
@@ -54,7 +63,7 @@ impl Cluster {
         self.read_back()
     }
 
-    fn settle(&mut self) -> Checked {
+    pub(crate) fn settle(&mut self) -> Checked {
         let healed = *self.healed_at.get_or_insert(self.now_us);
         let mut looked = 0;
         loop {
@@ -85,7 +94,11 @@ impl Cluster {
         Ok(())
     }
 
-    fn run_for(&mut self, us: u64) -> Checked {
+    /// Lets everything run for `us`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn run_for(&mut self, us: u64) -> Checked {
         let until = self.now_us + us;
         while self.now_us < until {
             self.step()?;
@@ -157,7 +170,7 @@ impl Cluster {
         Some((leader, self.replica(leader)?.view().term.0))
     }
 
-    fn left(&self) -> Left {
+    pub(crate) fn left(&self) -> Left {
         let entries = self.checkers.log().len() as u64;
         let records = self.checkers.committed_records();
         let shows = |node: &Node| node.process.as_ref().map_or(0, |process| process.replica.view().readable_index);

@@ -106,3 +106,48 @@ fn a_single_node_that_crashes_keeps_what_it_acknowledged() {
         holds(cluster.run_until_done(), seed);
     }
 }
+
+/// One disk is full, of whatever role its node is: the cluster goes on, and the node has everything once there is room.
+#[test]
+fn one_full_disk_stops_nobody() {
+    for seed in 0..20 {
+        let mut cluster = cluster(seed, 3);
+        holds(run_until_committed(&mut cluster, 5), seed);
+        let leader = cluster.leader().expect("records were committed");
+        let full = if seed % 2 == 0 { leader } else { leader % 3 + 1 };
+        cluster.fill_disk(full, 0);
+        holds(cluster.run_until_full(full), seed);
+        holds(run_until_committed(&mut cluster, 50), seed);
+        assert_ne!(cluster.leader(), Some(full), "seed {seed}: a full node leads though others have room");
+        let crashes = cluster.stats.crashes;
+        cluster.free_disks();
+        cluster.heal();
+        holds(cluster.run_until_done(), seed);
+        assert_eq!(cluster.stats.crashes, crashes, "seed {seed}: without a restart");
+        assert!(!cluster.replica(full).expect("it is up").view().disk_full, "seed {seed}");
+    }
+}
+
+/// A disk hangs under a leader: for five seconds, after which it is a follower like any other, and for a minute, which ends its
+/// process after half of it.
+#[test]
+fn a_leader_whose_disk_hangs_is_followed_by_another() {
+    for (seed, hangs, ends) in (0..20).flat_map(|seed| [(seed, 5_000_000, false), (seed, 60_000_000, true)]) {
+        let mut cluster = cluster(seed, 3);
+        holds(run_until_committed(&mut cluster, 20), seed);
+        let leader = cluster.leader().expect("records were committed");
+        cluster.hang_disk(leader, hangs);
+        holds(cluster.leadership_leaves(leader), seed);
+        holds(run_until_committed(&mut cluster, 20), seed);
+        let life = |cluster: &Cluster| cluster.stats.crashes;
+        let before = life(&cluster);
+        let mut waited = 0;
+        while waited < hangs {
+            holds(cluster.run_for(500_000), seed);
+            waited += 500_000;
+        }
+        assert_eq!(life(&cluster) > before, ends, "seed {seed}: hung for {hangs} us");
+        cluster.heal();
+        holds(cluster.run_until_done(), seed);
+    }
+}

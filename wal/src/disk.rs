@@ -338,8 +338,12 @@ impl Disk for RealDisk {
             Err(Errno::WOULDBLOCK) => return Err(LockError::Held { pid: Self::holder(&file) }),
             Err(error) => return Err(io::Error::from(error).into()),
         }
-        file.set_len(0)?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())?;
+        let noted = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+        match noted {
+            // Who holds it stands nowhere then; it is held all the same, and a full disk keeps no node from starting.
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
+            noted => noted?,
+        }
         Ok(RealLock { _file: file })
     }
 

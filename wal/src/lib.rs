@@ -39,6 +39,7 @@ mod index;
 pub mod inspect;
 mod log;
 mod map;
+pub mod mend;
 mod open;
 mod plan;
 #[doc(hidden)]
@@ -50,8 +51,10 @@ mod reader;
 mod recovery;
 mod repair;
 mod replay;
+mod room;
 mod rotate;
 mod scan;
+mod scrub;
 pub mod sim;
 mod types;
 mod walk;
@@ -60,6 +63,8 @@ pub use disk::{DIRECT_BYTES, Disk, DiskFile, DiskMap, Lease, LockError, RealDisk
 pub use error::{AppendError, CreateError, Damage, OpenError, ReadError, SegmentId};
 pub use log::Wal;
 pub use reader::LogReader;
+pub use room::Room;
+pub use scrub::{ScrubError, ScrubPosition, ScrubStep};
 pub use types::{
     Counters, HardState, Identity, LogBase, Options, PrepareState, ReaderStats, Recovered, RecoveryReport, SyncMethod,
     TermRun, WalStats,

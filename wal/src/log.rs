@@ -15,6 +15,7 @@ use crate::plan::{Fill, MIN_SEGMENT_BYTES};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{Failure, Pool, zero_fill};
 use crate::reader::{LogReader, Shared};
+use crate::room::Room;
 use crate::types::{Counters, HardState, Identity, LogBase, Options, PrepareState, Recovered, SyncMethod, WalStats};
 
 /// A log open for appending. One owner; [`Wal::reader`] gives others a view.
@@ -41,6 +42,8 @@ pub struct Wal<D: Disk> {
     pub(crate) staging: Vec<[u8; PREFIX_BYTES]>,
     /// The memory of the segment before, and what readers see of it, for the next one.
     pub(crate) retired: Option<(Mirror, Arc<View>)>,
+    /// Alive while a sealed segment is being mended.
+    pub(crate) mending: std::sync::Weak<()>,
     pub(crate) _lock: D::Lock,
 }
 
@@ -292,13 +295,29 @@ impl<D: Disk> Wal<D> {
 
     /// Whether the disk has no room for another segment and little more than the reserve is left: take no more records.
     ///
-    /// Told early: entries that are on their way when it becomes true, about 2 MiB of them, are still taken.
-    /// They are refused only when they would need the reserve. It clears by itself when a segment can be prepared again.
+    /// Told early: entries that are on their way when it becomes true, about 16 MiB of them if as much was prepared, are still
+    /// taken. They are refused only when they would need the reserve. It clears by itself when a segment can be prepared again.
     #[must_use]
     pub fn disk_full(&self) -> bool {
-        let room = if self.active.sealed { 0 } else { self.active.capacity.saturating_sub(self.active.written) };
-        let spare = self.pool.len().saturating_sub(1) as u64 * self.options.segment_bytes;
-        self.pool.no_space() && room + spare < FULL_MARGIN_BYTES.max(self.options.segment_bytes / 8)
+        self.room().is_full()
+    }
+
+    /// What there is room for, without the reserve.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        if !self.pool.no_space() {
+            return Room::plenty();
+        }
+        let fill = Fill::of(&self.shared.read(), self.active.written, self.active.sealed, self.active.capacity);
+        let spare = self.pool.len().saturating_sub(1);
+        Room::left(fill.left(), spare as u64, self.options.segment_bytes, FULL_MARGIN_BYTES)
+    }
+
+    /// Whether there is a segment that records do not take; for the simulator.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn has_reserve(&self) -> bool {
+        self.pool.len() > 0
     }
 
     /// The directory it lives in, for what stands beside it.
@@ -415,7 +434,7 @@ impl<D: Disk> Wal<D> {
         if !cuts.is_empty() {
             let capacities: Vec<u64> = cuts.iter().map(|(_, capacity)| *capacity).collect();
             // Entries with records leave one segment behind: the reserve.
-            self.ensure(&capacities, usize::from(records))?;
+            self.ensure(&capacities, usize::from(records && !is_planted(Bug::ReserveSpent)))?;
         }
         Ok(cuts)
     }
@@ -578,9 +597,9 @@ pub(crate) fn settled_options(options: &Options) -> Result<Options, (&'static st
 
 /// A hard state's copies name the first one's place in units of 64 bytes in 32 bits; this stays far below.
 const MAX_SEGMENT_BYTES: u64 = 64 << 30;
-/// What a leader may have on its way to this log when it hears that the disk is full: a round of 1 MiB, and what a follower
-/// is sent beside it.
-const FULL_MARGIN_BYTES: u64 = 2 << 20;
+/// What a leader may have on its way to this log when it hears that the disk is full: it stops at 4 MiB that are not committed,
+/// after one round of 1 MiB more, and the word needs its time. The rest is for what frames waste at the ends of small segments.
+const FULL_MARGIN_BYTES: u64 = 16 << 20;
 
 impl<D: Disk> std::fmt::Debug for Wal<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

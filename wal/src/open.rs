@@ -14,6 +14,7 @@ use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILE
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
 use crate::map::Mirror;
+use crate::mend::{MARKER, MENDED_PREFIX, UNFINISHED_MARKER};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
@@ -130,7 +131,10 @@ pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
     let mut ids: Vec<u64> = names.iter().filter_map(|name| segment_of(name)).collect();
     ids.sort_unstable();
     if ids.is_empty() {
-        let ours = |name: &String| [LOCK_NAME, CUT_AREA, UNFINISHED].contains(&name.as_str());
+        let ours = |name: &String| {
+            [LOCK_NAME, CUT_AREA, UNFINISHED, MARKER, UNFINISHED_MARKER].contains(&name.as_str())
+                || name.starts_with(MENDED_PREFIX)
+        };
         return Err(match names.into_iter().find(|name| !ours(name)) {
             Some(found) => OpenError::NotALog { found },
             None => OpenError::Empty,
@@ -358,7 +362,7 @@ fn settle<D: Disk>(
         recycled: ended.recycled,
         mirror,
     };
-    let shared = Arc::new(Shared::new(index, options.held_limit_bytes));
+    let shared = Arc::new(Shared::new(index, options.held_limit_bytes, Box::new(disk.clone())));
     let wal = Wal {
         disk,
         options,
@@ -374,6 +378,7 @@ fn settle<D: Disk>(
         closed: None,
         staging: Vec::new(),
         retired: None,
+        mending: std::sync::Weak::new(),
         _lock: lock,
     };
     Ok((wal, recovered))

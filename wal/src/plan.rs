@@ -56,6 +56,13 @@ impl Fill {
         }
     }
 
+    /// Bytes left for records, closing records not counted.
+    pub(crate) fn left(&self) -> u64 {
+        let footer = extent(Footer::payload_len(self.runs, self.memberships, self.points));
+        let taken = self.position + PREFIX_BYTES as u64 + footer + TRAILER_BYTES;
+        if self.sealed { 0 } else { self.capacity.saturating_sub(taken) }
+    }
+
     /// Whether a record of this many bytes that adds nothing to the footer fits.
     pub(crate) fn takes(&self, bytes: u64) -> bool {
         let footer = extent(Footer::payload_len(self.runs, self.memberships, self.points));

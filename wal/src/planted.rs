@@ -48,6 +48,14 @@ pub enum Bug {
     RecycledWhileRead,
     /// Writes into a used file do not end with zeroes.
     EndMarkOmitted,
+    /// Records take the segment that is kept for hard states and control entries.
+    ReserveSpent,
+    /// Fetched entries are put in although what stands behind the hole does not continue them.
+    MendEndUnchecked,
+    /// The damaged end of a log is cut, and nothing says so.
+    MarkerNotWritten,
+    /// A damaged segment is removed before its replacement has its place.
+    OriginalRemovedFirst,
 }
 
 thread_local! {
@@ -56,7 +64,7 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 20] = [
+    pub const ALL: [Bug; 24] = [
         Bug::DirectorySyncSkipped,
         Bug::FirstSegmentUnsynced,
         Bug::SyncBeforeWrite,
@@ -77,6 +85,10 @@ impl Bug {
         Bug::RemovalUnsynced,
         Bug::RecycledWhileRead,
         Bug::EndMarkOmitted,
+        Bug::ReserveSpent,
+        Bug::MendEndUnchecked,
+        Bug::MarkerNotWritten,
+        Bug::OriginalRemovedFirst,
     ];
 }
 

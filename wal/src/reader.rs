@@ -12,6 +12,7 @@ use graven_frame::{Frame, Header, Kind};
 use crate::disk::Lease;
 use crate::error::{Damage, ReadError, SegmentId};
 use crate::index::{Located, LogIndex, SegmentIndex, View};
+use crate::scrub::Files;
 use crate::types::{Counters, ReaderStats};
 use crate::walk::{Met, approach, walk};
 
@@ -21,6 +22,8 @@ pub(crate) struct Shared {
     /// Removed segments that somebody still read from, as far as nobody looked whether they still do.
     held: Mutex<Vec<Held>>,
     held_limit_bytes: u64,
+    /// For reading a segment without its map.
+    files: Box<dyn Files>,
 }
 
 /// A removed segment.
@@ -30,8 +33,8 @@ struct Held {
 }
 
 impl Shared {
-    pub(crate) fn new(index: LogIndex, held_limit_bytes: u64) -> Shared {
-        Shared { index: RwLock::new(index), held: Mutex::default(), held_limit_bytes }
+    pub(crate) fn new(index: LogIndex, held_limit_bytes: u64, files: Box<dyn Files>) -> Shared {
+        Shared { index: RwLock::new(index), held: Mutex::default(), held_limit_bytes, files }
     }
 
     /// Remembers a removed segment as long as somebody can read from it.
@@ -76,6 +79,14 @@ impl std::fmt::Debug for LogReader {
 impl LogReader {
     pub(crate) fn new(shared: Arc<Shared>) -> LogReader {
         LogReader { shared }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(crate) fn files(&self) -> &dyn Files {
+        &*self.shared.files
     }
 
     /// The first entry held.

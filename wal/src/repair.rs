@@ -279,11 +279,11 @@ fn seen_in<D: Disk>(disk: &D, found: &Surveyed, from: u64) -> Result<Seen, OpenE
 const RECORD_HEAD: usize = PREFIX_BYTES + HEADER_BYTES;
 
 /// The one of two hard states that must not be forgotten: of the higher term, and in one term the vote.
-fn higher(one: HardState, other: HardState) -> HardState {
+pub(crate) fn higher(one: HardState, other: HardState) -> HardState {
     if (other.term, other.vote.is_some()) > (one.term, one.vote.is_some()) { other } else { one }
 }
 
-fn quarantine_name<D: Disk>(disk: &D) -> Result<String, OpenError> {
+pub(crate) fn quarantine_name<D: Disk>(disk: &D) -> Result<String, OpenError> {
     let names = disk.list().map_err(io_at("list", 0, 0))?;
     let taken = |number: u64| names.iter().any(|name| name.split('/').next() == Some(&format!("{QUARANTINE}{number}")));
     let number = (1..).find(|number| !taken(*number)).unwrap_or(u64::MAX);
@@ -358,7 +358,7 @@ fn copy<D: Disk>(disk: &D, from: &str, to: &str) -> io::Result<()> {
     copy.sync_data()
 }
 
-fn copy_range<F: DiskFile>(source: &F, copy: &F, from: u64, to: u64) -> io::Result<()> {
+pub(crate) fn copy_range<F: DiskFile>(source: &F, copy: &F, from: u64, to: u64) -> io::Result<()> {
     let mut buffer = vec![0; STEP_BYTES.min((to - from) as usize)];
     let mut next = from;
     while next < to {

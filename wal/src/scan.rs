@@ -184,6 +184,10 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         }
     }
 
+    fn is_ours(&self, prefix: &Prefix) -> bool {
+        matches!(self.place(prefix, prefix.position), Place::Ours)
+    }
+
     fn is_of_another_life(&self, prefix: &Prefix) -> bool {
         self.salt.is_some_and(|salt| salt != prefix.salt) && !is_planted(Bug::SaltForgotten)
     }
@@ -320,6 +324,48 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         Ok(behind)
     }
 
+    /// The first whole record of ours behind `at` and before `to`. A second copy of a hard state counts, whose first one is gone; the
+    /// trailer does not.
+    pub(crate) fn next_good(&mut self, at: u64, to: u64) -> io::Result<Option<NextGood>> {
+        let mut next = at + BOUNDARY;
+        while next < to {
+            let bytes = self.bytes(next, WINDOW_BYTES)?;
+            let len = bytes.len() as u64;
+            let mut candidates = Vec::new();
+            for (step, place) in bytes.chunks(BOUNDARY as usize).enumerate() {
+                let position = next + step as u64 * BOUNDARY;
+                if position >= to || !Prefix::looks_like(place) {
+                    continue;
+                }
+                if let Some(PrefixFound::Good(prefix)) = place.first_chunk().map(Prefix::decode)
+                    && prefix.position == position
+                    && prefix.kind != RecordKind::Trailer
+                {
+                    candidates.push(prefix);
+                }
+            }
+            for prefix in candidates {
+                if !self.is_ours(&prefix) {
+                    continue;
+                }
+                if prefix.kind == RecordKind::HardState && prefix.copy == 1 {
+                    if let Some(hard_state) =
+                        self.small(&prefix)?.as_ref().and_then(|payload| decode_hard_state(payload))
+                    {
+                        return Ok(Some(NextGood::SecondCopy(prefix, hard_state)));
+                    }
+                } else if let Probe::Good(_) = self.probe(prefix.position)? {
+                    return Ok(Some(NextGood::Record(prefix.position)));
+                }
+            }
+            if len == 0 {
+                break;
+            }
+            next += len.next_multiple_of(BOUNDARY);
+        }
+        Ok(None)
+    }
+
     /// Records of this segment in a file without its opening, and the byte behind what a first write into it may have left.
     pub(crate) fn records(&mut self) -> io::Result<(RecordsIn, u64)> {
         let whole = self.len;
@@ -338,6 +384,25 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         };
         let proven = behind.watermark.max(first) > 0 && !is_planted(Bug::LostOpeningCut);
         Ok((if proven { RecordsIn::Proven } else { RecordsIn::Unproven }, behind.cut_to(start)))
+    }
+}
+
+/// What [`Scanner::next_good`] found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NextGood {
+    /// A record at this place.
+    Record(u64),
+    /// What is left of a hard state.
+    SecondCopy(Prefix, HardState),
+}
+
+impl NextGood {
+    /// Where it stands.
+    pub(crate) fn position(&self) -> u64 {
+        match self {
+            NextGood::Record(position) => *position,
+            NextGood::SecondCopy(prefix, _) => prefix.position,
+        }
     }
 }
 

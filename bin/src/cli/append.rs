@@ -246,11 +246,7 @@ impl Tally {
         };
         let mut failure = failure.with("acknowledged", value);
         if let Failure::Error(error) = &mut failure {
-            let next = match error.code {
-                ErrorCode::DiskFull => "; if another node has room, `graven transfer NODE` lets appends go on at once",
-                _ => "",
-            };
-            error.message = format!("{}{next}; {said}", error.message);
+            error.message = format!("{}; {said}", error.message);
         }
         failure
     }

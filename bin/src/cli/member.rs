@@ -80,7 +80,7 @@ pub(crate) fn run(args: &MemberArgs, global: &Global) -> CliResult {
         match &args.what {
             What::List => list(&client.members().await?, global),
             What::Add { name, address } => {
-                let member = add(&client, name, address, global).await?;
+                let member = add(&client, name, address, None, global).await?;
                 told(global, json!({"name": name, "id": member, "role": "learner"}), || {
                     format!("{name} is a learner, id {member}; `graven member promote {name}` gives it a vote")
                 })
@@ -145,9 +145,9 @@ fn role_word(role: MemberRole) -> &'static str {
     }
 }
 
-/// Takes the node in; answers its id. A node tells itself which id and incarnation it has, and its certificate vouches for the
+/// Takes the node in, in the place of `old` when it runs at its address; answers its id. A node tells itself which id and incarnation it has, and its certificate vouches for the
 /// cluster and the name.
-async fn add(client: &Client, name: &str, address: &str, global: &Global) -> CliResult<u64> {
+async fn add(client: &Client, name: &str, address: &str, old: Option<&str>, global: &Global) -> CliResult<u64> {
     let node = NewNode::at(name, address).map_err(Failure::usage)?;
     let report = ask_node(&node, global).await?;
     let unclear = || Failure::internal(format!("{name} does not say its id and incarnation; upgrade it"));
@@ -160,7 +160,11 @@ async fn add(client: &Client, name: &str, address: &str, global: &Global) -> Cli
         client_address: node.client_address(),
         incarnation: incarnation.ok_or_else(unclear)?.to_le_bytes(),
     };
-    client.change_members(&MemberChange::Add(new)).await?;
+    let change = match old {
+        Some(old) => MemberChange::AddInPlace { old: old.to_owned(), new },
+        None => MemberChange::Add(new),
+    };
+    client.change_members(&change).await?;
     let file = context::client_file(global.client.as_deref())?;
     let listed = context::client_config(global)?.endpoints.iter().any(|(known, _)| known == name);
     if !listed {
@@ -246,7 +250,9 @@ async fn replace(client: &Client, old: &str, new: &str, address: &str, global: &
             return Err(context::unknown_node(old, &known));
         }
         (Some(_), None) => {
-            let id = add(client, new, address, global).await?;
+            let at = NewNode::at(new, address).map_err(Failure::usage)?.peer_address();
+            let is_there = members.iter().any(|member| member.name == old && member.peer_address == at);
+            let id = add(client, new, address, is_there.then_some(old), global).await?;
             note(global, &format!("{new} is a learner, id {id}"));
         }
         // Begun before, or done.

@@ -18,6 +18,7 @@ mod bench;
 mod certs;
 mod context;
 mod dev;
+mod doctor;
 mod error;
 mod init;
 mod input;
@@ -82,6 +83,8 @@ enum Command {
     Read(read::ReadArgs),
     /// Show the nodes and who leads
     Status(status::StatusArgs),
+    /// List what is wrong with a cluster or a node, or soon will be, and what to do
+    Doctor(doctor::DoctorArgs),
     /// Hand leadership to a node
     Transfer(status::TransferArgs),
     /// Let go of all records before an offset
@@ -137,6 +140,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Append(args) => append::run(args, &global).map(|()| 0),
         Command::Read(args) => read::run(&args, &global).map(|()| 0),
         Command::Status(args) => status::run(&args, &global),
+        Command::Doctor(args) => doctor::run(&args, &global),
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
         Command::Trim(args) => trim::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),

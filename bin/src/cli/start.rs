@@ -1,16 +1,17 @@
 //! `graven start`: one node in the foreground.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use graven_wal::OpenError;
 
 use super::Global;
+use super::context::quoted;
 use super::error::{CliResult, ErrorCode, Failure};
 use crate::config::{LogFormat, LogSection, NodeConfig};
-use crate::node::StartError;
 use crate::node::daemon::{self, DaemonError};
+use crate::node::{Fatal, StartError};
 
 /// Arguments of `graven start`.
 #[derive(Debug, Args)]
@@ -34,19 +35,22 @@ pub(crate) fn run(args: &StartArgs, global: &Global) -> CliResult {
     }
     let config = NodeConfig::load(&args.config).map_err(Failure::config)?;
     log_to_stderr(&config.log, global);
-    let (data_dir, name) = (config.data_dir.clone(), config.name.clone());
+    let (data_dir, replacement) = (config.data_dir.clone(), Replacement::of(&config));
     let options = daemon::Options { exit_with_stdin: args.exit_with_stdin };
-    daemon::run(config, options).map_err(|error| failure(&error, &data_dir, &name))
+    daemon::run(config, options).map_err(|error| failure(&error, &data_dir, &replacement))
 }
 
-fn failure(error: &DaemonError, data_dir: &std::path::Path, name: &str) -> Failure {
+fn failure(error: &DaemonError, data_dir: &Path, replacement: &Replacement) -> Failure {
     match error {
-        DaemonError::Start(StartError::Log { dir, source }) => log_failure(source, dir, name),
+        DaemonError::Start(StartError::Log { dir, source }) => log_failure(source, dir, replacement),
         DaemonError::Start(StartError::Tls(_)) => Failure::config(error),
         DaemonError::Start(StartError::WrongCertificate { .. }) => {
             let dir = data_dir.display();
-            Failure::config(format!("{error}; if {dir} is what is foreign, {}", replace(name)))
+            replacement.told(&format!("{error}; if {dir} is what is foreign"))
         }
+        // A restart changes neither: a copy stays a copy, and old software stays old. Supervisors leave exit 2 alone.
+        DaemonError::Start(StartError::FeatureLevel { .. }) => Failure::config(error),
+        DaemonError::Fatal(Fatal::FeatureLevel { .. } | Fatal::Disowned { .. }) => Failure::config(error),
         // A socket that cannot be bound: the address is somebody else's or not this host's.
         DaemonError::Start(StartError::Peers(_) | StartError::Clients(_)) => Failure::config(error),
         DaemonError::Start(StartError::Read { .. } | StartError::Restore { .. }) => {
@@ -56,12 +60,67 @@ fn failure(error: &DaemonError, data_dir: &std::path::Path, name: &str) -> Failu
     }
 }
 
-/// The way out when a node has no data directory of its own.
-fn replace(name: &str) -> String {
-    format!(
-        "a data directory is made by `graven init` only; if the node's own is lost, make a new node with `graven init --join NEW=HOST:PORT --dir DIR`, start it, and put it in the place of this one with `graven member replace {name} NEW --address HOST:PORT`"
-    )
+/// The way out when a node has no data directory of its own: a new node at its address, made and swapped in by three lines that can be
+/// pasted as they are where the authority lies beside the node's directory, as `graven init` and `graven dev` leave it.
+struct Replacement {
+    commands: [String; 3],
+    /// Whether `DIR` stands for a directory that only the operator knows.
+    needs_dir: bool,
 }
+
+impl Replacement {
+    fn of(config: &NodeConfig) -> Replacement {
+        let cluster = config.file.parent().and_then(Path::parent).filter(|dir| dir.join("ca").is_dir());
+        let (old, address) = (&config.name, &config.advertise.peer);
+        let new = fresh_name(old, |name| cluster.is_some_and(|dir| dir.join(name).exists()));
+        let dir = cluster.map_or_else(|| "DIR".to_owned(), quoted);
+        let client = match cluster.map(|dir| dir.join("client.toml")).filter(|file| file.is_file()) {
+            Some(file) => format!(" --client {}", quoted(&file)),
+            None => String::new(),
+        };
+        let file =
+            cluster.map_or_else(|| format!("DIR/{new}/graven.toml"), |dir| quoted(&dir.join(&new).join("graven.toml")));
+        let commands = [
+            format!("graven init --join {new}={address} --dir {dir}"),
+            format!("graven start --config {file}"),
+            format!("graven member replace {old} {new} --address {address}{client}"),
+        ];
+        Replacement { commands, needs_dir: cluster.is_none() }
+    }
+
+    /// The failure: what is wrong, and the lines that put it right.
+    fn told(&self, what: &str) -> Failure {
+        let dir = match self.needs_dir {
+            true => {
+                " (DIR is the directory that `graven init` made, with the authority in its ca; copy DIR/NEW here before it is started)"
+            }
+            false => "",
+        };
+        let lines: String = self.commands.iter().map(|line| format!("\n  {line}")).collect();
+        let message = format!(
+            "{what}; a data directory is made by `graven init` only, so if this node's own is lost, put a new node in its place with these lines, the second of them where this node ran{dir}:{lines}"
+        );
+        Failure::config(message).with("commands", self.commands.to_vec())
+    }
+}
+
+/// A name like `old` that is not taken: `n2-2`, then `n2-3`.
+fn fresh_name(old: &str, is_taken: impl Fn(&str) -> bool) -> String {
+    let (stem, number) = match old.rsplit_once('-') {
+        Some((stem, number)) if !stem.is_empty() => match number.parse::<u32>() {
+            Ok(number) => (stem, number),
+            Err(_) => (old, 1),
+        },
+        _ => (old, 1),
+    };
+    // Names are ASCII and at most 40 bytes; this leaves room for any number.
+    let stem = stem.get(..NAME_STEM_MAX).unwrap_or(stem).trim_end_matches(['-', '_']);
+    let names = (number.saturating_add(1)..=u32::MAX).map(|number| format!("{stem}-{number}"));
+    names.into_iter().find(|name| !is_taken(name)).unwrap_or_else(|| "NEW".to_owned())
+}
+
+/// 40 bytes less a hyphen and ten digits.
+const NAME_STEM_MAX: usize = 29;
 
 /// What to do about damage. Whatever the log's own error hopes for, nothing repairs it in this version.
 fn damaged(dir: &str) -> String {
@@ -70,15 +129,12 @@ fn damaged(dir: &str) -> String {
     )
 }
 
-fn log_failure(error: &OpenError, dir: &std::path::Path, name: &str) -> Failure {
-    let replace = replace(name);
+fn log_failure(error: &OpenError, dir: &Path, replacement: &Replacement) -> Failure {
     let dir = dir.display();
     match error {
-        OpenError::Missing => Failure::config(format!("{dir} does not exist; is its disk mounted? {replace}")),
-        OpenError::Empty => Failure::config(format!("{dir} holds no log; is its disk mounted? {replace}")),
-        OpenError::NotALog { .. } | OpenError::WrongCluster { .. } => {
-            Failure::config(format!("{dir}: {error}; {replace}"))
-        }
+        OpenError::Missing => replacement.told(&format!("{dir} does not exist; is its disk mounted?")),
+        OpenError::Empty => replacement.told(&format!("{dir} holds no log; is its disk mounted?")),
+        OpenError::NotALog { .. } | OpenError::WrongCluster { .. } => replacement.told(&format!("{dir}: {error}")),
         OpenError::Locked { pid } => {
             Failure::usage(format!("{dir} is in use by process {pid}; this node runs already")).with("pid", *pid)
         }
@@ -126,5 +182,19 @@ impl Write for Unfailing {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fresh_name_is_a_name_and_is_not_taken() {
+        let free = |old: &str| fresh_name(old, |_| false);
+        assert_eq!((free("n2").as_str(), free("n2-2").as_str(), free("log-a").as_str()), ("n2-2", "n2-3", "log-a-2"));
+        assert_eq!(fresh_name("n2", |name| name == "n2-2"), "n2-3");
+        let long = free(&"x".repeat(40));
+        assert!(crate::config::check_name(&long).is_ok(), "{long}");
     }
 }

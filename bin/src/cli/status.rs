@@ -84,7 +84,7 @@ async fn watch(global: &Global) -> CliResult<u8> {
 }
 
 /// What the nodes say; when none answers, that is what is shown.
-async fn cluster_status(global: &Global, client: &mut Option<Client>) -> CliResult<ClusterStatus> {
+pub(super) async fn cluster_status(global: &Global, client: &mut Option<Client>) -> CliResult<ClusterStatus> {
     if client.is_none() {
         let mut config = context::client_config(global)?;
         config.timeout = config.timeout.min(PATIENCE);
@@ -112,8 +112,22 @@ fn show(out: &mut Out, status: &ClusterStatus, global: &Global) -> CliResult {
     let id = status.cluster_id.as_deref().unwrap_or("unknown");
     let leader = status.leader.as_deref().unwrap_or("none");
     let head = format!("cluster {id}, leader {leader}\n");
-    out.line(&format!("{head}{}{}", table(&status.nodes), expiries(&status.nodes, Timestamp::now())))
+    let (stalls, ends) = (stalls(&status.nodes), expiries(&status.nodes, Timestamp::now()));
+    out.line(&format!("{head}{}{stalls}{ends}", table(&status.nodes)))
 }
+
+/// A line for each disk that does not answer.
+fn stalls(nodes: &[NodeStatus]) -> String {
+    let hangs = |node: &&NodeStatus| node.disk_stalled_ms.is_some_and(|ms| ms >= STALL_WORTH_TELLING_MS);
+    let line = |node: &NodeStatus| {
+        let waits = human_time(node.disk_stalled_ms.unwrap_or(0));
+        format!("\ndisk of {} has not finished a write for {waits}; look at it before the node gives up", node.name)
+    };
+    nodes.iter().filter(hangs).map(line).collect()
+}
+
+/// A write that takes longer is worth a line: as long as a leader waits before it hands over.
+const STALL_WORTH_TELLING_MS: u64 = 1000;
 
 /// A line for each certificate that ends before long; `--json` has all of them.
 fn expiries(nodes: &[NodeStatus], now: Timestamp) -> String {

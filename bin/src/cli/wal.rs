@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use graven_wal::inspect::{self, Consent, EntryInfo, Inspection, RepairPlan, SegmentInfo, SegmentState, repair};
+use graven_wal::mend::{Hole, holes_of};
 use graven_wal::{Damage, OpenError, RealDisk};
 use serde_json::{Value, json};
 
@@ -76,21 +77,86 @@ pub(crate) fn run(args: &WalArgs, global: &Global) -> CliResult {
             }
             verdict(&found, dir)
         }
-        What::Verify { dir } => {
-            let disk = Watched::new(RealDisk::open(dir), global);
-            let found = inspect::verify(&disk);
-            disk.done();
-            let found = found.map_err(|error| failure(&error, dir))?;
-            show(&found, global)?;
-            verdict(&found, dir)?;
-            if !global.json {
-                let entries = found.tail.index - found.base.index;
-                out::print_line(&format!("verified: {entries} entries are what was written"))?;
-            }
-            Ok(())
-        }
+        What::Verify { dir } => verify(dir, global),
         What::Repair { dir, dry_run: _, accept_data_loss } => mend(dir, *accept_data_loss, global),
     }
+}
+
+fn verify(dir: &Path, global: &Global) -> CliResult {
+    let disk = Watched::new(RealDisk::open(dir), global);
+    let found = inspect::verify(&disk);
+    disk.done();
+    match found {
+        Ok(found) => {
+            show(&found, global)?;
+            if found.damage.is_empty() {
+                if !global.json {
+                    let entries = found.tail.index - found.base.index;
+                    out::print_line(&format!("verified: {entries} entries are what was written"))?;
+                }
+                return Ok(());
+            }
+        }
+        Err(OpenError::Damaged(_) | OpenError::MissingSegment { .. } | OpenError::WrongChain { .. }) => {}
+        Err(error) => return Err(failure(&error, dir)),
+    }
+    // Once more, as far as anything can be read: all of it is named.
+    let disk = Watched::new(RealDisk::open(dir), global);
+    let holes = holes_of(&disk);
+    disk.done();
+    let holes = holes.map_err(|error| failure(&error, dir))?;
+    if !global.json {
+        for hole in &holes {
+            out::print_line(&format!("hole: {hole}"))?;
+        }
+    }
+    Err(with_holes(&holes, dir))
+}
+
+/// Damage, with every place of it.
+fn with_holes(holes: &[Hole], dir: &Path) -> Failure {
+    let mut named: Vec<&Hole> = holes.iter().filter(|hole| hole.needs_frames()).collect();
+    if named.is_empty() {
+        named = holes.iter().collect();
+    }
+    let shown: Vec<String> = named.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+    let more = named.len().saturating_sub(MOST_NAMED);
+    let more = if more > 0 { format!("; and {more} more places") } else { String::new() };
+    let message = format!("{} is damaged: {}{more}; {}", dir.display(), shown.join("; "), next_step(dir));
+    let failure = Failure::new(ErrorCode::Damaged, message);
+    let failure = match named.first() {
+        Some(hole) => failure.with("damage", hole_json(hole)),
+        None => failure,
+    };
+    failure.with("holes", holes.iter().map(hole_json).collect::<Vec<_>>())
+}
+
+/// Places that are named in the sentence; all of them stand in the lines before it.
+const MOST_NAMED: usize = 3;
+
+fn hole_json(hole: &Hole) -> Value {
+    let lost = hole.needs_frames();
+    json!({
+        "segment": hole.segment.to_string(),
+        "from": hole.from,
+        "to": hole.to,
+        "first_index": lost.then_some(hole.first),
+        "last_index": hole.last.filter(|_| lost),
+        "places": hole.places.iter().map(|place| json!({
+            "segment": place.segment.to_string(),
+            "from": place.from,
+            "to": place.to,
+        })).collect::<Vec<_>>(),
+        "what": hole.what,
+    })
+}
+
+/// What to do about damage.
+fn next_step(dir: &Path) -> String {
+    format!(
+        "next: `graven start` fetches what is missing from the other nodes; a node that has no others ends its log before the damage with `graven wal repair --accept-data-loss {}`",
+        dir.display()
+    )
 }
 
 fn mend(dir: &Path, accept_data_loss: bool, global: &Global) -> CliResult {
@@ -254,7 +320,8 @@ fn failure(error: &OpenError, dir: &Path) -> Failure {
         }
         OpenError::Damaged(damage) => damaged(damage, 1, Path::new(&dir.to_string())),
         OpenError::WrongChain { .. } | OpenError::MissingSegment { .. } => {
-            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}"))
+            let next = next_step(Path::new(&dir.to_string()));
+            Failure::new(ErrorCode::Damaged, format!("{dir}: {error}; {next}"))
         }
         OpenError::Io { cause, .. } => Failure::internal(format!("{dir}: {error}: {cause}")),
         _ => Failure::usage(format!("{dir}: {error}")),
@@ -263,7 +330,7 @@ fn failure(error: &OpenError, dir: &Path) -> Failure {
 
 fn damaged(damage: &Damage, places: usize, dir: &Path) -> Failure {
     let more = if places > 1 { format!(", and {} more places", places - 1) } else { String::new() };
-    let message = format!("{} is damaged: {damage}{more}; its peers have the entries", dir.display());
+    let message = format!("{} is damaged: {damage}{more}; {}", dir.display(), next_step(dir));
     Failure::new(ErrorCode::Damaged, message).with("damage", damage_json(damage))
 }
 

@@ -325,7 +325,7 @@ impl NewCluster {
             incarnation: rand::random(),
             role: MemberRole::Voter,
         });
-        Members { nodes: nodes.collect() }
+        Members { nodes: nodes.collect(), ..Members::default() }
     }
 }
 

@@ -117,7 +117,8 @@ impl Members {
     pub fn changed(&self, change: &MemberChange) -> Result<Members, ChangeRefused> {
         let mut next = self.clone();
         match change {
-            MemberChange::Add(new) => next.add(new)?,
+            MemberChange::Add(new) => next.add(new, None)?,
+            MemberChange::AddInPlace { old, new } => next.add(new, Some(old))?,
             MemberChange::Promote { name } => next.promote(name)?,
             MemberChange::Remove { name } => {
                 // Who is not there any more was removed, maybe by this very wish: its answer was lost.
@@ -153,7 +154,8 @@ impl Members {
         next
     }
 
-    fn add(&mut self, new: &NewMember) -> Result<(), ChangeRefused> {
+    /// `in_place_of`: a member whose address it may have, because it runs where that one ran.
+    fn add(&mut self, new: &NewMember, in_place_of: Option<&str>) -> Result<(), ChangeRefused> {
         if let Some(known) = self.by_id(new.id) {
             if known.is(new) {
                 return Ok(());
@@ -164,9 +166,8 @@ impl Members {
             return Err(ChangeRefused::NameTaken { name: new.name.clone(), id: other.id });
         }
         for address in [&new.peer_address, &new.client_address] {
-            if let Some(other) =
-                self.present().find(|other| [&other.peer_address, &other.client_address].contains(&address))
-            {
+            let mut others = self.present().filter(|other| in_place_of != Some(other.name.as_str()));
+            if let Some(other) = others.find(|other| [&other.peer_address, &other.client_address].contains(&address)) {
                 return Err(ChangeRefused::AddressTaken { address: address.clone(), name: other.name.clone() });
             }
         }
@@ -267,7 +268,7 @@ mod tests {
     fn voters(count: u64) -> Members {
         let mut members = Members::default();
         for id in 1..=count {
-            members.add(&new_member(id)).expect("new");
+            members.add(&new_member(id), None).expect("new");
             members.nodes.last_mut().expect("just added").role = MemberRole::Voter;
         }
         members
@@ -330,6 +331,21 @@ mod tests {
         assert!(matches!(without.changed(&MemberChange::Add(again)), Err(ChangeRefused::IdUsed { newest: 9, .. })));
         let newer = without.changed(&MemberChange::Add(new_member(10))).expect("new");
         assert_eq!(newer.nodes.len(), 4, "the newest id speaks for the older one");
+    }
+
+    #[test]
+    fn a_node_may_take_over_the_address_of_the_one_that_it_replaces_and_of_nobody_else() {
+        let at_n2 = NewMember { id: 4, name: "n2-2".into(), ..new_member(2) };
+        let in_place_of =
+            |old: &str| voters(3).changed(&MemberChange::AddInPlace { old: old.to_owned(), new: at_n2.clone() });
+        assert!(matches!(
+            voters(3).changed(&MemberChange::Add(at_n2.clone())),
+            Err(ChangeRefused::AddressTaken { .. })
+        ));
+        assert!(matches!(in_place_of("n3"), Err(ChangeRefused::AddressTaken { .. })));
+        let with = in_place_of("n2").expect("its own host");
+        let settled = with.changed(&replace("n2", "n2-2")).expect("a learner").settled();
+        assert_eq!(roles(&settled), [(1, MemberRole::Voter), (3, MemberRole::Voter), (4, MemberRole::Voter)]);
     }
 
     #[test]

@@ -8,11 +8,26 @@ pub mod change;
 use graven_raft::{Membership, NodeId};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// All nodes of a cluster, in the order of their ids.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// All nodes of a cluster, in the order of their ids, and what all of them understand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     /// The nodes.
     pub nodes: Vec<Member>,
+    /// The feature level in force: only what nodes of this level understand may stand in the log and on the wire. From 1, never
+    /// lowered; the leader raises it when every member has announced a higher one.
+    #[serde(skip, default = "first_level")]
+    pub feature_level: u32,
+}
+
+impl Default for Members {
+    fn default() -> Members {
+        Members { nodes: Vec::new(), feature_level: first_level() }
+    }
+}
+
+/// The level of every cluster at its beginning.
+fn first_level() -> u32 {
+    1
 }
 
 /// One node.
@@ -105,8 +120,12 @@ impl Members {
     /// # Errors
     /// [`MembersError::TooLarge`].
     pub fn encode(&self) -> Result<Vec<u8>, MembersError> {
-        let bytes = bincode::serde::encode_to_vec(self, layout())
+        let mut bytes = bincode::serde::encode_to_vec(self, layout())
             .map_err(|error| MembersError::Malformed(error.to_string()))?;
+        // Level 1 has no bytes: the entry is what it was before there were levels, and software of that time reads it.
+        if self.feature_level > first_level() {
+            bytes.extend_from_slice(&self.feature_level.to_le_bytes());
+        }
         if bytes.len() > MAX_MEMBERS_BYTES {
             return Err(MembersError::TooLarge { bytes: bytes.len() });
         }
@@ -121,10 +140,14 @@ impl Members {
         if bytes.len() > MAX_MEMBERS_BYTES {
             return Err(MembersError::TooLarge { bytes: bytes.len() });
         }
-        let (members, used): (Members, usize) = bincode::serde::decode_from_slice(bytes, layout())
+        let (mut members, used): (Members, usize) = bincode::serde::decode_from_slice(bytes, layout())
             .map_err(|error| MembersError::Malformed(error.to_string()))?;
-        if used != bytes.len() {
-            return Err(MembersError::Malformed(format!("{} bytes follow it", bytes.len() - used)));
+        let rest = bytes.get(used..).unwrap_or_default();
+        let level = <[u8; 4]>::try_from(rest).map(u32::from_le_bytes).ok().filter(|level| *level > first_level());
+        match level {
+            Some(level) => members.feature_level = level,
+            None if rest.is_empty() => {}
+            None => return Err(MembersError::Malformed(format!("{} bytes follow it", rest.len()))),
         }
         Ok(members)
     }
@@ -200,7 +223,21 @@ mod tests {
             incarnation: [id as u8; 16],
             role: MemberRole::Voter,
         };
-        Members { nodes: (1..=3).map(member).collect() }
+        Members { nodes: (1..=3).map(member).collect(), ..Members::default() }
+    }
+
+    #[test]
+    fn the_first_level_has_no_bytes_and_a_higher_one_is_read_back() {
+        let plain = members();
+        let mut raised = members();
+        raised.feature_level = 2;
+        let (before, after) = (plain.encode().expect("small"), raised.encode().expect("small"));
+        assert_eq!(after, [before.as_slice(), &[2, 0, 0, 0]].concat());
+        assert_eq!(Members::decode(&after).expect("whole").feature_level, 2);
+        assert_eq!(Members::decode(&before).expect("whole").feature_level, 1);
+        for wrong in [[0, 0, 0, 0], [1, 0, 0, 0]] {
+            assert!(Members::decode(&[before.as_slice(), &wrong].concat()).is_err(), "one encoding for one membership");
+        }
     }
 
     #[test]
@@ -224,7 +261,7 @@ mod tests {
     /// A voter is the byte 1, as in logs that were written before members could change.
     #[test]
     fn roles_are_one_byte_and_unknown_ones_are_refused() {
-        let mut members = Members { nodes: members().nodes[..1].to_vec() };
+        let mut members = Members { nodes: members().nodes[..1].to_vec(), ..Members::default() };
         let mut bytes = members.encode().expect("small");
         assert_eq!(bytes.last(), Some(&1));
         for (number, role) in (0..).zip(MemberRole::ALL) {

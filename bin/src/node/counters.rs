@@ -1,6 +1,11 @@
 //! What a node counts: plain atomics, written where things happen, read by whoever asks.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use graven_net::protocol::{PeerHealth, SocketHealth, SyncHealth};
 
 /// Counters of one node since its start.
 #[derive(Debug, Default)]
@@ -21,6 +26,53 @@ pub struct Counters {
     pub cold_loads: Counter,
     /// Appends that were not sent because a lane was full or down.
     pub appends_dropped: Counter,
+    /// How long the latest rounds of writing and syncing took.
+    pub(super) sync_times: SyncTimes,
+    /// The peers as the protocol thread saw them last.
+    pub(super) peers: Mutex<PeersSeen>,
+}
+
+/// What the protocol thread knows of the peers, for whoever asks how the node is.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PeersSeen {
+    pub(super) socket: SocketHealth,
+    pub(super) peers: Vec<PeerHealth>,
+    /// What they hold against this node.
+    pub(super) trouble: Option<String>,
+}
+
+impl Counters {
+    /// The peers as they were seen last.
+    pub(super) fn peers_seen(&self) -> PeersSeen {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes something about the peers.
+    pub(super) fn note_peers(&self, note: impl FnOnce(&mut PeersSeen)) {
+        note(&mut self.peers.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The latest durations, in microseconds.
+#[derive(Debug, Default)]
+pub(super) struct SyncTimes(Mutex<VecDeque<u64>>);
+
+/// Rounds remembered: the slowest of a hundred is told from ten of them.
+const SYNCS_KEPT: usize = 1024;
+
+impl SyncTimes {
+    pub(super) fn note(&self, took: Duration) {
+        let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.len() == SYNCS_KEPT {
+            latest.pop_front();
+        }
+        latest.push_back(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    pub(super) fn health(&self) -> SyncHealth {
+        let latest = self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        SyncHealth::of(latest)
+    }
 }
 
 /// A number that only its owner raises and anybody reads.

@@ -173,8 +173,19 @@ impl PidFile {
     }
 
     fn write(&self) -> Result<(), DaemonError> {
-        std::fs::write(&self.0, format!("{}\n", std::process::id()))
-            .map_err(|cause| DaemonError::PidFile { path: self.0.clone(), cause })
+        let written = std::fs::write(&self.0, format!("{}\n", std::process::id()));
+        let no_room = |cause: &std::io::Error| {
+            matches!(cause.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+        };
+        match written {
+            // A full disk keeps no node from starting. An empty file, or the number of an earlier process, would mislead.
+            Err(cause) if no_room(&cause) => {
+                warn!("cannot write {}: {cause}; the node runs without it", self.0.display());
+                self.remove();
+                Ok(())
+            }
+            written => written.map_err(|cause| DaemonError::PidFile { path: self.0.clone(), cause }),
+        }
     }
 
     fn remove(&self) {

@@ -39,15 +39,16 @@ use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, StateError,
 /// Peer events that may wait for the protocol thread: each holds at most an append of about 256 KiB, so 32 MiB; the lanes
 /// stop reading then.
 const PEER_EVENTS_MAX: usize = 128;
-/// Jobs that may wait for the log thread. The leader has a handful in flight, a follower at most its leader's window of
-/// messages; beyond that the protocol thread waits, and the leader sees a slow follower.
+/// Jobs that may wait for the log thread. With 256 of them the replica takes no more entries; the rest is for votes, of which there
+/// is one in an election timeout at most, while a disk that hangs for half a minute ends the process: it is never reached.
 const JOBS_MAX: usize = 1024;
 /// Loads that may wait: one or a few for each of at most six followers.
 const LOADS_MAX: usize = 64;
 /// Fetches of checkpoints that may wait: a replica has one under way.
 const FETCHES_MAX: usize = 2;
-/// Space kept ready ahead of the log: four rounds of appends, so that a full disk is known before a round meets it.
-const READY_BYTES: u64 = 4 << 20;
+/// Space kept ready ahead of the log, three times what a leader may have uncommitted: so a full disk is known, and told, before an
+/// entry meets it. As much as the log's own margin, below which it calls the disk full.
+const READY_BYTES: u64 = 16 << 20;
 /// Reasons to stop that may wait: the first one stops the node, whatever others say meanwhile.
 const FATALS_MAX: usize = 4;
 /// Bytes of frames read at a time when a node starts.
@@ -94,6 +95,16 @@ pub enum StartError {
         #[source]
         source: RestoreError,
     },
+    /// The cluster uses what this software does not know.
+    #[error(
+        "the cluster is at feature level {in_force}, this software knows levels up to {known}; start a newer graven here"
+    )]
+    FeatureLevel {
+        /// The level in force, as this node's log has it.
+        in_force: u32,
+        /// The highest that is known.
+        known: u32,
+    },
     /// A socket cannot be bound, or the peers' endpoint does not start.
     #[error(transparent)]
     Peers(#[from] graven_net::peer::StartError),
@@ -114,6 +125,20 @@ pub enum Fatal {
     Alarm(Alarm),
     /// The state machine failed.
     Machine(String),
+    /// The cluster went to a feature level that this software does not know.
+    FeatureLevel {
+        /// The level in force.
+        in_force: u32,
+        /// The highest that is known.
+        known: u32,
+    },
+    /// A peer says, and went on saying, that this process is not the node it claims to be.
+    Disowned {
+        /// Its id.
+        by: u64,
+        /// Why.
+        refusal: String,
+    },
 }
 
 impl std::fmt::Display for Fatal {
@@ -122,6 +147,12 @@ impl std::fmt::Display for Fatal {
             Fatal::Log(cause) => write!(f, "{cause}"),
             Fatal::Alarm(alarm) => write!(f, "{alarm}"),
             Fatal::Machine(cause) => write!(f, "the state machine failed: {cause}"),
+            Fatal::FeatureLevel { in_force, known } => {
+                StartError::FeatureLevel { in_force: *in_force, known: *known }.fmt(f)
+            }
+            Fatal::Disowned { by, refusal } => {
+                write!(f, "node {by} does not take this process for its peer: {refusal}")
+            }
         }
     }
 }
@@ -174,7 +205,12 @@ impl Engine {
         let (wal, recovered) = open_log(&config, &tls)?;
         let identity = recovered.identity;
         let reader = wal.reader();
-        let replica = restore(&config, wal.disk(), &recovered, &reader, state_machine)?;
+        let mut replica = restore(&config, wal.disk(), &recovered, &reader, state_machine)?;
+        replica.knows_level(config.feature_level);
+        let (in_force, known) = (replica.feature_level(), config.feature_level);
+        if in_force > known {
+            return Err(StartError::FeatureLevel { in_force, known });
+        }
         let members = replica.members().cloned().unwrap_or_default();
         let roster = roster_of(&replica.company());
 
@@ -438,6 +474,7 @@ fn peer_config(shared: &Shared) -> PeerConfig {
         shared.identity.incarnation,
     );
     config.reset_key = shared.reset_key;
+    config.feature_level = shared.config.feature_level;
     config.advertised.clone_from(&shared.config.advertise.peer);
     config
 }

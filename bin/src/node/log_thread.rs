@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use graven_wal::{Disk, PrepareState, Wal};
 use tokio::sync::mpsc::Sender;
@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::counters::Counters;
 use crate::replica::DiskJob;
-use crate::replica::disk::{self, DiskError};
+use crate::replica::disk::{self, DiskError, DiskReport};
 
 /// What goes to the log thread.
 #[derive(Debug)]
@@ -27,14 +27,7 @@ pub(super) enum LogInput {
 #[derive(Debug)]
 pub(super) enum LogReport {
     /// Jobs up to this one are durable.
-    Done {
-        /// Sequence of the last.
-        sequence: u64,
-        /// Only the reserve is left on the disk.
-        disk_full: bool,
-        /// The last entry of the newest checkpoint among them.
-        saved: Option<u64>,
-    },
+    Done(DiskReport),
     /// The log failed and is closed.
     Failed(DiskError),
 }
@@ -90,13 +83,20 @@ impl<D: Disk> LogThread<D> {
                 Err(RecvTimeoutError::Timeout) => self.idle()?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
-            if !self.queue.is_empty() || self.full {
+            // A disk that turned out to be full in an idle moment is told of as well.
+            if !self.queue.is_empty() || self.full || self.wal.disk_full() {
                 let appended: usize = self.queue.iter().map(bytes_of).sum();
+                let began = Instant::now();
                 let ran = disk::run(&mut self.wal, &mut self.queue)?;
+                if ran.done.is_some() {
+                    counters.sync_times.note(began.elapsed());
+                }
                 self.done = ran.done.unwrap_or(self.done);
-                self.note_room(ran.disk_full || self.wal.disk_full());
+                let report =
+                    DiskReport { sequence: self.done, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };
+                self.note_room(report.waits || report.room.is_full());
                 self.count(counters);
-                if reports.blocking_send(self.report(ran.saved)).is_err() {
+                if reports.blocking_send(LogReport::Done(report)).is_err() {
                     return Ok(());
                 }
                 self.behind_bytes += appended as u64;
@@ -143,10 +143,6 @@ impl<D: Disk> LogThread<D> {
         self.behind_bytes = self.behind_bytes.saturating_sub(PREPARE_STEP_BYTES);
         self.preparing = matches!(self.wal.prepare(PREPARE_STEP_BYTES)?, PrepareState::More);
         Ok(())
-    }
-
-    fn report(&self, saved: Option<u64>) -> LogReport {
-        LogReport::Done { sequence: self.done, disk_full: self.full, saved }
     }
 
     fn note_room(&mut self, full: bool) {

@@ -5,11 +5,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use graven_net::peer::{Held, PeerEvent, PeerPlane, RefusedBy};
-use graven_net::server::{Ack, Failure, LeaderView, Rejection as Rejected};
+use graven_net::server::{Ack, Failure, LeaderView, PeerHealth, Rejection as Rejected, SocketHealth};
 use graven_raft::{NodeId, Role, Tick};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -20,10 +20,12 @@ use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use crate::members::Members;
 use crate::members::change::ChangeRefused;
-use crate::replica::{Answer, Effect, Fetch, Load, Now, Rejection, Replica, RequestId, View};
+use crate::replica::{Alarm, Answer, DiskJob, Effect, Fetch, Load, Now, Rejection, Replica, RequestId, View};
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
 const TURN_INPUTS: usize = 1024;
+/// How often it is noted how the peers are: whoever asks sees what was true a moment ago.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A node that hands over before it stops waits this long for a successor.
 const STEP_DOWN_MAX: Duration = Duration::from_secs(3);
 
@@ -59,6 +61,8 @@ pub(super) struct Protocol {
     unsynced: VecDeque<(u64, Vec<Held>)>,
     /// The last job handed to the log thread, and the last one it reported.
     jobs: (u64, u64),
+    /// When the peers were looked at for [`Counters`] last.
+    looked: Option<Instant>,
     /// Term, leader and membership as last published.
     leadership: Option<(u64, Option<NodeId>, u64)>,
 }
@@ -68,6 +72,15 @@ struct SteppingDown {
     until: Instant,
     answer: oneshot::Receiver<Result<Answer, Rejection>>,
     done: oneshot::Sender<()>,
+}
+
+/// Effects of a turn that came to nothing.
+#[derive(Default)]
+struct Undone {
+    /// Peers whose lane did not take an append.
+    lost: Vec<NodeId>,
+    /// Loads that nobody took on.
+    loads: Vec<u64>,
 }
 
 enum Waiting {
@@ -104,6 +117,7 @@ impl Protocol {
             arrived: Vec::new(),
             unsynced: VecDeque::new(),
             jobs: (0, 0),
+            looked: None,
             leadership: None,
         }
     }
@@ -159,11 +173,11 @@ impl Protocol {
 
     fn on_report(&mut self, report: LogReport) -> Go {
         match report {
-            LogReport::Done { sequence, disk_full, saved } => {
+            LogReport::Done(report) => {
                 let now = self.now();
-                self.replica.disk_done(now, sequence, disk_full, saved);
-                self.jobs.1 = sequence;
-                while self.unsynced.front().is_some_and(|(last, _)| *last <= sequence) {
+                self.replica.disk_done(now, report);
+                self.jobs.1 = report.sequence;
+                while self.unsynced.front().is_some_and(|(last, _)| *last <= report.sequence) {
                     self.unsynced.pop_front();
                 }
                 Go::On
@@ -186,6 +200,10 @@ impl Protocol {
             }
             PeerEvent::Up { node } => {
                 debug!(node = node.0, "peer connected");
+                self.counters.note_peers(|seen| seen.trouble = None);
+                if let Some(level) = self.plane.feature_level(node) {
+                    self.replica.announced(now, node, level);
+                }
                 self.replica.reachable(now, node);
             }
             PeerEvent::Down { node, reason } => {
@@ -193,11 +211,18 @@ impl Protocol {
                 self.replica.unreachable(now, node);
             }
             PeerEvent::Refused { node, address, by, refusal } => {
+                if by == RefusedBy::Them && refusal.disowns() {
+                    self.counters.note_peers(|seen| seen.trouble = Some(refusal.to_string()));
+                }
                 let node = node.map(|node| node.0);
                 match by {
                     RefusedBy::Us => warn!(node, %address, "connection of a peer refused: {refusal}"),
                     RefusedBy::Them => warn!(node, %address, "a peer refused our connection: {refusal}"),
                 }
+            }
+            PeerEvent::Disowned { by, refusal } => {
+                let fatal = Fatal::Disowned { by: by.0, refusal: refusal.to_string() };
+                let _ = self.channels.fatal.try_send(fatal);
             }
             other => debug!("peer event {other:?}"),
         }
@@ -279,16 +304,19 @@ impl Protocol {
     fn turn_end(&mut self) {
         let now = self.now();
         self.replica.flush(now);
-        let mut lost = Vec::new();
+        let mut undone = Undone::default();
         loop {
             while let Some(effect) = self.replica.poll() {
-                self.carry_out(effect, &mut lost);
+                self.carry_out(effect, &mut undone);
             }
-            if lost.is_empty() {
+            if undone.lost.is_empty() && undone.loads.is_empty() {
                 break;
             }
-            for peer in lost.drain(..) {
+            for peer in undone.lost.drain(..) {
                 self.replica.unreachable(now, peer);
+            }
+            for token in undone.loads.drain(..) {
+                self.replica.loaded(now, token, Vec::new());
             }
         }
         let arrived = std::mem::take(&mut self.arrived);
@@ -299,7 +327,7 @@ impl Protocol {
         self.maybe_stepped_down();
     }
 
-    fn carry_out(&mut self, effect: Effect, lost: &mut Vec<NodeId>) {
+    fn carry_out(&mut self, effect: Effect, undone: &mut Undone) {
         match effect {
             Effect::Send { to, message } => {
                 // Control messages may be lost: the protocol repeats what matters.
@@ -308,20 +336,16 @@ impl Protocol {
             Effect::SendAppend { to, head, frames } => {
                 if self.plane.send_append(to, head, frames).is_err() {
                     self.counters.appends_dropped.add(1);
-                    if !lost.contains(&to) {
-                        lost.push(to);
+                    if !undone.lost.contains(&to) {
+                        undone.lost.push(to);
                     }
                 }
             }
             Effect::Disk(job) => {
                 self.jobs.0 = job.sequence;
-                // A closed channel means that the log thread has failed; its report is on the way.
-                let _ = self.channels.jobs.send(LogInput::Job(job));
+                self.hand_to_disk(job);
             }
-            Effect::Load(load) => {
-                self.counters.cold_loads.add(1);
-                let _ = self.channels.loads.send(load);
-            }
+            Effect::Load(load) => self.load(load, undone),
             Effect::Fetch(fetch) => {
                 // Whoever fetches answers later; nobody there to do it is an answer too.
                 if self.channels.fetches.try_send(fetch).is_err() {
@@ -338,6 +362,22 @@ impl Protocol {
                     let _ = self.channels.fatal.try_send(Fatal::Alarm(alarm));
                 }
             }
+        }
+    }
+
+    /// Never waits: while the disk hangs, heartbeats must go on.
+    fn hand_to_disk(&mut self, job: DiskJob) {
+        // A closed channel means that the log thread has failed; its report is on the way.
+        if let Err(TrySendError::Full(_)) = self.channels.jobs.try_send(LogInput::Job(job)) {
+            let _ = self.channels.fatal.try_send(Fatal::Alarm(Alarm::DiskStalled));
+        }
+    }
+
+    /// Never waits: what cannot be read soon counts as not read, and is asked for again.
+    fn load(&mut self, load: Load, undone: &mut Undone) {
+        self.counters.cold_loads.add(1);
+        if let Err(TrySendError::Full(load)) = self.channels.loads.try_send(load) {
+            undone.loads.push(load.token);
         }
     }
 
@@ -420,6 +460,9 @@ impl Protocol {
             self.members_version = self.replica.members_version();
             let members = self.replica.members().cloned().unwrap_or_default();
             self.plane.set_roster(roster_of(&self.replica.company()));
+            if let Some((in_force, known)) = self.replica.outgrown() {
+                let _ = self.channels.fatal.try_send(Fatal::FeatureLevel { in_force, known });
+            }
             self.channels.members.send_replace(members);
         }
         let view = self.replica.view();
@@ -430,11 +473,36 @@ impl Protocol {
             *published = view;
             changed
         });
+        self.look_at_peers();
         let leadership = (view.term.0, view.leader, self.members_version);
         if self.leadership != Some(leadership) {
             self.leadership = Some(leadership);
             self.channels.leader.send_replace(self.leader_view());
         }
+    }
+}
+
+impl Protocol {
+    /// Notes how the peers are, for whoever asks, now and then.
+    fn look_at_peers(&mut self) {
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        let stats = self.plane.stats();
+        let size = |bytes: usize| bytes as u64;
+        let peer = |(node, link): (&NodeId, &graven_net::peer::LinkStats)| PeerHealth {
+            id: node.0,
+            up: link.up,
+            feature_level: link.feature_level,
+            rtt_us: link.control.map(|lane| u64::try_from(lane.rtt.as_micros()).unwrap_or(u64::MAX)),
+        };
+        self.counters.note_peers(|seen| {
+            let socket = stats.socket;
+            seen.socket =
+                SocketHealth { wanted: size(socket.wanted), receive: size(socket.receive), send: size(socket.send) };
+            seen.peers = stats.peers.iter().map(peer).collect();
+        });
     }
 }
 
@@ -460,7 +528,8 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
         ),
         Rejection::DiskFull => Failure::refused(
             ErrorCode::DiskFull,
-            "the leader's disk is full; free space there and appends go on by themselves",
+            "a majority of the nodes has no room for records; free space on their disks, or give up old records with \
+             `graven trim --before OFFSET`, and appends go on by themselves",
         ),
         Rejection::MembersChanging => Failure::refused(
             ErrorCode::Unavailable,

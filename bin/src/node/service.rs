@@ -4,13 +4,13 @@
 //! records are read from the log's map here, never on the protocol thread.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use graven_frame::Group;
 use graven_net::server::{
     AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView, MemberChange,
-    MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
-    Opened, Request, Response, Service, Start, SubscribeRequest,
+    MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport, NodeRole, NodeState, NodeStats,
+    NodeStatus, Opened, Request, Response, Service, Start, SubscribeRequest,
 };
 use graven_raft::Role;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,12 +19,22 @@ use super::counters::process_usage;
 use super::engine::Shared;
 use super::input::{Input, Waiter, Who};
 use super::protocol::failure;
+use crate::health;
 use crate::members::{Member, MemberRole};
 use crate::replica::feed::{Feed, Step};
 use crate::replica::{Answer, Rejection, View};
 
 /// A reader with nothing new is told where it stands this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the disk may take to say how it is.
+const PLACE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// This host's clock, in milliseconds since 1970.
+fn wall_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -155,6 +165,38 @@ impl NodeService {
             version: Some(env!("CARGO_PKG_VERSION").to_owned()),
             uptime_ms: Some(u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX)),
             certificate_expires: Some(shared.tls.current().not_after().to_string()),
+            disk_stalled_ms: Some(stalled_ms(&view, shared.started.elapsed())),
+            clock_ms: Some(wall_ms()),
+            feature_level: Some(members.feature_level),
+            trouble: shared.counters.peers_seen().trouble,
+        }
+    }
+
+    async fn health(&self) -> NodeHealth {
+        let shared = Arc::clone(&self.shared);
+        // A disk that hangs must not keep the node from saying how it is otherwise.
+        let look = move || (health::place(&shared.config), health::expires(&shared.config.tls.ca));
+        let looked = tokio::time::timeout(PLACE_PATIENCE, tokio::task::spawn_blocking(look)).await;
+        let (place, ca_expires) = match looked {
+            Ok(Ok((place, ca_expires))) => (Some(place), ca_expires),
+            _ => (None, None),
+        };
+        let shared = &self.shared;
+        let seen = shared.counters.peers_seen();
+        NodeHealth {
+            clock_ms: wall_ms(),
+            feature_level: shared.members.borrow().feature_level,
+            feature_level_known: shared.config.feature_level,
+            uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            elections: shared.counters.elections.now(),
+            written_bytes: shared.counters.written_bytes.now(),
+            socket: seen.socket,
+            syncs: shared.counters.sync_times.health(),
+            peers: seen.peers,
+            ca_expires,
+            open_files: health::open_files(std::process::id()),
+            place,
+            trouble: seen.trouble,
         }
     }
 
@@ -217,6 +259,7 @@ impl Service for NodeService {
             },
             Request::Transfer { node } => self.transfer(&node).await,
             Request::NodeStats => Response::NodeStats(self.counters()),
+            Request::NodeHealth => Response::NodeHealth(Box::new(self.health().await)),
             // What a node that was cut off knows may be long over: only the leader is asked.
             Request::Members if self.shared.view.borrow().role != Role::Leader => self.not_leader(),
             Request::Members => Response::Members(self.members()),
@@ -323,6 +366,12 @@ fn state_of(view: &View) -> NodeState {
         View { disk_full: true, .. } => NodeState::DiskFull,
         _ => NodeState::Ok,
     }
+}
+
+/// How long the oldest unfinished write has been waiting, at `now` after the start.
+fn stalled_ms(view: &View, now: Duration) -> u64 {
+    let now_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+    view.unsynced_since.map_or(0, |since| now_us.saturating_sub(since.0) / 1000)
 }
 
 fn free_bytes(dir: &std::path::Path) -> Option<u64> {

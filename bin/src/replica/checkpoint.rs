@@ -174,7 +174,7 @@ impl Replica {
     pub(super) fn chore(&mut self, chore: Chore, after: After) {
         self.job_sequence += 1;
         let sequence = self.job_sequence;
-        self.jobs.push_back(Job { sequence, persist: None, first: None, after });
+        self.jobs.push_back(Job { sequence, persist: None, first: None, bytes: 0, after });
         let commit = self.committed.min(self.log.last().index);
         let job = DiskJob { sequence, commit, hard_state: None, frames: Vec::new(), chore: Some(chore) };
         self.effects.push_back(Effect::Disk(job));

@@ -3,10 +3,23 @@
 use std::collections::VecDeque;
 
 use graven_snapshot::{Checkpoint, CheckpointError};
-use graven_wal::{AppendError, Disk, HardState, Wal};
+use graven_wal::{AppendError, Disk, HardState, Room, Wal};
 
 use super::effect::{Chore, DiskJob};
 use super::planted::{Bug, is_planted};
+
+/// What the log thread reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskReport {
+    /// Every job up to this one is durable.
+    pub sequence: u64,
+    /// What there is room for behind the jobs that were run.
+    pub room: Room,
+    /// Whether the next job was refused for lack of room, and waits.
+    pub waits: bool,
+    /// The last entry of the newest checkpoint that these jobs made durable.
+    pub saved: Option<u64>,
+}
 
 /// What became of a queue of jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

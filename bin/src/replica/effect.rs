@@ -248,6 +248,8 @@ pub struct View {
     pub disk_full: bool,
     /// Whether its log is being brought back: it does not vote.
     pub recovering: bool,
+    /// Since when the oldest write waits that the disk has not finished.
+    pub unsynced_since: Option<Tick>,
 }
 
 impl std::fmt::Display for Alarm {
@@ -261,7 +263,10 @@ impl std::fmt::Display for Alarm {
             ),
             Alarm::BadAppend { peer, reason } => write!(f, "an append of node {} was dropped: {reason}", peer.0),
             Alarm::Core(words) => f.write_str(words),
-            Alarm::DiskStalled => f.write_str("a write to the log has not ended for too long; the disk hangs"),
+            Alarm::DiskStalled => f.write_str(
+                "a write to the log has not ended for half a minute: its disk hangs, so this node stops; look at the disk, \
+                 then start the node again",
+            ),
         }
     }
 }

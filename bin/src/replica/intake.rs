@@ -18,8 +18,9 @@ const FRAME_BYTES: usize = 256 << 10;
 /// What one round of writing takes at most: more would make those who come next wait longer than the disk needs.
 const ROUND_BYTES: usize = 1 << 20;
 /// Proposed but not yet readable bytes above which nothing more is proposed: the rest of the cluster or this node's disk is
-/// behind, and a longer tail only costs memory.
-const TAIL_BYTES_MAX: usize = 64 << 20;
+/// behind. Four rounds keep all windows of followers full; what is more costs memory, and a disk that fills up must have
+/// prepared room for all of it, so that the trim behind it finds its place.
+const TAIL_BYTES_MAX: usize = 4 << 20;
 
 /// Something that wants to be in the log.
 #[derive(Debug)]
@@ -75,9 +76,7 @@ impl Draft {
 impl Replica {
     /// Proposes what waits, if this node leads and its last write is done. Returns whether anything was proposed.
     pub(super) fn propose_waiting(&mut self, now: Now) -> bool {
-        if self.disk_full && self.core.role() == Role::Leader {
-            self.refuse_waiting(now);
-        }
+        self.maybe_refuse_waiting(now);
         let mut proposed = 0;
         while proposed < ROUND_BYTES && self.intake.len() > 0 && self.may_propose(proposed) {
             let Some(bytes) = self.propose_one(now) else { continue };
@@ -91,14 +90,14 @@ impl Replica {
     }
 
     /// Refuses what waits: there is no room for it. The answers keep their place behind what is in the log already.
-    fn refuse_waiting(&mut self, now: Now) {
+    pub(super) fn refuse_waiting(&mut self, now: Now) {
         let refused = self.intake.drain_requests().map(|request| (request, Err(Rejection::DiskFull))).collect();
         self.hold(now, self.log.last().index, refused);
     }
 
     fn may_propose(&self, proposed: usize) -> bool {
         let writing = proposed == 0 && self.jobs.iter().any(|job| job.first.is_some());
-        self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < TAIL_BYTES_MAX
+        self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < TAIL_BYTES_MAX && !self.is_backed_up()
     }
 
     /// Makes one entry of what waits. `None` when nothing of it may enter the log.

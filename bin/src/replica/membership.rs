@@ -98,6 +98,10 @@ struct Asking {
 }
 
 impl Changing {
+    pub(super) fn is_asking(&self) -> bool {
+        self.asking.is_some()
+    }
+
     pub(super) fn deadline(&self) -> Option<Tick> {
         self.asking.as_ref().map(|asking| asking.until)
     }
@@ -214,7 +218,7 @@ impl Replica {
     }
 
     /// Puts `next` into the log as the entry at the index it answers.
-    fn propose_members(&mut self, now: Now, next: &Members) -> Result<u64, Rejection> {
+    pub(super) fn propose_members(&mut self, now: Now, next: &Members) -> Result<u64, Rejection> {
         let bytes = next
             .encode()
             .map_err(|error| Rejection::Change(Box::new(ChangeRefused::Encoding { reason: error.to_string() })))?;

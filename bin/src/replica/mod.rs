@@ -16,6 +16,7 @@ mod acks;
 mod checkpoint;
 pub mod disk;
 pub mod effect;
+mod features;
 pub mod feed;
 mod install;
 mod intake;
@@ -24,6 +25,7 @@ mod membership;
 #[doc(hidden)]
 pub mod planted;
 pub mod restore;
+mod room;
 pub mod sessions;
 mod status;
 mod trim;
@@ -36,6 +38,7 @@ use graven_raft::{
     Role, Term, Tick, Write,
 };
 use graven_snapshot::Checkpoint;
+use graven_wal::Room;
 
 use crate::members::Members;
 use acks::Acks;
@@ -112,6 +115,7 @@ pub struct Replica {
     /// Counts their changes.
     members_version: u64,
     changing: Changing,
+    features: features::Features,
     growth: Growth,
     intake: Intake,
     acks: Acks,
@@ -131,6 +135,8 @@ pub struct Replica {
     transfers: Vec<(NodeId, RequestId)>,
     applied: u64,
     disk_full: bool,
+    /// What the disk has room for, behind all jobs.
+    room: Room,
     diverged: bool,
     /// The last index, and since when it stands.
     quiet: (u64, Tick),
@@ -146,6 +152,8 @@ struct Job {
     /// First index written, when it writes entries.
     first: Option<u64>,
     after: After,
+    /// Bytes of its frames.
+    bytes: usize,
 }
 
 /// What else comes of a job that is done.
@@ -238,6 +246,7 @@ impl Replica {
             members,
             members_version: 1,
             changing: Changing::default(),
+            features: features::Features::default(),
             growth: Growth::default(),
             intake: Intake::default(),
             acks: Acks::default(),
@@ -250,6 +259,7 @@ impl Replica {
             next_round: 0,
             transfers: Vec::new(),
             disk_full: false,
+            room: Room::plenty(),
             diverged: false,
             quiet: (0, now.tick),
             effects: VecDeque::new(),
@@ -299,7 +309,7 @@ impl Replica {
             // Its leader counted on everything up to there: it must be here again.
             recovering.until = recovering.until.max(head.prev.index.0);
         }
-        let entries = match self.check_append(&head, &frames) {
+        let mut entries = match self.check_append(&head, &frames) {
             Ok(entries) => entries,
             Err(alarm) => {
                 self.diverged |= matches!(alarm, Refused::Diverged(_));
@@ -310,6 +320,7 @@ impl Replica {
                 return;
             }
         };
+        entries.truncate(self.frames_with_room(&frames));
         self.stash = frames.into();
         self.core.receive_append(now.tick, from, head, entries);
         self.settle(now);
@@ -369,10 +380,7 @@ impl Replica {
         self.settle(now);
     }
 
-    /// Takes in that every disk job up to `sequence` is done, whether the disk has room for more, and the last entry of the newest
-    /// checkpoint that these jobs made durable.
-    pub fn disk_done(&mut self, now: Now, sequence: u64, disk_full: bool, saved: Option<u64>) {
-        self.disk_full = disk_full;
+    fn durable_up_to(&mut self, now: Now, sequence: u64, saved: Option<u64>) {
         while let Some(job) = self.jobs.front().copied()
             && job.sequence <= sequence
         {
@@ -398,7 +406,6 @@ impl Replica {
                 self.effects.push_back(Effect::Send { to, message });
             }
         }
-        self.settle(now);
     }
 
     /// Takes in the frames of [`Effect::Load`]; none when they could not be read.
@@ -450,7 +457,7 @@ impl Replica {
         if self.core.role() != Role::Leader || self.diverged {
             return Some(Rejection::NotLeader { leader: self.core.leader() });
         }
-        self.disk_full.then_some(Rejection::DiskFull)
+        self.no_room()
     }
 
     fn answer(&mut self, request: RequestId, answer: Result<Answer, Rejection>) {
@@ -469,7 +476,7 @@ impl Replica {
                 self.on_output(now, output);
             }
             self.maybe_begin_change(now);
-            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) {
+            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) && !self.maybe_raise_level(now) {
                 break;
             }
         }
@@ -590,12 +597,15 @@ impl Replica {
             }
         }
         self.job_sequence += 1;
-        self.jobs.push_back(Job {
+        let job = Job {
             sequence: self.job_sequence,
             persist: Some((write.term, write.last)),
             first: write.entries.as_ref().map(|range| range.start().0),
+            bytes: frames.iter().map(Frame::encoded_len).sum(),
             after: After::Nothing,
-        });
+        };
+        self.reckon(&job);
+        self.jobs.push_back(job);
         self.effects.push_back(Effect::Disk(DiskJob {
             sequence: self.job_sequence,
             commit: self.committed.min(self.log.last().index),

@@ -58,6 +58,8 @@ pub enum Bug {
     InstallVotes,
     /// The log is reset to an offered checkpoint that is not durable.
     InstallUnsaved,
+    /// A disk that was full once stays full in the eyes of the node.
+    FullNotCleared,
 }
 
 thread_local! {

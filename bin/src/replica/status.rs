@@ -61,6 +61,7 @@ impl Replica {
             diverged: self.diverged,
             disk_full: self.disk_full,
             recovering: self.recovering.is_some() || self.installs.is_installing(),
+            unsynced_since: self.core.oldest_unsynced(),
         }
     }
 

@@ -3,10 +3,16 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bare;
 mod bench;
 mod cli;
 mod cluster;
 mod dev;
 mod disk;
+mod doctor;
+mod full;
+mod identity;
 mod member;
+mod stall;
+mod upgrade;
 mod wal;

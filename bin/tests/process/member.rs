@@ -40,14 +40,14 @@ fn members(dev: &Dev) -> (Vec<(String, String)>, bool) {
     (members, list["changing"].as_bool().expect("a boolean"))
 }
 
-fn voters(dev: &Dev) -> Vec<String> {
+pub(crate) fn voters(dev: &Dev) -> Vec<String> {
     let (members, changing) = members(dev);
     assert!(!changing, "a change that was answered is over: {members:?}");
     members.into_iter().filter(|(_, role)| role == "voter").map(|(name, _)| name).collect()
 }
 
 /// Numbered lines, appended until told to stop.
-struct Load {
+pub(crate) struct Load {
     child: Child,
     stop: Arc<AtomicBool>,
     feeder: JoinHandle<u64>,
@@ -55,7 +55,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(dev: &Dev) -> Load {
+    pub(crate) fn start(dev: &Dev) -> Load {
         let mut child = dev
             .command(&["append", "--acks", "--timeout", "30s"])
             .stdin(Stdio::piped())
@@ -91,7 +91,7 @@ impl Load {
     }
 
     /// Ends the input; answers how many lines were appended, all of which must be acknowledged.
-    fn end(mut self) -> u64 {
+    pub(crate) fn end(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         let lines = self.feeder.join().expect("feeds");
         let status = wait_for_exit(&mut self.child, PATIENCE);
@@ -103,7 +103,7 @@ impl Load {
     }
 }
 
-fn is_whole(dev: &Dev, node: &str, lines: u64) {
+pub(crate) fn is_whole(dev: &Dev, node: &str, lines: u64) {
     wait_for("the node to have everything", || {
         let read = dev.run(&["read", "--node", node, "--until", &lines.to_string(), "--format", "raw"]);
         let text = (read.code() == 0).then(|| read.text())?;

@@ -134,7 +134,37 @@ fn a_flipped_bit_is_named() {
     {
         assert!(people.contains(&named), "{named}: {people}");
     }
+    assert!(people.contains("`graven start`") && people.contains("`graven wal repair --accept-data-loss "), "{people}");
+    let holes = error["details"]["holes"].as_array().expect("holes");
+    assert_eq!((holes.len(), &holes[0]["from"]), (1, &damage["from"]), "{error}");
     assert!(files(&dir) == before, "nothing was written");
+}
+
+/// Two entries, a footer and a lost file: each is named, with its bytes and entries.
+#[test]
+fn every_hole_is_named() {
+    let dev = stopped();
+    let dir = data(&dev);
+    let found = &json(&wal(&["verify", "--json"], &dir).expect(0))[0];
+    let sealed: Vec<&Value> =
+        found["segments"].as_array().expect("segments").iter().filter(|found| found["state"] == "sealed").collect();
+    assert!(sealed.len() > 2, "{found}");
+    let entry = entry_in_a_sealed_segment(&dir);
+    assert_ne!(entry["segment"], sealed[2]["segment"]);
+    flip(&segment_file(&dir, &entry["segment"]), entry["at"].as_u64().expect("a place") + 200);
+    fs::remove_file(segment_file(&dir, &sealed[2]["segment"])).expect("removed");
+    let done = wal(&["verify", "--json"], &dir).expect(6);
+    let holes = done.error()["details"]["holes"].as_array().expect("holes").clone();
+    let lost = holes.iter().find(|hole| hole["segment"] == sealed[2]["segment"]).expect("the lost file is named");
+    assert_eq!(
+        (&lost["first_index"], &lost["last_index"]),
+        (&sealed[2]["first_index"], &sealed[2]["last_index"]),
+        "{lost}"
+    );
+    let flipped = holes.iter().find(|hole| hole["segment"] == entry["segment"]).expect("the entry is named");
+    assert_eq!((&flipped["first_index"], &flipped["last_index"]), (&entry["index"], &entry["index"]), "{flipped}");
+    let lines = wal(&["verify"], &dir).expect(6).text();
+    assert_eq!(lines.lines().filter(|line| line.starts_with("hole: segment ")).count(), 2, "{lines}");
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub use crate::protocol::append::Ack;
 pub use crate::protocol::feed::Start;
 pub use crate::protocol::{
     Bounds, ClusterStatus, Detail, ErrorCode, Failure, MemberChange, MemberEntry, MemberList, MemberRole, NewMember,
-    NodeRole, NodeState, NodeStats, NodeStatus, Outcome,
+    NodeHealth, NodeRole, NodeState, NodeStats, NodeStatus, Outcome,
 };
 pub use graven_frame::RecordError;
 
@@ -369,6 +369,17 @@ impl Client {
     pub async fn node_stats(&self, node: &str) -> Result<NodeStats, RequestError> {
         match self.inner.ask(Some(node), &Request::NodeStats).await? {
             Response::NodeStats(stats) => Ok(stats),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
+    /// The condition and surroundings of one node: facts about its disk, clock, sockets and peers.
+    ///
+    /// # Errors
+    /// `usage` for an unknown node, `unavailable` or `timeout`.
+    pub async fn node_health(&self, node: &str) -> Result<NodeHealth, RequestError> {
+        match self.inner.ask(Some(node), &Request::NodeHealth).await? {
+            Response::NodeHealth(health) => Ok(*health),
             other => Err(unexpected(&other).into()),
         }
     }

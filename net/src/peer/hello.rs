@@ -105,6 +105,24 @@ pub enum Refusal {
     /// Not the first words of a peer.
     #[error("hello is malformed: {0}")]
     Malformed(String),
+    /// A second process of one node: its data directory was copied.
+    #[error(
+        "node {node} runs already, in another process that is heard at {address}: this one was started from a copy of its directory; stop it and remove the copy, or, if the other is the copy, stop that one"
+    )]
+    OtherLife {
+        /// Whose.
+        node: u64,
+        /// Where the other process is.
+        address: String,
+    },
+}
+
+impl Refusal {
+    /// Whether it says that the refused process is not the node it claims to be, so that trying again for long is of no use.
+    #[must_use]
+    pub fn disowns(&self) -> bool {
+        matches!(self, Self::OtherLife { .. } | Self::Incarnation { .. })
+    }
 }
 
 /// Who dials whom, and for what.

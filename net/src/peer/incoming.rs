@@ -24,6 +24,7 @@ use super::{
     append::{AppendReadError, read_append},
     chunks::{ChunkError, ChunkReader},
     hello::{self, Hello, HelloError, Reply},
+    lives::{self, Seen},
     lock,
     outgoing::{CloseOnDrop, Peer, connection_error, expiry},
     refusals::{close, refused_certificate},
@@ -44,6 +45,8 @@ pub(super) struct Registry {
 
 struct Slot {
     connection: Connection,
+    /// The life of the peer that dialled it.
+    boot: u64,
     entry: RosterEntry,
     reader: JoinHandle<()>,
 }
@@ -67,6 +70,27 @@ impl Registry {
 
     fn take(&self, key: (NodeId, Lane)) -> Option<Slot> {
         lock(&self.slots).remove(&key)
+    }
+
+    /// The connections of `node`.
+    pub(super) fn seen(&self, node: NodeId) -> Vec<Seen> {
+        let slots = lock(&self.slots);
+        let of_node = slots.iter().filter(|((from, _), _)| *from == node);
+        of_node.map(|(_, slot)| Seen { connection: slot.connection.clone(), boot: slot.boot, dialled: false }).collect()
+    }
+
+    /// Ends the connections of every life of `node` but `boot`; what they had sent is handed over no more once the readers returned
+    /// here are over.
+    pub(super) fn displace(&self, node: NodeId, boot: u64) -> Vec<JoinHandle<()>> {
+        let mut slots = lock(&self.slots);
+        let keys: Vec<_> =
+            slots.iter().filter(|((from, _), slot)| *from == node && slot.boot != boot).map(|(key, _)| *key).collect();
+        let displaced = keys.iter().filter_map(|key| slots.remove(key)).map(|slot| {
+            slot.reader.abort();
+            lives::close_displaced(&slot.connection);
+            slot.reader
+        });
+        displaced.collect()
     }
 }
 
@@ -120,10 +144,10 @@ async fn greet(shared: &Arc<Shared>, incoming: Incoming) {
         let mut half_open = CloseOnDrop(Some(connection.clone()));
         let greeted = answer(shared, &connection, address).await?;
         half_open.0 = None;
-        Ok::<_, HelloError>(greeted.map(|(hello, verified)| (hello, verified, connection)))
+        Ok::<_, HelloError>(greeted.map(|greeted| (greeted, connection)))
     };
     match timeout(HANDSHAKE_TIMEOUT, exchange).await {
-        Ok(Ok(Some((hello, verified, connection)))) => welcome(shared, hello, &verified, connection).await,
+        Ok(Ok(Some((greeted, connection)))) => welcome(shared, greeted, connection).await,
         Ok(Ok(None)) => {}
         Ok(Err(cause)) => match connection_error(&cause).and_then(refused_certificate) {
             Some((by, refusal)) => shared.tell_refused(None, address, by, refusal).await,
@@ -133,12 +157,20 @@ async fn greet(shared: &Arc<Shared>, incoming: Incoming) {
     }
 }
 
+/// A dialler that is welcome.
+struct Greeted {
+    hello: Hello,
+    verified: Verified,
+    /// Other lives of it, whose place it takes.
+    over: Vec<u64>,
+}
+
 /// Hears the hello and answers it. `None`: refused, and told so.
 async fn answer(
     shared: &Arc<Shared>,
     connection: &Connection,
     address: SocketAddr,
-) -> Result<Option<(Hello, Verified)>, HelloError> {
+) -> Result<Option<Greeted>, HelloError> {
     let (mut send, mut receive) = connection.accept_bi().await?;
     let heard = hello::read_hello(&mut receive).await?;
     let from = heard.as_ref().ok().map(|hello| hello.from);
@@ -152,10 +184,17 @@ async fn answer(
         }
         Ok((hello, verified, judged.welcome))
     });
-    match judged {
+    let judged = match judged {
         Ok((hello, verified, welcome)) => {
+            let over = lives::judge(shared, &hello, address).await;
+            over.map(|over| (Greeted { hello, verified, over }, welcome))
+        }
+        Err(refusal) => Err(refusal),
+    };
+    match judged {
+        Ok((greeted, welcome)) => {
             hello::write_reply(&mut send, &Reply::Welcome(welcome)).await?;
-            Ok(Some((hello, verified)))
+            Ok(Some(greeted))
         }
         Err(refusal) => {
             // The claimed id is told only if it is a peer's: a stranger's word names nobody.
@@ -171,7 +210,8 @@ async fn answer(
     }
 }
 
-async fn welcome(shared: &Arc<Shared>, hello: Hello, verified: &Verified, connection: Connection) {
+async fn welcome(shared: &Arc<Shared>, greeted: Greeted, connection: Connection) {
+    let Greeted { hello, verified, over } = greeted;
     let key = (hello.from, hello.lane);
     let replacing = shared.incoming.replacing.lock().await;
     let entry = shared.roster.borrow().members.get(&hello.from).cloned();
@@ -179,6 +219,14 @@ async fn welcome(shared: &Arc<Shared>, hello: Hello, verified: &Verified, connec
         close(&connection, CLOSE_REFUSED, "no longer a member");
         return;
     };
+    if let Some(other) = shared.incoming.unjudged(hello.from, hello.boot, &over) {
+        // Both said hello in the same moment, and nobody has judged between them: the later one is judged when it dials again.
+        close(&connection, CLOSE_REFUSED, &lives::other_life(hello.from, &other.connection).to_string());
+        return;
+    }
+    for reader in shared.incoming.displace(hello.from, hello.boot) {
+        let _aborted = reader.await;
+    }
     if let Some(older) = shared.incoming.take(key) {
         older.retire(CLOSE_RETIRED, "a newer connection took over");
         // Its reader is over before the new one starts: nothing of the older connection is delivered after something of the newer.
@@ -188,7 +236,7 @@ async fn welcome(shared: &Arc<Shared>, hello: Hello, verified: &Verified, connec
     peer.reached_us(hello.boot);
     let reader = read_lane(shared.clone(), peer, hello.from, hello.lane, connection.clone(), verified.not_after);
     let reader = shared.runtime.spawn(reader);
-    lock(&shared.incoming.slots).insert(key, Slot { connection, entry, reader });
+    lock(&shared.incoming.slots).insert(key, Slot { connection, boot: hello.boot, entry, reader });
     drop(replacing);
 }
 

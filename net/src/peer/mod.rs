@@ -14,9 +14,12 @@
 
 pub(crate) mod append;
 pub(crate) mod chunks;
+#[cfg(test)]
+mod golden;
 mod guests;
 pub(crate) mod hello;
 mod incoming;
+mod lives;
 mod outgoing;
 mod queue;
 mod refusals;
@@ -166,6 +169,14 @@ pub enum PeerEvent {
         /// Why.
         refusal: Refusal,
     },
+    /// A peer has said for some seconds, at every attempt, that this process is not the node it claims to be. Told once: whoever
+    /// goes on all the same is not heard by that peer.
+    Disowned {
+        /// Who says so.
+        by: NodeId,
+        /// Why.
+        refusal: Refusal,
+    },
 }
 
 /// A part of what appends that were received may take in memory; given back when dropped. While all of it is held, append lanes are
@@ -272,6 +283,7 @@ struct Shared {
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     incoming: incoming::Registry,
     told: Told,
+    verdicts: lives::Verdicts,
     turned_away: stats::Counter,
     runtime: Handle,
 }
@@ -337,6 +349,7 @@ impl PeerPlane {
             peers: Mutex::default(),
             incoming: incoming::Registry::default(),
             told: Told::default(),
+            verdicts: lives::Verdicts::default(),
             turned_away: stats::Counter::default(),
             runtime: Handle::current(),
         });
@@ -484,6 +497,12 @@ impl Shared {
         for node in new {
             peers.insert(node, Peer::start(self, node));
         }
+    }
+
+    /// Where the membership has `node`, as a socket address: as written, or as its name was resolved last.
+    fn member_address(&self, node: NodeId) -> Option<SocketAddr> {
+        let written = self.roster.borrow().members.get(&node).and_then(|entry| entry.address.parse().ok());
+        written.or_else(|| self.peer(node).ok()?.dialled())
     }
 
     fn peer(&self, node: NodeId) -> Result<Arc<Peer>, SendError> {

@@ -19,6 +19,7 @@ use super::{
     RosterEntry, SendError, SendResult, Shared,
     append::Gather,
     hello::{self, HelloError, Reply, Welcome, check_incarnation},
+    lives::Seen,
     lock,
     queue::{AppendQueue, ControlQueue, Next},
     refusals::{close, refused_certificate},
@@ -36,6 +37,8 @@ pub(super) struct Peer {
     pub(super) append: AppendQueue,
     pub(super) counters: Counters,
     links: Mutex<Links>,
+    /// Where it was dialled last.
+    dialled: Mutex<Option<SocketAddr>>,
     kick: [Notify; 2],
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -73,6 +76,7 @@ impl Peer {
             append: AppendQueue::default(),
             counters: Counters::default(),
             links: Mutex::default(),
+            dialled: Mutex::default(),
             kick: [Notify::new(), Notify::new()],
             tasks: Mutex::default(),
         });
@@ -103,6 +107,19 @@ impl Peer {
             }
         }
         self.kick.iter().for_each(Notify::notify_one);
+    }
+
+    /// The address that was dialled last.
+    pub(super) fn dialled(&self) -> Option<SocketAddr> {
+        *lock(&self.dialled)
+    }
+
+    /// The connections to it that stand.
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        let links = lock(&self.links);
+        let both = [links.control.as_ref(), links.append.as_ref()];
+        let seen = |link: &Link| Seen { connection: link.connection.clone(), boot: link.boot, dialled: true };
+        both.into_iter().flatten().map(seen).collect()
     }
 
     pub(super) fn feature_level(&self) -> Option<u32> {
@@ -172,20 +189,34 @@ struct Dialled {
 
 async fn run_lane(shared: Weak<Shared>, peer: Arc<Peer>, lane: Lane) {
     let mut backoff = Backoff::default();
+    // Since when this peer has said, at every attempt, that we are not who we claim to be.
+    let mut disowned = None;
     let Some(mut roster) = shared.upgrade().map(|shared| shared.roster.subscribe()) else { return };
     loop {
         let Some(shared) = shared.upgrade() else { return };
         let Some(entry) = roster.borrow_and_update().members.get(&peer.node).cloned() else { return };
         match dial(&shared, &peer, lane, &entry, backoff.attempts).await {
             Ok(dialled) => {
+                disowned = None;
                 let since = Instant::now();
                 serve(&shared, &peer, lane, dialled, &entry).await;
                 backoff.connected_for(since.elapsed());
             }
             Err(DialError::Refused { address, by, refusal }) => {
+                if by == RefusedBy::Them && refusal.disowns() {
+                    let since = *disowned.get_or_insert_with(Instant::now);
+                    if shared.verdicts.is_final(since) {
+                        shared.tell(PeerEvent::Disowned { by: peer.node, refusal: refusal.clone() }).await;
+                    }
+                } else {
+                    disowned = None;
+                }
                 shared.tell_refused(Some(peer.node), address, by, refusal).await;
             }
-            Err(cause) => tracing::debug!(node = peer.node.0, lane = lane.as_str(), "cannot dial: {cause}"),
+            Err(cause) => {
+                disowned = None;
+                tracing::debug!(node = peer.node.0, lane = lane.as_str(), "cannot dial: {cause}");
+            }
         }
         drop(shared);
         let [control, append] = &peer.kick;
@@ -202,6 +233,8 @@ async fn serve(shared: &Shared, peer: &Arc<Peer>, lane: Lane, dialled: Dialled, 
     shared.told.forget(peer.node, RefusedBy::Us);
     shared.told.forget(peer.node, RefusedBy::Them);
     let both_up = peer.lane_up(lane, &dialled);
+    // Whoever answers where the membership has the node is the node: other lives that were heard while nobody answered are not.
+    let _ended_beside_us = shared.incoming.displace(peer.node, dialled.welcome.boot);
     let guard = DownGuard { peer, lane, connection: &dialled.connection };
     if both_up {
         shared.tell(PeerEvent::Up { node: peer.node }).await;
@@ -318,6 +351,7 @@ async fn dial(
     attempt: u32,
 ) -> Result<Dialled, DialError> {
     let address = resolve(shared, &entry.address, attempt).await?;
+    *lock(&peer.dialled) = Some(address);
     let profile = match lane {
         Lane::Control => Profile::peer_control(),
         Lane::Append => Profile::peer_append(shared.config.window_bytes),

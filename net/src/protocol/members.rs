@@ -26,6 +26,14 @@ pub enum MemberChange {
         /// The learner who comes.
         new: String,
     },
+    /// Takes a node in as a learner at the address of the member `old`, in whose place it was started: `old` lost its data
+    /// directory. The first half of a replacement; [`MemberChange::Replace`] is the second.
+    AddInPlace {
+        /// Whose address it took over.
+        old: String,
+        /// The new node.
+        new: NewMember,
+    },
 }
 
 /// A node to be taken in, as it tells about itself.

@@ -12,10 +12,12 @@ pub(crate) mod budget;
 pub(crate) mod chunks;
 mod failure;
 pub mod feed;
+mod health;
 mod members;
 mod status;
 
 pub use failure::{Detail, ErrorCode, Failure, Outcome};
+pub use health::{NodeHealth, PeerHealth, PlaceHealth, SocketHealth, SyncHealth, Usage};
 pub use members::{MemberChange, MemberEntry, MemberList, MemberRole, NewMember};
 pub use status::{Bounds, ClusterStatus, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus};
 
@@ -155,6 +157,8 @@ pub enum Request {
     /// Changes who belongs to the cluster; at the leader only. Answered when the change is committed, both its steps when it
     /// has two. Safe to repeat.
     ChangeMembers(MemberChange),
+    /// The node's condition and surroundings, for `graven doctor`.
+    NodeHealth,
     /// Lets go of all records before an offset; at the leader only. Answered when that is committed. Safe to repeat.
     Trim {
         /// The first offset that stays.
@@ -187,6 +191,8 @@ pub enum Response {
     Members(MemberList),
     /// To [`Request::ChangeMembers`]: the change is committed.
     MembersChanged,
+    /// To [`Request::NodeHealth`].
+    NodeHealth(Box<NodeHealth>),
     /// To [`Request::Trim`]: that is committed.
     Trimmed {
         /// The first offset now: what was asked for, or more when more was trimmed before.
@@ -209,16 +215,16 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters, members | read |
+/// | subscribe, status, bounds, counters, health, members | read |
 /// | open a session, append | append |
 /// | transfer, change members, trim | admin |
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
         Action::Subscribe => Role::Read,
-        Action::Unary(Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::Members) => {
-            Role::Read
-        }
+        Action::Unary(
+            Request::NodeStatus | Request::Bounds { .. } | Request::NodeStats | Request::NodeHealth | Request::Members,
+        ) => Role::Read,
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
         Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_) | Request::Trim { .. }) => Role::Admin,
     }

@@ -60,6 +60,14 @@ pub struct NodeStatus {
     pub uptime_ms: Option<u64>,
     /// When its certificate ends, RFC 3339.
     pub certificate_expires: Option<String>,
+    /// How long the oldest write to its log has been waiting for the disk; 0 when none waits.
+    pub disk_stalled_ms: Option<u64>,
+    /// Its clock when it answered, in milliseconds since 1970.
+    pub clock_ms: Option<u64>,
+    /// The cluster's feature level as its log has it.
+    pub feature_level: Option<u32>,
+    /// What its peers hold against it, in a sentence: that it is a second process of one node, for example.
+    pub trouble: Option<String>,
 }
 
 impl NodeStatus {
@@ -89,6 +97,10 @@ impl NodeStatus {
             version: None,
             uptime_ms: None,
             certificate_expires: None,
+            disk_stalled_ms: None,
+            clock_ms: None,
+            feature_level: None,
+            trouble: None,
         }
     }
 }

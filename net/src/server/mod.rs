@@ -18,7 +18,8 @@ pub use crate::protocol::append::{Ack, Rejection};
 pub use crate::protocol::feed::{Start, SubscribeRequest};
 pub use crate::protocol::{
     Bounds, ErrorCode, Failure, LeaderView, MemberChange, MemberEntry, MemberList, MemberReport, MemberRole,
-    NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Outcome, Request, Response,
+    NodeHealth, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Outcome, PeerHealth, PlaceHealth, Request,
+    Response, SocketHealth, SyncHealth, Usage,
 };
 pub use crate::tls::Role;
 pub use answers::AppendReply;

@@ -91,7 +91,7 @@ fn a_higher_term_is_not_a_vote() {
     core.receive(
         Tick(1),
         n(3),
-        Message::HeartbeatReply { term: Term(5), round: 1, last: Index(1), verified: Index(1) },
+        Message::HeartbeatReply { term: Term(5), round: 1, last: Index(1), verified: Index(1), disk_full: false },
     );
     assert_eq!(core.hard_state(), HardState { term: Term(5), vote: None });
     core.receive(Tick(2), n(2), Message::Vote { term: Term(5), last: id(1, 1), transfer: false });
@@ -140,7 +140,7 @@ fn loyalty_ends_with_the_term() {
     core.receive(
         Tick(2 * MS),
         n(3),
-        Message::HeartbeatReply { term: Term(4), round: 0, last: Index(1), verified: Index(1) },
+        Message::HeartbeatReply { term: Term(4), round: 0, last: Index(1), verified: Index(1), disk_full: false },
     );
     core.receive(Tick(3 * MS), n(3), Message::Vote { term: Term(5), last: id(1, 1), transfer: false });
     assert_eq!(core.hard_state(), HardState { term: Term(5), vote: Some(n(3)) });

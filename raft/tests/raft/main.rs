@@ -26,6 +26,8 @@ mod replication;
 #[cfg(test)]
 mod restart;
 #[cfg(test)]
+mod room;
+#[cfg(test)]
 mod snapshot;
 #[cfg(test)]
 mod transfer;

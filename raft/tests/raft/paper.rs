@@ -37,7 +37,7 @@ fn a_higher_term_ends_a_leadership() {
     core.receive(
         Tick(401 * MS),
         n(3),
-        Message::HeartbeatReply { term: higher, round: 0, last: Index(1), verified: Index(1) },
+        Message::HeartbeatReply { term: higher, round: 0, last: Index(1), verified: Index(1), disk_full: false },
     );
     assert_eq!((core.role(), core.term(), core.leader()), (Role::Follower, higher, None));
 }

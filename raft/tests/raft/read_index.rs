@@ -41,7 +41,7 @@ fn a_new_leader_answers_no_read_before_its_own_term_commits() {
         core.receive(
             Tick(402 * MS),
             n(2),
-            Message::HeartbeatReply { term: Term(2), round, last: Index(1), verified: Index(1) },
+            Message::HeartbeatReply { term: Term(2), round, last: Index(1), verified: Index(1), disk_full: false },
         );
     }
     assert_eq!(ready(&drain(&mut core)), []);
@@ -59,7 +59,7 @@ fn a_new_leader_answers_no_read_before_its_own_term_commits() {
     core.receive(
         Tick(405 * MS),
         n(2),
-        Message::HeartbeatReply { term: Term(2), round: 2, last: Index(2), verified: Index(2) },
+        Message::HeartbeatReply { term: Term(2), round: 2, last: Index(2), verified: Index(2), disk_full: false },
     );
     assert!(drain(&mut core).contains(&Output::ReadReady { id: 1, index: Index(2) }));
 }
@@ -78,7 +78,7 @@ fn only_a_round_that_began_after_the_request_confirms_it() {
             core.receive(
                 now,
                 n(others[0]),
-                Message::HeartbeatReply { term, round, last: Index(2), verified: Index(2) },
+                Message::HeartbeatReply { term, round, last: Index(2), verified: Index(2), disk_full: false },
             );
         });
     }

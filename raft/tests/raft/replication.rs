@@ -383,7 +383,7 @@ fn a_follower_that_is_alive_and_does_not_advance_is_probed() {
         core.receive(
             now,
             n(2),
-            Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+            Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2), disk_full: false },
         );
         // The lane is full, each time.
         last_epoch = epoch(&mut core, now, true).unwrap_or(last_epoch);
@@ -400,22 +400,22 @@ fn an_append_that_is_never_reported_sent_is_asked_for_again() {
     core.receive(
         Tick(500 * MS),
         n(3),
-        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2), disk_full: false },
     );
     core.receive(
         Tick(600 * MS),
         n(2),
-        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2), disk_full: false },
     );
     core.receive(
         Tick(700 * MS),
         n(2),
-        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2), disk_full: false },
     );
     core.receive(
         Tick(850 * MS),
         n(2),
-        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2) },
+        Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified: Index(2), disk_full: false },
     );
     core.tick(Tick(903 * MS));
     assert_eq!(epoch(&mut core, Tick(903 * MS), false), Some(2));
@@ -432,7 +432,8 @@ fn a_follower_that_forgot_what_it_compared_is_asked_to_compare_again() {
     let (matched, last) = (Index(2), Index(2));
     let reply = Message::AppendReply { term: Term(2), request: 1, epoch: 1, success: true, matched, last, hint: None };
     core.receive(Tick(401 * MS), n(2), reply);
-    let answer = |verified| Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified };
+    let answer =
+        |verified| Message::HeartbeatReply { term: Term(2), round: 1, last: Index(2), verified, disk_full: false };
     let _ = drain(&mut core);
     core.receive(Tick(402 * MS), n(2), answer(Index(2)));
     let asked = |output: &Output| matches!(output, Output::Append { to, prev, first, last, .. } if *to == n(2) && prev.index == Index(2) && first > last);

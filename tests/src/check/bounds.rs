@@ -131,6 +131,7 @@ mod tests {
             heard: Tick(0),
             round: 0,
             lost: None,
+            full: false,
         };
         let checked = |bytes| check(1, &Footprint::default(), &STANDING, std::iter::once(follower(bytes)));
         checked(500 + FRAME_MAX).expect("one append more than the window");

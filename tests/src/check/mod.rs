@@ -19,6 +19,7 @@
 //! | P2, P4: the log begins where committed trims say, and no file goes before | [`trims`] |
 //! | consecutive memberships' quorums meet; one change at a time | [`membership`] |
 //! | a divergent tail is repaired in as many refusals as it has terms, and one | [`repair`] |
+//! | records never take the segment that is kept for votes and control entries | [`reserve`] |
 //! | when all is healed, all gets done; a leader is not deposed without a cause | [`liveness`] |
 
 pub mod agreement;
@@ -38,6 +39,7 @@ pub mod reads;
 pub mod records;
 pub mod refusals;
 pub mod repair;
+pub mod reserve;
 pub mod trims;
 
 use graven::members::change::MemberChange;

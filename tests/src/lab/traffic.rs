@@ -170,7 +170,7 @@ mod tests {
     }
 
     fn answer(round: u64) -> Message {
-        Message::HeartbeatReply { term: Term(1), round, last: Index(1), verified: Index(1) }
+        Message::HeartbeatReply { term: Term(1), round, last: Index(1), verified: Index(1), disk_full: false }
     }
 
     #[test]

@@ -18,14 +18,14 @@ use crate::script::{Moment, look};
 /// A log, closed in good order, and where its bytes mean something.
 pub(crate) struct Specimen {
     pub(crate) disk: SimDisk,
-    content: Moment,
-    files: BTreeMap<String, Vec<u8>>,
+    pub(crate) content: Moment,
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// Byte ranges of records, openings and trailers; the entry, if it is one.
-    meaning: BTreeMap<String, Vec<(u64, u64, Option<u64>)>>,
+    pub(crate) meaning: BTreeMap<String, Vec<(u64, u64, Option<u64>)>>,
     /// The last record: nothing vouches for it, and it vouches for the rest.
-    last: (String, u64),
+    pub(crate) last: (String, u64),
     /// How it was written, and is opened.
-    options: Options,
+    pub(crate) options: Options,
 }
 
 /// What became of a change.
@@ -132,7 +132,7 @@ impl Specimen {
         self.meaning.keys().cloned().collect()
     }
 
-    fn means_something(&self, (name, from, to): Harm<'_>) -> bool {
+    pub(crate) fn means_something(&self, (name, from, to): Harm<'_>) -> bool {
         let changed = self.meaning.get(name);
         changed.is_some_and(|ranges| ranges.iter().any(|range| range.0 < to && from < range.1))
     }
@@ -272,7 +272,7 @@ impl Specimen {
 }
 
 /// All bytes of a file, with the zeroes at its end.
-fn whole(disk: &SimDisk, name: &str) -> Vec<u8> {
+pub(crate) fn whole(disk: &SimDisk, name: &str) -> Vec<u8> {
     let mut bytes = disk.bytes_of(name).unwrap_or_default();
     let len = disk.open(name, None).and_then(|file| file.len()).expect("there");
     bytes.resize(len as usize, 0);
@@ -280,7 +280,7 @@ fn whole(disk: &SimDisk, name: &str) -> Vec<u8> {
 }
 
 /// The files that hold a log.
-fn segment_files(disk: &SimDisk) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn segment_files(disk: &SimDisk) -> BTreeMap<String, Vec<u8>> {
     let names = disk.names().into_iter().filter(|name| name.ends_with(".seg"));
     names.map(|name| (name.clone(), whole(disk, &name))).collect()
 }
@@ -449,7 +449,7 @@ fn bits() -> Vec<u8> {
     if long() { (0..8).collect() } else { vec![0] }
 }
 
-fn specimens() -> [Specimen; 3] {
+pub(crate) fn specimens() -> [Specimen; 3] {
     [Specimen::plain(), Specimen::recycled(), Specimen::direct()]
 }
 

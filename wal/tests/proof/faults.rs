@@ -145,3 +145,26 @@ fn failed_write_closes_the_log() {
         assert_eq!(wal.reader().last_index(), 1, "nothing of it is visible");
     }
 }
+
+/// On a full disk records are refused before votes and trims have no place to go.
+pub(crate) fn full_disk_keeps_room_for_votes() -> Result<(), String> {
+    let disk = SimDisk::new(7);
+    let mut wal = new_log(&disk);
+    disk.full(Some(disk.used_bytes()));
+    loop {
+        let frame = records(&wal.tail(), wal.tail().term, 900);
+        match wal.append(&[frame]) {
+            Ok(()) => wal.sync().map_err(|error| error.to_string())?,
+            Err(AppendError::DiskFull { .. }) => break,
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    if !wal.disk_full() || !wal.has_reserve() {
+        return Err("records took the reserve".to_owned());
+    }
+    for term in 2..4 {
+        wal.set_hard_state(HardState { term, vote: Some(1) }).map_err(|error| format!("a vote: {error}"))?;
+        wal.sync().map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}

@@ -13,6 +13,7 @@ mod damage;
 mod faults;
 mod full_disk;
 mod injector;
+mod mend;
 mod planted;
 mod read_log;
 mod rows;

@@ -7,7 +7,7 @@ use graven_wal::planted::{Bug, plant};
 use crate::crashes::{Effort, every_crash, every_crash_of_creation};
 use crate::damage::{Specimen, every_flip, every_sector};
 use crate::script::Script;
-use crate::{faults, rows, stale};
+use crate::{faults, mend, rows, stale};
 
 /// Switches the bug off again, also when the test fails.
 struct Planted;
@@ -145,6 +145,26 @@ fn segment_used_again_while_it_is_read_is_found() {
 #[test]
 fn missing_end_marks_are_found() {
     is_found(Bug::EndMarkOmitted, stale::end_in_a_used_file_is_clean);
+}
+
+#[test]
+fn reserve_that_records_take_is_found() {
+    is_found(Bug::ReserveSpent, faults::full_disk_keeps_room_for_votes);
+}
+
+#[test]
+fn entries_that_do_not_lead_to_the_end_of_a_hole_are_found() {
+    is_found(Bug::MendEndUnchecked, mend::other_history_is_refused);
+}
+
+#[test]
+fn end_that_is_cut_without_a_word_is_found() {
+    is_found(Bug::MarkerNotWritten, || mend::every_crash_of_a_cut().map(drop));
+}
+
+#[test]
+fn damaged_segment_that_is_removed_first_is_found() {
+    is_found(Bug::OriginalRemovedFirst, || mend::every_crash_of_mending().map(drop));
 }
 
 /// Every bug there is has a test here: a new one without would go unseen.

@@ -66,7 +66,7 @@ impl Node {
         let everybody = !self.options.check_quorum;
         for one in followers.iter().filter(|one| everybody || one.heard > active_since) {
             let (from, matched) = (one.node, one.matched);
-            let answer = Message::HeartbeatReply { term, round: 0, last: matched, verified: matched };
+            let answer = Message::HeartbeatReply { term, round: 0, last: matched, verified: matched, disk_full: false };
             self.input(|core, now| core.receive(now, from, answer));
         }
     }
