@@ -36,6 +36,9 @@ struct Arguments {
     /// Use no network namespaces: processes are killed and stopped, nothing is cut
     #[arg(long)]
     loopback: bool,
+    /// Trim the log meanwhile, so that nodes that were away are given checkpoints
+    #[arg(long)]
+    trims: bool,
     /// The process is in a network namespace of its own
     #[arg(long, hide = true)]
     inside: bool,
@@ -115,6 +118,7 @@ fn storm(arguments: &Arguments) -> ExitCode {
         nodes: arguments.nodes,
         dir: arguments.dir.clone(),
         namespaces: arguments.inside,
+        trims: arguments.trims,
     };
     static ASKED: AtomicBool = AtomicBool::new(false);
     if let Err(cause) = listen(&ASKED) {

@@ -4,7 +4,8 @@
 //! bursts through an appender, and abandon calls half-way; they ask any node, or one in particular, how long the log is; now
 //! and then one hangs up and comes back as a new client. The library sends again what has no answer, under its session. One
 //! more writes little most of the time, and now and then more than a leader keeps in memory: whoever is cut off or down
-//! meanwhile is brought up to date from the leader's files.
+//! meanwhile is brought up to date from the leader's files. And one trims the log, so that some of those find that what they miss
+//! is gone, and are given a checkpoint.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -12,14 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use graven::{
-    AppendError, AppendOptions, Client, ClientConfig, Consistency, ErrorCode, Item, NodeRole, Outcome, Start,
-    SubscribeOptions, Subscription,
+    AppendError, AppendOptions, Client, ClientConfig, Consistency, Detail, ErrorCode, Failure, Item, NodeRole, Outcome,
+    Start, SubscribeOptions, Subscription,
 };
 use tokio::task::JoinSet;
 
 use super::history::Journal;
 use super::nodes::name;
-use super::payload::{FLOOD_PARTS, Landed, batch};
+use super::payload::{FLOOD_PARTS, batch};
 use crate::check::Violation;
 use crate::check::linearizability::Read;
 use crate::rng::Rng;
@@ -43,6 +44,11 @@ const FLOOD: std::ops::Range<u64> = 5..13;
 const FLOOD_PAUSE_MS: std::ops::Range<u64> = 1_000..8_000;
 /// Floods of a run at most: with five nodes, some GiB on disk.
 const FLOODS_MAX: u32 = 60;
+/// Between two trims, in milliseconds.
+const TRIM_PAUSE_MS: std::ops::Range<u64> = 1_500..6_000;
+/// Records that a trim leaves of those that somebody has read, at most: some are still wanted by slow followers, some are in the
+/// segment that is written to.
+const TRIM_LEAVES: u64 = 4_000;
 /// How long anybody waits before trying again what failed at once.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How often the watcher asks who leads.
@@ -59,6 +65,8 @@ pub struct Company {
     pub nodes: u64,
     /// What happened.
     pub journal: Arc<Journal>,
+    /// Whether one of them trims the log.
+    pub trims: bool,
 }
 
 /// Starts all writers and followers.
@@ -67,6 +75,10 @@ pub fn start(company: &Company, rng: &mut Rng) -> (JoinSet<()>, JoinSet<()>) {
     let (mut writers, mut followers) = (JoinSet::new(), JoinSet::new());
     for number in 0..WRITERS {
         writers.spawn(Writer { number, company: company.clone(), rng: rng.fork() }.run());
+    }
+    let trimmer = trim(company.clone(), rng.fork());
+    if company.trims {
+        writers.spawn(trimmer);
     }
     writers.spawn(Writer { number: WRITERS, company: company.clone(), rng: rng.fork() }.flood());
     for number in 0..FOLLOWERS {
@@ -269,10 +281,12 @@ impl Follower {
             }
             // Small enough to be full now and then.
             options.window_bytes = 64 << 10;
+            // Some want to know when records were trimmed under them, some to have them skipped.
+            options.skip_trimmed = self.number >= FOLLOWERS / 2;
             match client.subscribe_with(options).await {
                 Ok(subscription) => self.follow(journal, subscription).await?,
                 Err(error) if is_passing(error.code()) => tokio::time::sleep(AGAIN).await,
-                Err(error) => return Err(self.wrong(&format!("it cannot subscribe: {error}"))),
+                Err(error) => self.failed(journal, error.failure())?,
             }
         }
         Ok(())
@@ -285,6 +299,18 @@ impl Follower {
     fn wrong(&self, what: &dyn std::fmt::Display) -> Violation {
         let detail = format!("follower {} at offset {}: {what}", self.number, self.next);
         Violation { property: "P4", detail }
+    }
+
+    /// A subscription failed, or did not begin. What was trimmed is not waited for.
+    fn failed(&mut self, journal: &Journal, failure: &Failure) -> Result<(), Violation> {
+        match failure.details.get("first_offset") {
+            Some(Detail::Number(first)) if failure.code == ErrorCode::Trimmed && *first > self.next => {
+                journal.begins(&format!("follower {}", self.number), *first)?;
+                self.next = *first;
+                Ok(())
+            }
+            _ => Err(self.wrong(&format!("the subscription failed: {failure}"))),
+        }
     }
 
     /// Reads on until it has enough of this subscription, or that ends.
@@ -301,13 +327,17 @@ impl Follower {
             left -= 1;
             match item {
                 Ok(Item::Records(records)) => {
-                    take(journal, &who, &mut self.next, &records, |_, _| ())?;
+                    take(journal, &who, &mut self.next, &records)?;
                     journal.subscription_records.fetch_add(records.len() as u64, Ordering::Relaxed);
                 }
                 Ok(Item::Progress { next_offset } | Item::CaughtUp { next_offset }) if next_offset == self.next => {}
+                Ok(Item::Trimmed { from, to }) if from == self.next && to > from => {
+                    journal.begins(&who, to)?;
+                    self.next = to;
+                }
                 Ok(other) => return Err(self.wrong(&format!("it is given {other:?}"))),
                 Err(error) if is_passing(error.code()) => return Ok(()),
-                Err(error) => return Err(self.wrong(&format!("the subscription ended: {error}"))),
+                Err(error) => return self.failed(journal, error.failure()),
             }
             if self.rng.chance(5) {
                 // A reader that is slow for a moment.
@@ -319,23 +349,38 @@ impl Follower {
 }
 
 /// Takes in records that were given to a reader who stands at `next`.
-fn take(
-    journal: &Journal,
-    who: &str,
-    next: &mut u64,
-    records: &graven::Records,
-    mut each: impl FnMut(u64, Option<Landed>),
-) -> Result<(), Violation> {
+fn take(journal: &Journal, who: &str, next: &mut u64, records: &graven::Records) -> Result<(), Violation> {
     for record in records {
         if record.offset != *next {
             let detail = format!("{who} waits for offset {next} and is given {}", record.offset);
             return Err(Violation { property: "P4", detail });
         }
         journal.delivered(who, record.offset, &record.meta, &record.payload)?;
-        each(record.offset, Landed::read(&record.meta, &record.payload));
         *next += 1;
     }
     Ok(())
+}
+
+/// Trims again and again what somebody has read.
+async fn trim(company: Company, mut rng: Rng) {
+    let Ok(client) = Client::lazy(company.config.clone()) else { return };
+    let journal = &company.journal;
+    while !journal.is_closing() {
+        tokio::time::sleep(Duration::from_millis(rng.between(TRIM_PAUSE_MS.start, TRIM_PAUSE_MS.end))).await;
+        let before = journal.known().saturating_sub(rng.below(TRIM_LEAVES));
+        if before == 0 || journal.is_closing() {
+            continue;
+        }
+        journal.trim(before);
+        match client.trim(before).await {
+            Ok(first) => journal.trimmed(before, first).unwrap_or_else(|violation| journal.violated(violation)),
+            Err(error) if is_passing(error.code()) => {}
+            Err(error) => {
+                let detail = format!("a trim before {before}, which was read, failed: {error}");
+                journal.violated(Violation { property: "answers", detail });
+            }
+        }
+    }
 }
 
 /// Whether it may go well another time.
@@ -343,37 +388,30 @@ fn is_passing(code: ErrorCode) -> bool {
     matches!(code, ErrorCode::Unavailable | ErrorCode::Timeout)
 }
 
-/// Reads the whole log from one node, up to `until`: what each record is, by offset.
+/// Reads the whole log from one node, from `first` up to `until`, and compares it with what others were given.
 ///
 /// # Errors
 /// A record is not what other readers were given, or the node does not give it.
-pub async fn read_all(
-    client: &Client,
-    node: u64,
-    until: u64,
-    journal: &Journal,
-) -> Result<Vec<Option<Landed>>, Violation> {
+pub async fn read_all(client: &Client, node: u64, first: u64, until: u64, journal: &Journal) -> Result<(), Violation> {
     let who = format!("the reader of node {node}");
     let fail = |detail| Violation { property: "P2", detail };
-    let (mut log, mut next) = (Vec::new(), 0);
-    if until == 0 {
-        return Ok(log);
+    let mut next = first;
+    if next == until {
+        return Ok(());
     }
-    let mut options = SubscribeOptions::new(Start::Offset(0));
+    let mut options = SubscribeOptions::new(Start::Offset(first));
     (options.node, options.until) = (Some(name(node)), Some(until));
     let subscription = client.subscribe_with(options).await;
     let mut subscription = subscription.map_err(|error| fail(format!("{who}: {error}")))?;
     while let Some(item) = subscription.next().await {
         match item {
-            Ok(Item::Records(records)) => {
-                take(journal, &who, &mut next, &records, |_, landed| log.push(landed))?;
-            }
+            Ok(Item::Records(records)) => take(journal, &who, &mut next, &records)?,
             Ok(Item::Trimmed { from, to }) => return Err(fail(format!("{who}: {from} to {to} are trimmed"))),
             Ok(_) => {}
             Err(error) => return Err(fail(format!("{who} at offset {next}: {error}"))),
         }
     }
-    if next == until { Ok(log) } else { Err(fail(format!("{who} is given {next} of {until} records"))) }
+    if next == until { Ok(()) } else { Err(fail(format!("{who} is given {first} to {next}, not to {until}"))) }
 }
 
 /// Who leads, as far as the nodes say.

@@ -13,8 +13,10 @@
 //! | P8 | a history without a linearization: [`linearizability`](crate::check::linearizability) |
 //! | P10 | an append that was refused and is there; a condition that was not kept |
 //!
-//! P4 and the equality of all nodes are looked at as records arrive: [`Journal::delivered`].
+//! P4 and the equality of all nodes are looked at as records arrive: [`Journal::delivered`]. What every record was is kept then, so
+//! that the log may be trimmed meanwhile, up to where somebody has read it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -70,14 +72,21 @@ pub enum End {
 pub struct Journal {
     began: Instant,
     notes: Mutex<Notes>,
-    /// One hash a record that any reader was given, by offset.
-    prints: Mutex<Vec<u64>>,
+    /// Every record that any reader was given, by offset.
+    seen: Mutex<Vec<Seen>>,
     /// Records given to subscriptions.
     pub subscription_records: AtomicU64,
     /// Clients make no more calls.
     pub closing: AtomicBool,
     /// Subscriptions end here.
     pub until: AtomicU64,
+}
+
+/// A record as the first reader was given it.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    print: u64,
+    landed: Option<Landed>,
 }
 
 #[derive(Debug, Default)]
@@ -90,6 +99,12 @@ struct Notes {
     longest_gap: u64,
     /// The latest call that was acknowledged.
     latest_call: u64,
+    /// Terms of leaders that acknowledged something.
+    terms: BTreeSet<u64>,
+    /// Where the log was asked to begin, and the latest of those that were acknowledged.
+    trims: BTreeSet<u64>,
+    trimmed: u64,
+    trims_ok: u64,
 }
 
 impl Default for Journal {
@@ -97,7 +112,7 @@ impl Default for Journal {
         Journal {
             began: Instant::now(),
             notes: Mutex::default(),
-            prints: Mutex::default(),
+            seen: Mutex::default(),
             subscription_records: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             until: AtomicU64::new(u64::MAX),
@@ -125,7 +140,10 @@ impl Journal {
     pub fn answer(&self, append: u64, answer: &Result<Ack, AppendError>) {
         let now = self.now();
         match answer {
-            Ok(ack) => self.end(append, now, End::Acknowledged { first: ack.first, last: ack.last }),
+            Ok(ack) => {
+                self.end(append, now, End::Acknowledged { first: ack.first, last: ack.last });
+                self.lock().terms.insert(ack.term);
+            }
             Err(error) if error.outcome() == Outcome::Refused => self.end(append, now, End::Refused),
             Err(_) => self.end(append, now, End::Unknown),
         }
@@ -199,16 +217,16 @@ impl Journal {
     /// They did not, or a record before it was given to nobody.
     pub fn delivered(&self, who: &str, offset: u64, meta: &[u8], payload: &[u8]) -> Result<(), Violation> {
         let print = xxh3_64(payload) ^ xxh3_64(meta).rotate_left(1);
-        let mut prints = self.prints.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = prints.len() as u64;
-        match usize::try_from(offset).ok().and_then(|at| prints.get(at)) {
-            Some(first) if *first == print => Ok(()),
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = seen.len() as u64;
+        match usize::try_from(offset).ok().and_then(|at| seen.get(at)) {
+            Some(first) if first.print == print => Ok(()),
             Some(_) => {
                 let detail = format!("{who} is given other bytes at offset {offset} than another reader was");
                 Err(Violation { property: "P2", detail })
             }
             None if offset == known => {
-                prints.push(print);
+                seen.push(Seen { print, landed: Landed::read(meta, payload) });
                 Ok(())
             }
             None => {
@@ -216,6 +234,78 @@ impl Journal {
                 Err(Violation { property: "P4", detail })
             }
         }
+    }
+
+    /// How many records somebody was given: all before this offset may be trimmed.
+    #[must_use]
+    pub fn known(&self) -> u64 {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
+    }
+
+    /// What each record is that anybody was given, by offset.
+    #[must_use]
+    pub fn log(&self) -> Vec<Option<Landed>> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.iter().map(|seen| seen.landed).collect()
+    }
+
+    /// The log is about to be asked to begin at `before`.
+    pub fn trim(&self, before: u64) {
+        self.lock().trims.insert(before);
+    }
+
+    /// A trim was acknowledged: the log begins at `first`.
+    ///
+    /// # Errors
+    /// Nobody wanted that.
+    pub fn trimmed(&self, before: u64, first: u64) -> Result<(), Violation> {
+        self.begins_exactly(&format!("the trim before {before}"), first)?;
+        let mut notes = self.lock();
+        notes.trims_ok += 1;
+        notes.trimmed = notes.trimmed.max(first);
+        if first >= before {
+            return Ok(());
+        }
+        let detail = format!("a trim before {before} is acknowledged, and the log begins at {first}");
+        Err(Violation { property: "P2", detail })
+    }
+
+    /// `who` was told that the log begins at `first`. A node that was given a checkpoint may begin there for a while, before it comes to
+    /// the trim that let go of what was before it.
+    ///
+    /// # Errors
+    /// Nobody trimmed that much.
+    pub fn begins(&self, who: &str, first: u64) -> Result<(), Violation> {
+        if self.lock().trims.last().copied().unwrap_or(0) >= first {
+            return Ok(());
+        }
+        let detail = format!("{who}: the log begins at offset {first}, and nobody trimmed that much");
+        Err(Violation { property: "P4", detail })
+    }
+
+    /// `who` has all that is committed, and was told that the log begins at `first`.
+    ///
+    /// # Errors
+    /// Nobody trimmed it there.
+    pub fn begins_exactly(&self, who: &str, first: u64) -> Result<(), Violation> {
+        if first == 0 || self.lock().trims.contains(&first) {
+            return Ok(());
+        }
+        let detail = format!("{who}: the log begins at offset {first}, and nobody trimmed it there");
+        Err(Violation { property: "P4", detail })
+    }
+
+    /// Where the log begins at least, by what was acknowledged; and how many trims were.
+    #[must_use]
+    pub fn trims(&self) -> (u64, u64) {
+        let notes = self.lock();
+        (notes.trimmed, notes.trims_ok)
+    }
+
+    /// Terms in which something was acknowledged.
+    #[must_use]
+    pub fn terms(&self) -> BTreeSet<u64> {
+        self.lock().terms.clone()
     }
 
     /// Something that must not be was seen.

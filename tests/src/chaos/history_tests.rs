@@ -115,3 +115,21 @@ fn gaps_are_measured_between_acknowledgements() {
     assert!(journal.acknowledged_since(moment) && journal.longest_gap_ms() >= 3);
     assert_eq!(journal.counts(), [1, 0, 0, 0]);
 }
+
+#[test]
+fn a_log_that_begins_where_nobody_trimmed_it_is_seen() {
+    let journal = Journal::default();
+    journal.begins("a", 0).expect("as it began");
+    assert_eq!(journal.begins("a", 7).expect_err("not asked for").property, "P4");
+    journal.trim(7);
+    journal.begins_exactly("a", 7).expect("asked for");
+    journal.begins("a", 5).expect("on the way there");
+    assert_eq!(journal.begins_exactly("a", 5).expect_err("not there").property, "P4");
+    journal.trimmed(7, 7).expect("done");
+    journal.trim(9);
+    assert_eq!(journal.trimmed(9, 7).expect_err("acknowledged and not done").property, "P2");
+    assert_eq!(journal.trimmed(9, 8).expect_err("another place").property, "P4");
+    journal.trim(8);
+    journal.trimmed(8, 9).expect("more was trimmed before");
+    assert_eq!(journal.trims().0, 9);
+}

@@ -15,6 +15,7 @@ pub mod scratch;
 pub mod storm;
 pub mod wires;
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use tokio::task::JoinSet;
 use self::clients::{Company, Watch};
 use self::history::Journal;
 use self::nodes::{Nodes, name};
-use self::payload::{Landed, batch};
+use self::payload::batch;
 use self::storm::{PROGRESS, Stop, Storm, Tally};
 use self::wires::{Spaces, Wires};
 use crate::check::Violation;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub dir: Option<PathBuf>,
     /// Whether this process is in a network namespace of its own.
     pub namespaces: bool,
+    /// Whether the log is trimmed meanwhile, so that who was away too long is given a checkpoint.
+    pub trims: bool,
 }
 
 /// What was done, and what was found. One line of JSON.
@@ -85,6 +88,8 @@ pub struct Report {
     pub reads: u64,
     /// Records given to followers.
     pub subscription_records: u64,
+    /// Trims that were acknowledged.
+    pub trims: u64,
     /// Terms after the first in which there was a leader.
     pub leader_changes: u64,
     /// The longest time in which no append was acknowledged.
@@ -146,7 +151,7 @@ pub fn run(settings: &Settings, asked: &AtomicBool) -> Result<Ended, String> {
     let mut config = ClientConfig::load(&nodes.client_file).map_err(|cause| cause.to_string())?;
     config.timeout = PROGRESS;
     let journal = Arc::new(Journal::default());
-    let company = Company { config, nodes: count, journal };
+    let company = Company { config, nodes: count, journal, trims: settings.trims };
     let watch = Watch::default();
     let storm = Storm::new(nodes, settings.time, watch.clone(), company.journal.clone(), rng.fork());
     let mut run = Run { settings, runtime, company, storm, events, leader_changes: 0, longest_gap_ms: 0 };
@@ -202,14 +207,17 @@ impl Run<'_> {
         self.settle(writers, followers)?;
         let gap = self.longest_gap_ms;
         self.events.tell(&format!("all have everything; the longest time without an acknowledgement was {gap} ms"));
-        let log = self.read_everywhere()?;
+        self.read_everywhere()?;
+        let log = journal.log();
         self.storm.nodes.end().map_err(|detail| wrong("process", detail))?;
         self.events.tell("all nodes have ended; reading their files");
         let directories: Vec<_> = (1..=self.company.nodes).map(|node| self.storm.nodes.data_dir(node)).collect();
+        let mut terms = journal.terms();
         match files::compare(&directories, log.len() as u64) {
-            Ok(terms) => self.leader_changes = terms.saturating_sub(1),
+            Ok(more) => terms.extend(more),
             Err(violation) => journal.violated(violation),
         }
+        self.leader_changes = (terms.len() as u64).saturating_sub(1);
         let (appends, reads) = journal.calls();
         self.events.tell(&format!("checking {} appends and {} reads", appends.len(), reads.len()));
         history::check(&appends, &reads, &log).into_iter().for_each(|violation| journal.violated(violation));
@@ -280,18 +288,27 @@ impl Run<'_> {
         })
     }
 
-    /// Reads the whole log from each node.
-    fn read_everywhere(&self) -> Result<Vec<Option<Landed>>, Stop> {
+    /// Reads the whole log from each node: all begin where the last trim says, and give the same.
+    fn read_everywhere(&self) -> Result<(), Stop> {
         let (company, until) = (&self.company, self.company.journal.until.load(Ordering::Relaxed));
+        let journal = &company.journal;
         self.runtime.block_on(async {
             let client = Client::lazy(company.config.clone()).map_err(|error| wrong("liveness", error.to_string()))?;
-            let mut log = Vec::new();
+            let mut firsts = BTreeSet::new();
             for node in 1..=company.nodes {
-                log = clients::read_all(&client, node, until, &company.journal).await.map_err(Stop::Violation)?;
-                self.events.tell(&format!("n{node} gives all {until} records"));
+                let bounds = client.bounds(Consistency::Local, Some(&name(node))).await;
+                let first = bounds.map_err(|error| wrong("P2", format!("n{node}: {error}")))?.first_offset;
+                firsts.insert(first);
+                journal.begins_exactly(&format!("n{node}"), first).map_err(Stop::Violation)?;
+                clients::read_all(&client, node, first, until, journal).await.map_err(Stop::Violation)?;
+                self.events.tell(&format!("n{node} gives all records from {first} to {until}"));
             }
             client.close().await;
-            Ok(log)
+            let least = journal.trims().0;
+            if firsts.len() == 1 && firsts.first().is_some_and(|first| *first >= least) {
+                return Ok(());
+            }
+            Err(wrong("P2", format!("nodes begin at {firsts:?}, trimmed is up to {least}")))
         })
     }
 
@@ -312,6 +329,7 @@ impl Run<'_> {
                 ("leader_changes", self.leader_changes),
             ];
             let zeros = promised.iter().filter(|(_, count)| *count == 0).map(|(name, _)| (*name).to_owned());
+            let zeros = zeros.chain((self.settings.trims && journal.trims().1 == 0).then(|| "trims".to_owned()));
             let zeros = zeros.chain(self.storm.missing().into_iter().map(|kind| format!("{kind:?}")));
             words.extend(zeros.map(|name| format!("promise: a zero where more is promised: {name}")));
         }
@@ -326,6 +344,7 @@ impl Run<'_> {
             appends_unknown,
             reads,
             subscription_records,
+            trims: journal.trims().1,
             leader_changes: self.leader_changes,
             longest_append_gap_ms: self.longest_gap_ms,
             longest_gap_with_quorum_ms: self.storm.longest_stall_ms(),
