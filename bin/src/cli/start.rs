@@ -96,9 +96,10 @@ impl Replacement {
             }
             false => "",
         };
+        let then = if what.ends_with('?') { "" } else { ";" };
         let lines: String = self.commands.iter().map(|line| format!("\n  {line}")).collect();
         let message = format!(
-            "{what}; a data directory is made by `graven init` only, so if this node's own is lost, put a new node in its place with these lines, the second of them where this node ran{dir}:{lines}"
+            "{what}{then} a data directory is made by `graven init` only, so if this node's own is lost, put a new node in its place with these lines, the second of them where this node ran{dir}:{lines}"
         );
         Failure::config(message).with("commands", self.commands.to_vec())
     }
