@@ -101,8 +101,10 @@ impl Replacement {
     /// The failure: what is wrong, and the lines that put it right.
     fn told(&self, what: &str) -> Failure {
         let way = self.way();
-        let message =
-            format!("{what}; a data directory is made by `graven init` only, so if this node's own is lost, {way}");
+        let then = if what.ends_with('?') { "" } else { ";" };
+        let message = format!(
+            "{what}{then} a data directory is made by `graven init` only, so if this node's own is lost, {way}"
+        );
         Failure::config(message).with("commands", self.commands.to_vec())
     }
 

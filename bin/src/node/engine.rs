@@ -241,8 +241,7 @@ impl Engine {
         let reader = wal.reader();
         let mut replica = restore(&config, wal.disk(), &recovered, &reader, state_machine)?;
         replica.knows_level(config.feature_level);
-        let (in_force, known) = (replica.feature_level(), config.feature_level);
-        if in_force > known {
+        if let Some((in_force, known)) = replica.outgrown() {
             return Err(StartError::FeatureLevel { in_force, known });
         }
         let members = replica.members().cloned().unwrap_or_default();

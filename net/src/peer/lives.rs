@@ -127,10 +127,21 @@ pub(super) struct Verdicts {
 }
 
 impl Verdicts {
-    /// Whether a refusal that has been repeated since `since` should be told as final; once for the life of the plane.
-    pub(super) fn is_final(&self, since: Instant) -> bool {
-        since.elapsed() >= FINAL_AFTER && !self.told.swap(true, Ordering::Relaxed)
+    /// Takes in that a peer disowned us once more; whether that should be told as final, which it is once for the life of the plane.
+    pub(super) fn is_final(&self, peer: &mut Option<Disowned>) -> bool {
+        let now = Instant::now();
+        let known = peer.filter(|known| now.duration_since(known.last) < FINAL_AFTER);
+        let disowned = Disowned { last: now, ..known.unwrap_or(Disowned { since: now, last: now }) };
+        *peer = Some(disowned);
+        now.duration_since(disowned.since) >= FINAL_AFTER && !self.told.swap(true, Ordering::Relaxed)
     }
+}
+
+/// How long a peer has disowned us. Attempts that came to nothing in between, on a busy host, say neither yes nor no.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Disowned {
+    since: Instant,
+    last: Instant,
 }
 
 /// A living peer sends at least a keep-alive a second on each connection.
@@ -179,5 +190,21 @@ mod tests {
     fn the_life_at_the_member_address_is_the_node() {
         assert!(at_once(&[look(1, 3, false)], 2, at(1), Some(at(1))));
         assert!(is_heard(&[look(1, 3, false), look(2, 1, true)]), "reached there, though it dials from elsewhere");
+    }
+
+    #[test]
+    fn a_refusal_is_final_when_it_was_repeated_for_long_and_is_told_once() {
+        let verdicts = Verdicts::default();
+        let ago = |since: u64, last: u64| {
+            let before = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).unwrap();
+            Some(Disowned { since: before(since), last: before(last) })
+        };
+        assert!(!verdicts.is_final(&mut None));
+        assert!(!verdicts.is_final(&mut ago(5, 1)));
+        let mut over = ago(60, 30);
+        assert!(!verdicts.is_final(&mut over), "the last one is long ago: it begins anew");
+        assert!(!verdicts.is_final(&mut over));
+        assert!(verdicts.is_final(&mut ago(9, 2)));
+        assert!(!verdicts.is_final(&mut ago(9, 2)), "told already");
     }
 }

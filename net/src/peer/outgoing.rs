@@ -189,7 +189,7 @@ struct Dialled {
 
 async fn run_lane(shared: Weak<Shared>, peer: Arc<Peer>, lane: Lane) {
     let mut backoff = Backoff::default();
-    // Since when this peer has said, at every attempt, that we are not who we claim to be.
+    // How long this peer has said that we are not who we claim to be.
     let mut disowned = None;
     let Some(mut roster) = shared.upgrade().map(|shared| shared.roster.subscribe()) else { return };
     loop {
@@ -204,8 +204,7 @@ async fn run_lane(shared: Weak<Shared>, peer: Arc<Peer>, lane: Lane) {
             }
             Err(DialError::Refused { address, by, refusal }) => {
                 if by == RefusedBy::Them && refusal.disowns() {
-                    let since = *disowned.get_or_insert_with(Instant::now);
-                    if shared.verdicts.is_final(since) {
+                    if shared.verdicts.is_final(&mut disowned) {
                         shared.tell(PeerEvent::Disowned { by: peer.node, refusal: refusal.clone() }).await;
                     }
                 } else {
@@ -213,10 +212,7 @@ async fn run_lane(shared: Weak<Shared>, peer: Arc<Peer>, lane: Lane) {
                 }
                 shared.tell_refused(Some(peer.node), address, by, refusal).await;
             }
-            Err(cause) => {
-                disowned = None;
-                tracing::debug!(node = peer.node.0, lane = lane.as_str(), "cannot dial: {cause}");
-            }
+            Err(cause) => tracing::debug!(node = peer.node.0, lane = lane.as_str(), "cannot dial: {cause}"),
         }
         drop(shared);
         let [control, append] = &peer.kick;

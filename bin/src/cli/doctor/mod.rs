@@ -52,7 +52,7 @@ fn show(facts: &Facts, findings: &[Finding], global: &Global) -> CliResult {
     let looked = checked(facts).join(", ");
     text.push_str(&match (count(Level::Error), count(Level::Warning)) {
         (0, 0) => format!("nothing is wrong; looked at {looked}\n"),
-        (errors, warnings) => format!("{errors} errors, {warnings} warnings; looked at {looked}\n"),
+        (errors, warnings) => format!("errors: {errors}, warnings: {warnings}; looked at {looked}\n"),
     });
     out::print(&text)
 }
