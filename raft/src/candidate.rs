@@ -51,11 +51,16 @@ impl Core {
     /// The last one makes the timer run from the moment of persistence: a sync slower than the timeout would otherwise
     /// start the next election before the first vote request left.
     pub(crate) fn may_stand(&self) -> bool {
-        self.config.may_vote
+        self.votes()
             && self.applied >= self.must_apply
             && self.is_needed()
             && !self.disk_stalled()
             && !self.hard_state_pending()
+    }
+
+    /// Whether this node's say in an election means anything.
+    fn votes(&self) -> bool {
+        self.config.may_vote && !self.abstaining
     }
 
     /// Whether an election may depend on this node: it votes by the membership in force, or by one before it that is not known to be
@@ -117,7 +122,7 @@ impl Core {
     }
 
     pub(crate) fn on_pre_vote(&mut self, from: NodeId, campaign: Term, last: LogId) {
-        let granted = self.config.may_vote && !self.is_loyal() && campaign > self.hard.term && self.is_complete(last);
+        let granted = self.votes() && !self.is_loyal() && campaign > self.hard.term && self.is_complete(last);
         self.send(from, Message::PreVoteReply { term: self.hard.term, campaign, granted });
     }
 
@@ -126,7 +131,7 @@ impl Core {
         if term < self.hard.term || (self.is_loyal() && !transfer) {
             return self.send(from, Message::VoteReply { term: self.hard.term, granted: false });
         }
-        let worthy = self.config.may_vote && self.is_complete(last);
+        let worthy = self.votes() && self.is_complete(last);
         if term > self.hard.term {
             self.become_follower(term, worthy.then_some(from), None);
         } else if worthy && (self.hard.vote.is_none() || is_planted(Bug::VoteTwice)) && self.leader.is_none() {

@@ -62,6 +62,8 @@ pub struct Core {
 
     pub(crate) reads: Reads,
     pub(crate) transfer: Option<Transfer>,
+    /// See [`Core::abstain`].
+    pub(crate) abstaining: bool,
 }
 
 impl Core {
@@ -100,6 +102,7 @@ impl Core {
             term_start: Index(0),
             reads: Reads::new(first_token),
             transfer: None,
+            abstaining: false,
         };
         core.restart_election_timer();
         if core.commit > core.applied {
@@ -176,6 +179,8 @@ impl Core {
             Message::TimeoutNow { last, .. } => self.on_timeout_now(from, last),
             Message::ReadIndex { token, .. } => self.on_read_index(from, token),
             Message::ReadIndexReply { token, index, .. } => self.on_read_index_reply(from, token, index),
+            Message::Install { base, .. } => self.on_install(from, base),
+            Message::InstallReply { base, ok, .. } => self.on_install_reply(from, base, ok),
             Message::PreVote { .. } | Message::Vote { .. } => {}
         }
     }
@@ -186,7 +191,10 @@ impl Core {
         let reply = match *message {
             Message::Heartbeat { round, .. } if is_planted(Bug::PassedRoundAnswered) => self.heartbeat_reply(round),
             // Its round is of another leadership: the sender may lead again by now, and has another round of that number.
-            Message::Heartbeat { .. } | Message::Commit { .. } | Message::TimeoutNow { .. } => self.heartbeat_reply(0),
+            Message::Heartbeat { .. }
+            | Message::Commit { .. }
+            | Message::TimeoutNow { .. }
+            | Message::Install { .. } => self.heartbeat_reply(0),
             Message::ReadIndex { token, .. } => Message::ReadIndexReply { term, token, index: None },
             _ => return,
         };
@@ -201,6 +209,16 @@ impl Core {
         if waited && self.applied >= self.must_apply && self.role == Role::Follower && self.now >= self.election_due {
             self.restart_election_timer();
         }
+    }
+
+    /// While `abstains`, this node neither stands for election nor gives its vote. For a node whose log is being replaced by an
+    /// install, or may lack entries that it once acknowledged: its log's end proves nothing then (Raft paper 5.4.1).
+    pub fn abstain(&mut self, now: Tick, abstains: bool) {
+        self.observe(now);
+        if self.abstaining && !abstains {
+            self.restart_election_timer();
+        }
+        self.abstaining = abstains;
     }
 
     /// Reports that the driver gave up entries up to `base` from the start of its log. They must be applied.

@@ -159,6 +159,23 @@ impl Core {
         }
     }
 
+    /// The leader has no entries for this log's end any more.
+    pub(crate) fn on_install(&mut self, from: NodeId, base: LogId) {
+        if !self.follow(from) {
+            return;
+        }
+        if self.log.base().index >= base.index || self.log.term_at(base.index) == Some(base.term) {
+            return self.send(from, Message::InstallReply { term: self.hard.term, base, ok: true });
+        }
+        self.outputs.push_back(Output::InstallOffered { from, base });
+    }
+
+    /// Answers an offer ([`Output::InstallOffered`]): whether the checkpoint is installed here, durably.
+    pub fn answer_install(&mut self, now: Tick, to: NodeId, base: LogId, ok: bool) {
+        self.observe(now);
+        self.send(to, Message::InstallReply { term: self.hard.term, base, ok });
+    }
+
     /// Reports that a checkpoint which ends with the entry `base` was installed on this node and is durable, together
     /// with the memberships up to it, ascending (Raft paper 7).
     ///

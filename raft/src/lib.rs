@@ -25,8 +25,9 @@
 //!    - [`Output::Commit`]: apply, acknowledge, then call [`Core::applied`]. Until what was known to be committed at the start
 //!      is applied, this node does not stand for election.
 //!    - [`Output::ReadReady`]: answer the read once `index` is applied. [`Output::ReadFailed`]: tell the asker to try again.
-//!    - [`Output::SnapshotNeeded`]: bring the follower a checkpoint, then [`Core::snapshot_done`]; on the follower
-//!      [`Core::installed`] once it is durable.
+//!    - [`Output::SnapshotNeeded`]: offer the follower a checkpoint by [`Core::offer_install`], and again until it is answered.
+//!      [`Output::InstallOffered`], on the follower: fetch it; [`Core::abstain`] while the log is replaced; then
+//!      [`Core::installed`] once it is durable, and [`Core::answer_install`].
 //!    - [`Output::Alarm`]: as its variant says; [`Alarm::Diverged`], [`Alarm::TwoLeaders`] and [`Alarm::DiskDead`] end the process.
 //! 4. On the receiving side of an append, verify the frames and `prev_chain` first, list their entries, and keep the frames
 //!    at hand until the outputs are drained.

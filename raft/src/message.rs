@@ -113,6 +113,23 @@ pub enum Message {
         /// State applied up to here is fresh enough; `None` when leadership could not be confirmed.
         index: Option<Index>,
     },
+    /// "What you lack is not in my log any more: install the checkpoint that ends with `base`" (Raft paper 7). The checkpoint itself
+    /// is fetched by the driver. Repeated until it is answered.
+    Install {
+        /// The leader's term.
+        term: Term,
+        /// The last entry that the checkpoint covers; committed.
+        base: LogId,
+    },
+    /// Answer to [`Message::Install`].
+    InstallReply {
+        /// The follower's term.
+        term: Term,
+        /// The checkpoint answered.
+        base: LogId,
+        /// Whether the follower's log now holds or begins behind `base`; if not, it may be offered again.
+        ok: bool,
+    },
 }
 
 impl Message {
@@ -130,7 +147,9 @@ impl Message {
             | Message::Commit { term, .. }
             | Message::TimeoutNow { term, .. }
             | Message::ReadIndex { term, .. }
-            | Message::ReadIndexReply { term, .. } => *term,
+            | Message::ReadIndexReply { term, .. }
+            | Message::Install { term, .. }
+            | Message::InstallReply { term, .. } => *term,
         }
     }
 }

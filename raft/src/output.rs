@@ -92,11 +92,19 @@ pub enum Output {
         /// Whether that node leads now.
         ok: bool,
     },
-    /// The follower needs entries from before this log's first. Install a checkpoint there, then report
-    /// [`crate::Core::snapshot_done`].
+    /// The follower needs entries from before this log's first. Offer it a checkpoint with [`crate::Core::offer_install`], again and
+    /// again until its answer takes it out of [`crate::ProgressState::Snapshot`].
     SnapshotNeeded {
         /// The follower.
         to: NodeId,
+    },
+    /// The leader offers a checkpoint that this node needs: fetch it, install it, report [`crate::Core::installed`], and answer with
+    /// [`crate::Core::answer_install`].
+    InstallOffered {
+        /// The leader.
+        from: NodeId,
+        /// The last entry that the checkpoint covers.
+        base: LogId,
     },
     /// Something an operator must hear of; the variant says what the driver does.
     Alarm(Alarm),

@@ -74,16 +74,25 @@ impl Core {
         }
     }
 
-    /// Reports that the install asked for by [`Output::SnapshotNeeded`] ended. It is asked for again if need be.
-    pub fn snapshot_done(&mut self, now: Tick, to: NodeId, ok: bool) {
+    /// Offers the checkpoint that ends with `base` to a follower that asked for entries which are gone
+    /// ([`Output::SnapshotNeeded`]). Returns whether it still waits for one: then offer it again, a lost offer is not noticed here.
+    pub fn offer_install(&mut self, now: Tick, to: NodeId, base: LogId) -> bool {
         self.observe(now);
+        let waits = self.follower_at(to).is_some_and(|at| self.progress[at].state == ProgressState::Snapshot);
+        if waits {
+            self.send(to, Message::Install { term: self.hard.term, base });
+        }
+        waits
+    }
+
+    /// The follower's log holds `base`, or could not be made to: go on behind it, or ask again a little later.
+    pub(crate) fn on_install_reply(&mut self, from: NodeId, base: LogId, ok: bool) {
         let pause = self.now.after(self.config.append_timeout_us);
-        let base = self.log.base().index;
-        if let Some(at) = self.follower_at(to)
+        if let Some(at) = self.follower_at(from)
             && self.progress[at].state == ProgressState::Snapshot
         {
             let follower = &mut self.progress[at];
-            follower.become_probe(base.next());
+            follower.become_probe(base.index.next());
             follower.hopeful = false;
             follower.paused_until = (!ok).then_some(pause);
             self.maybe_append(at);

@@ -1,5 +1,26 @@
-//! The room for checkpoint and snapshot files, over the log's [`Disk`](graven_wal::Disk) trait.
+//! Checkpoint files: what a node must know of the entries that its log no longer has.
 //!
-//! Empty in this version: a node keeps its whole log, and a state machine replays it. What will stand here: a checkpoint
-//! at each segment's border, which lets the log begin later than at its first record, and snapshots of state machines, in
-//! chunks, resumable, verified whole before they replace anything.
+//! A [`Checkpoint`] is a place in the log and the state there, as bytes whose meaning is the node's. [`save`] makes one
+//! durable under its name or not at all; [`load`] gives back what was saved, or says what is wrong with the file. The same
+//! bytes ([`Checkpoint::encode`], [`Checkpoint::decode`]) go to a node that has fallen behind the beginning of a log.
+//!
+//! ```
+//! use graven_snapshot::{Checkpoint, load, save, stored};
+//! use graven_wal::{LogBase, sim::SimDisk};
+//!
+//! let disk = SimDisk::new(42);
+//! let base = LogBase { index: 7, term: 2, next_offset: 40, ..LogBase::default() };
+//! let checkpoint = Checkpoint { cluster: 1, base, state: vec![1, 2, 3] };
+//! save(&disk, &checkpoint)?;
+//! assert_eq!(stored(&disk)?, [7]);
+//! assert_eq!(load(&disk, 7)?, checkpoint);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![doc = "\n\n"]
+#![doc = include_str!("../FORMAT.md")]
+
+mod format;
+mod store;
+
+pub use format::{Checkpoint, FORMAT_VERSION, Flaw, STATE_BYTES_MAX, file_bytes_max};
+pub use store::{CheckpointError, forget, load, read_base, save, set_aside, settle, stage, stored};

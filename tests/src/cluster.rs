@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use graven::members::{Member, MemberRole, Members};
-use graven::replica::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, Replica};
+use graven::replica::{Alarm, Answer, Chore, DiskJob, Effect, Fetch, Load, Now, Rejection, Replica};
 use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
 use graven_raft::invariants::check_step;
 use graven_raft::{AppendHead, Message, NodeId, Role};
@@ -68,6 +68,7 @@ pub(crate) enum Event {
     DiskDone { node: u64, life: u64 },
     DiskIdle { node: u64, life: u64 },
     Loaded { node: u64, life: u64, load: Load },
+    Fetched { node: u64, life: u64, fetch: Fetch },
     Start { node: u64 },
     Request { node: u64, request: u64 },
     Answer { request: u64, answer: Result<Answer, Rejection> },
@@ -91,6 +92,7 @@ impl Event {
             | Event::DiskDone { node, .. }
             | Event::DiskIdle { node, .. }
             | Event::Loaded { node, .. }
+            | Event::Fetched { node, .. }
             | Event::Request { node, .. } => Some(*node),
             Event::Start { .. }
             | Event::Answer { .. }
@@ -285,6 +287,7 @@ impl Cluster {
             Event::DiskDone { node, life } => self.on_disk_done(node, life),
             Event::DiskIdle { node, life } => self.on_disk_idle(node, life),
             Event::Loaded { node, life, load } => self.on_loaded(node, life, load),
+            Event::Fetched { node, life, fetch } => self.on_fetched(node, life, fetch),
             Event::Start { node } => self.on_start(node),
             Event::Request { node, request } => self.on_request(node, request),
             Event::Answer { request, answer } => {
@@ -358,6 +361,8 @@ impl Cluster {
                     }
                 }
                 Effect::Load(load) => self.after(50, 800, Event::Loaded { node, life, load }),
+                Effect::Fetch(fetch) => self.after(200, 20_000, Event::Fetched { node, life, fetch }),
+                Effect::Recovered => {}
                 Effect::Answer { request, answer } => answers.push((request, answer)),
                 Effect::Role { role, term, leader } => {
                     self.trace.line(self.now_us, format_args!("n{node} is {role:?} in term {term}, leader {leader:?}"));
@@ -403,6 +408,10 @@ impl Cluster {
         };
         let view = replica.view();
         let maker = Maker { commit: view.commit_index, established: replica.core().is_established() };
+        if let Some(Chore::Install(checkpoint)) = &job.chore {
+            self.stats.installs += 1;
+            self.checkers.installing(node, &checkpoint.base)?;
+        }
         for frame in &job.frames {
             let made = replica.leads() && frame.header().term == view.term.0;
             self.checkers.writing(node, frame, made.then_some(maker))?;
@@ -446,6 +455,7 @@ impl Cluster {
             self.after(0, 3_000, Event::Applied { node, life, index: view.readable_index });
         }
         self.checkers.committed(node, view.term.0, view.commit_index)?;
+        self.checkers.begins(node, view.readable_index, view.first_offset)?;
         self.checkers.readable(node, view.readable_index, view.next_offset)
     }
 
@@ -454,6 +464,8 @@ impl Cluster {
         match alarm {
             // A slow disk is one of the faults.
             Alarm::Core(words) if words.contains("DiskStalled") => Ok(()),
+            // So is a peer that dies, or is cut off, before its checkpoint was fetched.
+            Alarm::Core(words) if words.contains("checkpoint") => Ok(()),
             other => Err(Violation { property: "alarm", detail: format!("node {node} raised {other:?}") }),
         }
     }
@@ -489,6 +501,16 @@ impl Cluster {
         self.input_of(node, life, |replica, now| replica.loaded(now, load.token, frames))
     }
 
+    /// A checkpoint comes over a lane of its own, or does not.
+    fn on_fetched(&mut self, node: u64, life: u64, fetch: Fetch) -> Checked {
+        let peer = self.node(fetch.from.0);
+        let reached = peer.process.is_some() && !self.network.is_cut(peer.id, node);
+        let found = reached.then(|| graven_snapshot::load(&peer.disk, fetch.base.index.0).ok()).flatten();
+        let words = if found.is_some() { "fetches" } else { "does not get" };
+        self.trace.line(self.now_us, format_args!("n{node} {words} checkpoint {:?} of n{}", fetch.base, fetch.from.0));
+        self.input_of(node, life, |replica, now| replica.fetched(now, fetch.token, found))
+    }
+
     fn on_start(&mut self, node: u64) -> Checked {
         let (now_us, profile) = (self.now_us, self.profile);
         let mut rng = self.rng.fork();
@@ -514,7 +536,7 @@ impl Cluster {
         }
         let hard_state = recovered.hard_state;
         self.checkers.durability.recovered_hard_state(node, hard_state.term, hard_state.vote)?;
-        self.checkers.started(node, &frames, recovered.known_commit)?;
+        self.checkers.started(node, &recovered.base, &frames, recovered.known_commit)?;
         self.carry_out(node)
     }
 }

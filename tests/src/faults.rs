@@ -23,6 +23,8 @@ pub(crate) enum Fault {
     Pause,
     /// The members change.
     Member,
+    /// The log is trimmed.
+    Trim,
     /// The node was just elected.
     Depose(u64),
     CutOff(u64),
@@ -38,14 +40,23 @@ impl Cluster {
             Fault::Full => self.profile.full_us,
             Fault::Pause => self.profile.pause_us,
             Fault::Member => self.profile.member_us,
+            Fault::Trim => self.profile.trim_us,
             Fault::Mend | Fault::Room | Fault::Depose(_) | Fault::CutOff(_) => 0,
         }
     }
 
     pub(crate) fn schedule_faults(&mut self) {
-        for fault in
-            [Fault::Crash, Fault::Partition, Fault::Disk, Fault::Full, Fault::Transfer, Fault::Pause, Fault::Member]
-        {
+        let all = [
+            Fault::Crash,
+            Fault::Partition,
+            Fault::Disk,
+            Fault::Full,
+            Fault::Transfer,
+            Fault::Pause,
+            Fault::Member,
+            Fault::Trim,
+        ];
+        for fault in all {
             self.schedule_fault(fault);
         }
     }
@@ -89,6 +100,7 @@ impl Cluster {
             Fault::Transfer => self.push_leadership(node),
             Fault::Pause => self.pause(node),
             Fault::Member => self.change_members(),
+            Fault::Trim => self.trim_somewhere(node),
             Fault::Depose(node) => {
                 let power = self.rng.chance(self.profile.power);
                 self.crash(node, power);
@@ -97,6 +109,18 @@ impl Cluster {
         }
         self.schedule_fault(fault);
         Ok(())
+    }
+
+    /// Mostly asks who leads, and mostly for something that is there. What is behind the end may be there when it is asked for.
+    fn trim_somewhere(&mut self, node: u64) {
+        let node = if self.rng.chance(900) { self.leader().unwrap_or(node) } else { node };
+        let records = self.checkers.committed_records();
+        let before = match self.rng.below(4) {
+            0 => records,
+            1 => records + self.rng.below(20),
+            _ => self.rng.below(records + 1),
+        };
+        self.ask_trim(node, before);
     }
 
     fn crash_somebody(&mut self, node: u64) {

@@ -1,7 +1,10 @@
 //! The log thread of a node: takes the jobs that wait, is done a sync later, and uses idle moments as the daemon does. And
 //! how it fails.
 
-use graven::replica::disk::DiskReport;
+use graven::replica::Chore;
+use graven::replica::disk::{DiskError, DiskReport};
+use graven_frame::Frame;
+use graven_wal::AppendError;
 
 use crate::check::{Checked, Violation, reserve};
 use crate::cluster::{Cluster, Event};
@@ -54,6 +57,7 @@ impl Cluster {
         process.disk_busy = more || !process.running.is_empty();
         let again = process.disk_busy;
         let report = process.reported;
+        let first = process.reader.first_index();
         // A job that waits for room may have its term and vote on the disk already.
         let waiting = process.running.front().map(|job| (job.sequence, job.hard_state));
         for job in &jobs {
@@ -67,6 +71,19 @@ impl Cluster {
             for frame in job.frames.iter().filter(|_| done) {
                 self.checkers.durability.synced(node, frame);
             }
+            match &job.chore {
+                Some(Chore::Install(checkpoint)) if done && ran.saved.is_some() => {
+                    self.checkers.installed(node, &checkpoint.base)?;
+                }
+                Some(Chore::Save(_)) if done && ran.saved.is_some() => self.stats.checkpoints += 1,
+                Some(Chore::Release(_)) if done => {
+                    self.stats.releases += 1;
+                    let before = first.checked_sub(2).map(|at| self.checkers.log().get(at as usize));
+                    let offset = before.map_or(0, |frame| frame.map_or(u64::MAX, Frame::next_offset));
+                    self.checkers.holds(node, offset)?;
+                }
+                _ => {}
+            }
         }
         self.trace.line(now_us, format_args!("n{node} synced {:?}", ran.done));
         if again {
@@ -76,7 +93,7 @@ impl Cluster {
                 && let Some(process) = self.node_mut(node).alive(life)
                 && let Err(error) = process.use_idle()
             {
-                return self.on_disk_error(node, &error);
+                return self.on_disk_error(node, &error.into());
             }
             self.schedule(now_us + pause, Event::DiskStart { node, life });
         } else {
@@ -99,10 +116,10 @@ impl Cluster {
         }
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if let Err(error) = process.use_idle() {
-            return self.on_disk_error(node, &error);
+            return self.on_disk_error(node, &error.into());
         }
         let before = process.reported;
-        process.reported = DiskReport { room: process.wal.room(), waits: false, ..before };
+        process.reported = DiskReport { room: process.wal.room(), waits: false, saved: None, ..before };
         let report = process.reported;
         if report.room.is_full() || process.wal.sync_point_due() {
             self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });
@@ -114,9 +131,9 @@ impl Cluster {
     }
 
     /// The log is closed for good: the process ends, as the daemon's does, with or without a loss of power.
-    fn on_disk_error(&mut self, node: u64, error: &graven_wal::AppendError) -> Checked {
+    fn on_disk_error(&mut self, node: u64, error: &DiskError) -> Checked {
         self.trace.line(self.now_us, format_args!("n{node} {error}"));
-        if !matches!(error, graven_wal::AppendError::Closed { .. }) {
+        if !matches!(error, DiskError::Log(AppendError::Closed { .. }) | DiskError::Checkpoint(_)) {
             return Err(Violation { property: "disk", detail: format!("node {node}: the log refuses a job: {error}") });
         }
         self.stats.failed_syncs += 1;

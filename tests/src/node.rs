@@ -6,10 +6,9 @@
 use std::collections::VecDeque;
 
 use graven::replica::disk::{self, DiskReport};
-use graven::replica::log::Mark;
-use graven::replica::{DiskJob, Replica, ReplicaConfig, Restored};
-use graven_frame::Frame;
-use graven_raft::{HardState, NodeId, Term};
+use graven::replica::{DiskJob, Replica, ReplicaConfig, StateError};
+use graven_frame::{Frame, FrameError};
+use graven_raft::NodeId;
 use graven_wal::sim::SimDisk;
 use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, Room, SyncMethod, Wal};
 
@@ -29,6 +28,11 @@ pub(crate) const WINDOW_BYTES: u64 = 32 << 10;
 const APPEND_BYTES: [u32; 3] = [200, 1 << 10, 8 << 10];
 /// From one at a time to more than there ever are.
 const WINDOW_MESSAGES: [usize; 4] = [1, 2, 8, 128];
+
+/// The id of every simulated cluster.
+const CLUSTER: u128 = 7;
+/// Small, so that a short run makes many.
+const CHECKPOINT_BYTES: u64 = 16 << 10;
 
 /// See the module's documentation.
 pub struct Node {
@@ -94,7 +98,7 @@ impl Node {
     pub fn new(id: u64, seed: u64, first: Option<&Frame>) -> Node {
         let disk = SimDisk::new(seed);
         let segment_bytes = *Rng::new(seed).pick(&SEGMENT_BYTES);
-        let identity = Identity { cluster: 7, node: id, incarnation: u128::from(id) };
+        let identity = Identity { cluster: CLUSTER, node: id, incarnation: u128::from(id) };
         let created =
             Wal::create(disk.clone(), identity, options(segment_bytes), first.map_or(&[], std::slice::from_ref));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
@@ -121,6 +125,8 @@ impl Node {
             frame.verify(None).map_err(|error| StartError::Read(format!("entry {index}: {error}")))?;
             frames.push(frame);
         }
+        let (restored, _) = graven::replica::restore::restore(&self.disk, &recovered, &reader)
+            .map_err(|error| StartError::Read(error.to_string()))?;
         self.life += 1;
         let clock = Clock::start(rng, now_us, profile.drift);
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
@@ -132,24 +138,17 @@ impl Node {
             raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
         }
         let state_machine = rng.chance(250);
-        let config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
-        let vote = recovered.hard_state.vote.map(NodeId);
-        let base = &recovered.base;
-        let restored = Restored {
-            hard_state: HardState { term: Term(recovered.hard_state.term), vote },
-            base: Mark {
-                index: base.index,
-                term: base.term,
-                chain: base.chain,
-                next_offset: base.next_offset,
-                timestamp_ms: base.timestamp_ms,
-            },
-            known_commit: recovered.known_commit,
-            last_index: recovered.last_index,
+        let config = ReplicaConfig {
+            raft,
+            ring_bytes: RING_BYTES,
+            state_machine,
+            cluster: CLUSTER,
+            checkpoint_bytes: CHECKPOINT_BYTES,
+            recovering: None,
         };
-        let found = frames.iter().cloned().map(Ok::<_, graven_frame::FrameError>);
-        let replica = Replica::new(config, &restored, found, clock.now(now_us))
-            .map_err(|error| StartError::Read(error.to_string()))?;
+        let behind = frames.iter().filter(|frame| frame.header().index >= restored.next_index());
+        let replica = Replica::new(config, &restored, behind.cloned().map(Ok::<_, FoundError>), clock.now(now_us))
+            .map_err(|error| StartError::Read(error.0))?;
         self.process = Some(Process {
             replica,
             wal,
@@ -159,7 +158,7 @@ impl Node {
             running: VecDeque::new(),
             disk_busy: false,
             doomed: None,
-            reported: DiskReport { sequence: 0, room: Room::plenty(), waits: false },
+            reported: DiskReport { sequence: 0, room: Room::plenty(), waits: false, saved: None },
             lag_us: None,
             tick_at: None,
             flushing: false,
@@ -192,10 +191,10 @@ impl Process {
     ///
     /// # Errors
     /// The log's error; the log is closed.
-    pub fn run_disk(&mut self) -> Result<disk::Ran, graven_wal::AppendError> {
+    pub fn run_disk(&mut self) -> Result<disk::Ran, disk::DiskError> {
         let ran = disk::run(&mut self.wal, &mut self.running)?;
         let sequence = ran.done.unwrap_or(self.reported.sequence);
-        self.reported = DiskReport { sequence, room: self.wal.room(), waits: ran.disk_full };
+        self.reported = DiskReport { sequence, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };
         Ok(ran)
     }
 
@@ -219,4 +218,19 @@ pub enum StartError {
     Open(OpenError),
     /// What is in it does not read back.
     Read(String),
+}
+
+/// What may be wrong with what a replica is given.
+struct FoundError(String);
+
+impl From<FrameError> for FoundError {
+    fn from(error: FrameError) -> FoundError {
+        FoundError(error.to_string())
+    }
+}
+
+impl From<StateError> for FoundError {
+    fn from(error: StateError) -> FoundError {
+        FoundError(error.to_string())
+    }
 }

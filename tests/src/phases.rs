@@ -194,7 +194,8 @@ impl Cluster {
             let Some(process) = &node.process else { continue };
             let last = process.replica.view().readable_index;
             let mut frames = Vec::new();
-            for index in 1..=last {
+            let first = process.reader.first_index();
+            for index in first..=last {
                 match process.reader.frame(index) {
                     Ok(frame) => frames.push(frame),
                     Err(error) => {
@@ -203,7 +204,7 @@ impl Cluster {
                     }
                 }
             }
-            self.checkers.read_back(node.id, &frames)?;
+            self.checkers.read_back(node.id, first, &frames)?;
         }
         Ok(())
     }

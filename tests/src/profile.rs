@@ -60,6 +60,8 @@ pub struct Profile {
     pub transfer_us: u64,
     /// Pause between wishes to change the members.
     pub member_us: u64,
+    /// Pause between trims.
+    pub trim_us: u64,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
     pub depose: u64,
     /// How much clocks may be fast or slow.
@@ -95,6 +97,7 @@ impl Profile {
         slow_sync: 0,
         transfer_us: 0,
         member_us: 0,
+        trim_us: 0,
         depose: 0,
         drift: 10,
         client_loss: 0,
@@ -235,6 +238,24 @@ impl Profile {
         promises: &[Counter::MEMBERSHIP_CHANGES, Counter::TRANSFERS],
         ..Profile::CALM
     };
+    /// The log begins later and later; whoever was away is given a checkpoint, and power fails in the middle of it.
+    pub const TRIMS: Profile = Profile {
+        name: "trims",
+        trim_us: 60_000,
+        crash_us: 250_000,
+        down_us: 900_000,
+        power: 700,
+        in_write: 500,
+        partition_us: 900_000,
+        transfer_us: 2_000_000,
+        full_us: 1_500_000,
+        loss: 10,
+        reordering: 20,
+        slow_sync: 10,
+        client_loss: 5,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::FULL_DISKS],
+        ..Profile::CALM
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -251,6 +272,7 @@ impl Profile {
         slow_sync: 30,
         transfer_us: 1_500_000,
         member_us: 0,
+        trim_us: 1_000_000,
         depose: 150,
         drift: 50,
         client_loss: 20,
@@ -276,7 +298,7 @@ impl Profile {
         ],
     };
     /// All of them.
-    pub const ALL: [Profile; 12] = [
+    pub const ALL: [Profile; 13] = [
         Profile::CHAOS,
         Profile::MEMBERS,
         Profile::CRASHES,
@@ -289,6 +311,7 @@ impl Profile {
         Profile::ELECTIONS,
         Profile::DEPOSED,
         Profile::CALM,
+        Profile::TRIMS,
     ];
 
     /// The profile of this name.

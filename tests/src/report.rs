@@ -66,6 +66,15 @@ pub struct Stats {
     /// Appends sent again.
     #[serde(skip)]
     pub retries: u64,
+    /// Checkpoints saved.
+    #[serde(skip)]
+    pub checkpoints: u64,
+    /// Times a node let go of the beginning of its log.
+    #[serde(skip)]
+    pub releases: u64,
+    /// Checkpoints of others put in the place of a log.
+    #[serde(skip)]
+    pub installs: u64,
 }
 
 /// A counter that a profile promises to move.
@@ -95,7 +104,7 @@ counters! {
     FAILED_SYNCS failed_syncs, MEMBERSHIP_CHANGES membership_changes, ACKED acked, READS_CHECKED reads_checked,
     VIOLATIONS violations, LOST lost, DOUBLED doubled, REORDERED reordered, PAUSES pauses, SLOW_LIVES slow_lives,
     STALLS stalls, FULL_DISKS full_disks, FLIPS flips, TRANSFERS transfers, DEPOSED deposed, READS reads, JUDGED judged,
-    RETRIES retries,
+    RETRIES retries, CHECKPOINTS checkpoints, RELEASES releases, INSTALLS installs,
 }
 
 impl std::fmt::Debug for Counter {

@@ -5,6 +5,7 @@ use graven::replica::feed::{Feed, Step};
 use graven::replica::{Answer, Rejection, RequestId};
 use graven_frame::{Group, GroupBuilder, GroupHeaderSpec};
 use graven_raft::NodeId;
+use graven_wal::ReadError;
 
 use crate::check::{Asked, Checked, Violation};
 use crate::client::Wish;
@@ -36,6 +37,10 @@ pub(crate) enum Request {
     },
     /// A wish to change the members.
     Change(MemberChange),
+    /// A wish that the log begins here.
+    Trim {
+        before: u64,
+    },
     /// Of somebody who is none of the simulated clients and looks for the answer himself.
     Outside {
         group: Group,
@@ -73,6 +78,7 @@ impl Cluster {
             }
             Request::Transfer { to } => self.input(node, |replica, now| replica.transfer(now, id, NodeId(to))),
             Request::Change(change) => self.input(node, |replica, now| replica.change_members(now, id, &change)),
+            Request::Trim { before } => self.input(node, |replica, now| replica.trim(now, id, before)),
             Request::Outside { group } => self.input(node, |replica, now| {
                 replica.append(id, group);
                 replica.flush(now);
@@ -117,6 +123,15 @@ impl Cluster {
             Request::Change(change) => {
                 return match answer {
                     Ok(Answer::MembersChanged) => self.checkers.members_changed(change),
+                    Ok(other) => unexpected(Ok(other)),
+                    Err(_) => Ok(()),
+                };
+            }
+            Request::Trim { before } => {
+                return match answer {
+                    Ok(Answer::Trimmed { first_offset }) => self.checkers.trimmed(*before, first_offset),
+                    // What is refused for reaching too far reached too far.
+                    Err(Rejection::TrimBeyond { next_offset }) if next_offset >= *before => unexpected(answer),
                     Ok(other) => unexpected(Ok(other)),
                     Err(_) => Ok(()),
                 };
@@ -199,6 +214,11 @@ impl Cluster {
         self.ask(node, Request::Change(change));
     }
 
+    /// Asks `node` to trim.
+    pub(crate) fn ask_trim(&mut self, node: u64, before: u64) {
+        self.ask(node, Request::Trim { before });
+    }
+
     /// Asks `node` to hand leadership to `to`.
     pub(crate) fn ask_transfer(&mut self, node: u64, to: u64) {
         self.ask(node, Request::Transfer { to });
@@ -246,15 +266,24 @@ impl Cluster {
         let Some(feed) = &mut follower.feed else { return Ok(()) };
         // The view that a reader's task has may be an old one.
         let news = process.replica.view();
-        let view = follower.view.filter(|_| stale).unwrap_or(news);
+        let mut view = follower.view.filter(|_| stale).unwrap_or(news);
         follower.view = Some(news);
         for _ in 0..4 {
             match feed.step(&view) {
                 Step::Read => {
-                    let frames = feed.read(&process.reader, &view, 4096).map_err(|error| Violation {
-                        property: "P4",
-                        detail: format!("node {} cannot read for its reader at {next}: {error}", follower.node),
-                    })?;
+                    let frames = match feed.read(&process.reader, &view, 4096) {
+                        Ok(frames) => frames,
+                        // Its view is older than a trim: it looks again.
+                        Err(ReadError::Trimmed { .. }) if feed.next_offset() < news.first_offset => {
+                            view = news;
+                            continue;
+                        }
+                        Err(error) => {
+                            let detail =
+                                format!("node {} cannot read for its reader at {next}: {error}", follower.node);
+                            return Err(Violation { property: "P4", detail });
+                        }
+                    };
                     for frame in &frames {
                         self.checkers.delivered(at, frame)?;
                     }
@@ -263,10 +292,7 @@ impl Cluster {
                     self.checkers.caught_up(at, next_offset, view.next_offset)?;
                 }
                 Step::Wait => break,
-                Step::Trimmed { from, to } => {
-                    let detail = format!("reader {at} is told that {from} to {to} were trimmed; nothing was");
-                    return Err(Violation { property: "P4", detail });
-                }
+                Step::Trimmed { from, to } => self.checkers.told_trimmed(at, from, to)?,
             }
         }
         Ok(())

@@ -318,6 +318,12 @@ impl<D: Disk> Wal<D> {
         self.pool.len() > 0
     }
 
+    /// The directory it lives in, for what stands beside it.
+    #[must_use]
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
     /// A view for reading, here or on other threads.
     #[must_use]
     pub fn reader(&self) -> LogReader {

@@ -218,6 +218,8 @@ impl<D: Disk> Pool<D> {
             Err(failure) => return Err(failure),
         }
         let done = self.waiting.len() >= self.target && self.waiting.iter().all(Prepared::is_ready);
+        // Released segments were kept for reuse: nothing is wanted of the disk any more.
+        self.no_space &= !done;
         Ok(if done { PrepareState::Ready } else { PrepareState::More })
     }
 

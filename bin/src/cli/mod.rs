@@ -27,6 +27,7 @@ mod read;
 mod render;
 mod start;
 mod status;
+mod trim;
 mod wal;
 
 /// A persistent replicated log.
@@ -83,6 +84,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Hand leadership to a node
     Transfer(status::TransferArgs),
+    /// Let go of all records before an offset
+    Trim(trim::TrimArgs),
     /// Show and change who belongs to the cluster
     Member(member::MemberArgs),
     /// Make and check certificates
@@ -135,6 +138,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Read(args) => read::run(&args, &global).map(|()| 0),
         Command::Status(args) => status::run(&args, &global),
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
+        Command::Trim(args) => trim::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),
         Command::Certs(args) => certs::run(&args, &global).map(|()| 0),
         Command::Wal(args) => wal::run(&args, &global).map(|()| 0),
@@ -181,7 +185,7 @@ fn missing(error: &clap::Error) -> Option<&'static str> {
     LATER.into_iter().find(|command| command == asked)
 }
 
-const LATER: [&str; 5] = ["recover", "trim", "snapshot", "backup", "restore"];
+const LATER: [&str; 4] = ["recover", "snapshot", "backup", "restore"];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

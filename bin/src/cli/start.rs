@@ -49,7 +49,7 @@ fn failure(error: &DaemonError, data_dir: &std::path::Path, name: &str) -> Failu
         }
         // A socket that cannot be bound: the address is somebody else's or not this host's.
         DaemonError::Start(StartError::Peers(_) | StartError::Clients(_)) => Failure::config(error),
-        DaemonError::Start(StartError::Read { .. } | StartError::Incomplete { .. }) => {
+        DaemonError::Start(StartError::Read { .. } | StartError::Restore { .. }) => {
             Failure::new(ErrorCode::Damaged, error.to_string())
         }
         _ => Failure::internal(format!("{error} (data directory {})", data_dir.display())),

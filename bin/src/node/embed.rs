@@ -393,7 +393,7 @@ fn run_machine<M: StateMachine>(
             Err(cause) => return Err(cause.to_string()),
         };
         let next = machine.applied().unwrap_or(0);
-        let feed = NodeFeed::new(shared, next, None);
+        let feed = NodeFeed::of_machine(shared, next);
         let (expected, queries) = (BTreeMap::new(), BTreeMap::new());
         let thread = MachineThread { machine, shared, feed, next, expected, queries, out: Vec::new() };
         runtime.block_on(thread.run(commands))

@@ -22,7 +22,7 @@ use graven_net::server::LeaderView;
 use graven_net::tls::{Identity as Certified, TlsFiles, TlsIdentity};
 use graven_net::transport::ResetKey;
 use graven_raft::{NodeId, Tick};
-use graven_wal::{LogReader, ReadError, RealDisk, SyncMethod, Wal};
+use graven_wal::{Disk, LogReader, ReadError, RealDisk, SyncMethod, Wal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{info, warn};
 
@@ -32,8 +32,9 @@ use super::protocol::{Channels, Protocol};
 use super::{load_thread, log_thread};
 use crate::config::{NodeConfig, SyncMode};
 use crate::members::Members;
-use crate::replica::log::Mark;
-use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, Restored, View};
+use crate::replica::disk::DiskError;
+use crate::replica::restore::{self, RestoreError};
+use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, StateError, View};
 
 /// Peer events that may wait for the protocol thread: each holds at most an append of about 256 KiB, so 32 MiB; the lanes
 /// stop reading then.
@@ -43,6 +44,8 @@ const PEER_EVENTS_MAX: usize = 128;
 const JOBS_MAX: usize = 1024;
 /// Loads that may wait: one or a few for each of at most six followers.
 const LOADS_MAX: usize = 64;
+/// Fetches of checkpoints that may wait: a replica has one under way.
+const FETCHES_MAX: usize = 2;
 /// Space kept ready ahead of the log, three times what a leader may have uncommitted: so a full disk is known, and told, before an
 /// entry meets it. As much as the log's own margin, below which it calls the disk full.
 const READY_BYTES: u64 = 16 << 20;
@@ -83,13 +86,14 @@ pub enum StartError {
         /// Why not.
         cause: String,
     },
-    /// The first segments are gone.
-    #[error("the log in {} begins at entry {first}: the files before it are missing; put them back", dir.display())]
-    Incomplete {
+    /// The log opened, and with the checkpoints beside it is nothing to start from.
+    #[error("{}: {source}", dir.display())]
+    Restore {
         /// Where it lives.
         dir: PathBuf,
-        /// The first entry there.
-        first: u64,
+        /// Why not.
+        #[source]
+        source: RestoreError,
     },
     /// A socket cannot be bound, or the peers' endpoint does not start.
     #[error(transparent)]
@@ -106,7 +110,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub enum Fatal {
     /// The log failed and is closed.
-    Log(graven_wal::AppendError),
+    Log(DiskError),
     /// The replica says so.
     Alarm(Alarm),
     /// The state machine failed.
@@ -171,7 +175,7 @@ impl Engine {
         let (wal, recovered) = open_log(&config, &tls)?;
         let identity = recovered.identity;
         let reader = wal.reader();
-        let replica = restore(&config, &recovered, &reader, state_machine)?;
+        let replica = restore(&config, wal.disk(), &recovered, &reader, state_machine)?;
         let members = replica.members().cloned().unwrap_or_default();
         let roster = roster_of(&replica.company());
 
@@ -180,6 +184,7 @@ impl Engine {
         let (reports, reports_end) = mpsc::channel(JOBS_MAX);
         let (jobs, jobs_end) = sync_channel(JOBS_MAX);
         let (loads, loads_end) = sync_channel(LOADS_MAX);
+        let (fetches, fetches_end) = mpsc::channel(FETCHES_MAX);
         let (view, view_end) = watch::channel(replica.view());
         let (leader, leader_end) = watch::channel(LeaderView::default());
         let (members_sender, members_end) = watch::channel(members);
@@ -191,6 +196,7 @@ impl Engine {
             reports: reports_end,
             jobs,
             loads,
+            fetches,
             view,
             leader,
             members: members_sender,
@@ -350,49 +356,46 @@ fn check_certificate(config: &NodeConfig, tls: &TlsIdentity) -> Result<(), Start
     }
 }
 
-fn restore(
+fn restore<D: Disk>(
     config: &NodeConfig,
+    disk: &D,
     recovered: &graven_wal::Recovered,
     reader: &LogReader,
     state_machine: bool,
 ) -> Result<Replica, StartError> {
-    if recovered.base.index > 0 {
-        // Nothing in this version gives up the beginning of a log, so files are missing: their records would be skipped.
-        return Err(StartError::Incomplete { dir: config.data_dir.clone(), first: recovered.first_index });
+    let dir = config.data_dir.clone();
+    let (restored, set_aside) =
+        restore::restore(disk, recovered, reader).map_err(|source| StartError::Restore { dir: dir.clone(), source })?;
+    for name in set_aside {
+        warn!("a damaged checkpoint was set aside as {name}; an older one is used, look at the disk");
     }
     let mut raft = graven_raft::Config::new(NodeId(recovered.identity.node), rand::random());
     raft.heartbeat_us = config.raft.heartbeat_ms * 1000;
     raft.election_us = config.raft.election_ms * 1000;
     raft.disk_stall_us = config.raft.disk_stall_ms * 1000;
-    let restored = Restored {
-        hard_state: graven_raft::HardState {
-            term: graven_raft::Term(recovered.hard_state.term),
-            vote: recovered.hard_state.vote.map(NodeId),
-        },
-        base: Mark {
-            index: recovered.base.index,
-            term: recovered.base.term,
-            chain: recovered.base.chain,
-            next_offset: recovered.base.next_offset,
-            timestamp_ms: recovered.base.timestamp_ms,
-        },
-        known_commit: recovered.known_commit,
-        last_index: recovered.last_index,
-    };
     let frames =
-        Frames { reader, next: recovered.first_index, last: recovered.last_index, ready: Vec::new().into_iter() };
+        Frames { reader, next: restored.next_index(), last: recovered.last_index, ready: Vec::new().into_iter() };
     let now = Now { tick: Tick(0), wall_ms: 0 };
-    let replica_config = ReplicaConfig { raft, ring_bytes: RING_BYTES, state_machine };
-    Replica::new::<RestoreError>(replica_config, &restored, frames, now)
-        .map_err(|cause| StartError::Read { dir: config.data_dir.clone(), cause: cause.to_string() })
+    let replica_config = ReplicaConfig {
+        raft,
+        ring_bytes: RING_BYTES,
+        state_machine,
+        cluster: recovered.identity.cluster,
+        checkpoint_bytes: config.wal.segment_bytes,
+        recovering: None,
+    };
+    Replica::new::<FrameOrRead>(replica_config, &restored, frames, now)
+        .map_err(|cause| StartError::Read { dir, cause: cause.to_string() })
 }
 
 #[derive(Debug, thiserror::Error)]
-enum RestoreError {
+enum FrameOrRead {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error(transparent)]
     Frame(#[from] FrameError),
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// All frames of the log, read a few megabytes at a time.
@@ -404,7 +407,7 @@ struct Frames<'a> {
 }
 
 impl Iterator for Frames<'_> {
-    type Item = Result<graven_frame::Frame, RestoreError>;
+    type Item = Result<graven_frame::Frame, FrameOrRead>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(frame) = self.ready.next() {

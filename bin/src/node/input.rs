@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graven_frame::{Frame, Group};
 use graven_net::server::{AppendReply, MemberChange};
+use graven_snapshot::Checkpoint;
 use tokio::sync::{Notify, oneshot};
 
 use crate::replica::sessions::Placed;
@@ -27,6 +28,10 @@ pub(super) enum Input {
     Transfer(u64, Reply),
     /// The members should change.
     ChangeMembers(MemberChange, Reply),
+    /// Records before this offset should go.
+    Trim(u64, Reply),
+    /// A checkpoint was fetched, or could not be.
+    Fetched(u64, Option<Box<Checkpoint>>),
     /// The state machine has applied up to this index.
     Applied(u64),
     /// Frames were read for a follower.

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use graven_wal::{AppendError, Disk, PrepareState, Wal};
+use graven_wal::{Disk, PrepareState, Wal};
 use tokio::sync::mpsc::Sender;
 use tracing::warn;
 
 use super::counters::Counters;
 use crate::replica::DiskJob;
-use crate::replica::disk::{self, DiskReport};
+use crate::replica::disk::{self, DiskError, DiskReport};
 
 /// What goes to the log thread.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) enum LogReport {
     /// Jobs up to this one are durable.
     Done(DiskReport),
     /// The log failed and is closed.
-    Failed(AppendError),
+    Failed(DiskError),
 }
 
 /// Jobs written together at most: bounds the memory that one sync vouches for, and the time until the next report.
@@ -54,7 +54,7 @@ pub(super) fn run<D: Disk>(
     counters: &Arc<Counters>,
 ) {
     let mut thread = LogThread { wal, queue: VecDeque::new(), done: 0, full: false, preparing: true, behind_bytes: 0 };
-    if let Err(error) = thread.work(jobs, reports, counters).and_then(|()| thread.wal.close()) {
+    if let Err(error) = thread.work(jobs, reports, counters).and_then(|()| Ok(thread.wal.close()?)) {
         // When nobody listens any more the process is ending anyway, and nothing was acknowledged.
         let _ = reports.blocking_send(LogReport::Failed(error));
     }
@@ -76,7 +76,7 @@ impl<D: Disk> LogThread<D> {
         jobs: &Receiver<LogInput>,
         reports: &Sender<LogReport>,
         counters: &Counters,
-    ) -> Result<(), AppendError> {
+    ) -> Result<(), DiskError> {
         loop {
             match jobs.recv_timeout(self.pause()) {
                 Ok(LogInput::Job(job)) => self.gather(job, jobs),
@@ -88,7 +88,8 @@ impl<D: Disk> LogThread<D> {
                 let appended: usize = self.queue.iter().map(bytes_of).sum();
                 let ran = disk::run(&mut self.wal, &mut self.queue)?;
                 self.done = ran.done.unwrap_or(self.done);
-                let report = DiskReport { sequence: self.done, room: self.wal.room(), waits: ran.disk_full };
+                let report =
+                    DiskReport { sequence: self.done, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };
                 self.note_room(report.waits || report.room.is_full());
                 self.count(counters);
                 if reports.blocking_send(LogReport::Done(report)).is_err() {
@@ -127,14 +128,14 @@ impl<D: Disk> LogThread<D> {
         }
     }
 
-    fn idle(&mut self) -> Result<(), AppendError> {
+    fn idle(&mut self) -> Result<(), DiskError> {
         if self.wal.sync_point_due() {
-            return self.wal.write_sync_point();
+            return Ok(self.wal.write_sync_point()?);
         }
         self.prepare()
     }
 
-    fn prepare(&mut self) -> Result<(), AppendError> {
+    fn prepare(&mut self) -> Result<(), DiskError> {
         self.behind_bytes = self.behind_bytes.saturating_sub(PREPARE_STEP_BYTES);
         self.preparing = matches!(self.wal.prepare(PREPARE_STEP_BYTES)?, PrepareState::More);
         Ok(())

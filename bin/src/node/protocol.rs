@@ -20,7 +20,7 @@ use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use crate::members::Members;
 use crate::members::change::ChangeRefused;
-use crate::replica::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, Replica, RequestId, View};
+use crate::replica::{Alarm, Answer, DiskJob, Effect, Fetch, Load, Now, Rejection, Replica, RequestId, View};
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
 const TURN_INPUTS: usize = 1024;
@@ -34,6 +34,7 @@ pub(super) struct Channels {
     pub(super) reports: mpsc::Receiver<LogReport>,
     pub(super) jobs: SyncSender<LogInput>,
     pub(super) loads: SyncSender<Load>,
+    pub(super) fetches: mpsc::Sender<Fetch>,
     pub(super) view: watch::Sender<View>,
     pub(super) leader: watch::Sender<LeaderView>,
     pub(super) members: watch::Sender<Members>,
@@ -219,6 +220,11 @@ impl Protocol {
                     let request = self.register(Waiting::Other(reply));
                     self.replica.change_members(now, request, &change);
                 }
+                Input::Trim(before, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.trim(now, request, before);
+                }
+                Input::Fetched(token, checkpoint) => self.replica.fetched(now, token, checkpoint.map(|it| *it)),
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),
                 Input::StepDown(done) => self.step_down(now, done),
@@ -301,6 +307,14 @@ impl Protocol {
             }
             Effect::Disk(job) => self.hand_to_disk(job),
             Effect::Load(load) => self.load(load, undone),
+            Effect::Fetch(fetch) => {
+                // Whoever fetches answers later; nobody there to do it is an answer too.
+                if self.channels.fetches.try_send(fetch).is_err() {
+                    let now = self.now();
+                    self.replica.fetched(now, fetch.token, None);
+                }
+            }
+            Effect::Recovered => info!("this node has everything again that it may have acknowledged; it votes"),
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::Role { role, term, leader } => self.on_role(role, term.0, leader),
             Effect::Alarm(alarm) => {
@@ -432,6 +446,10 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
         Rejection::Conflict { next_offset } => {
             let message = format!("the next record lands at offset {next_offset}, not at the expected one");
             Failure::refused(ErrorCode::Conflict, message).with("next_offset", next_offset)
+        }
+        Rejection::TrimBeyond { next_offset } => {
+            let message = format!("nothing was trimmed: there is no record behind offset {next_offset} yet");
+            Failure::refused(ErrorCode::OutOfRange, message).with("next_offset", next_offset)
         }
         Rejection::Fenced { fence } => {
             let message = format!("a fencing token of {fence} has been used; this append carries a lower one");

@@ -71,6 +71,18 @@ impl NodeService {
         }
     }
 
+    async fn trim(&self, before: u64) -> Response {
+        match ask(&self.shared, |reply| Input::Trim(before, reply)).await {
+            Ok(Ok(Answer::Trimmed { first_offset })) => Response::Trimmed { first_offset },
+            Ok(Err(Rejection::NotLeader { .. } | Rejection::Transferring)) => self.not_leader(),
+            Ok(Err(rejection)) => Response::Failed(failure(rejection)),
+            Ok(Ok(_)) => {
+                Response::Failed(Failure::refused(ErrorCode::Internal, "a trim was answered with something else"))
+            }
+            Err(gone) => Response::Failed(gone),
+        }
+    }
+
     async fn change_members(&self, change: MemberChange) -> Response {
         match ask(&self.shared, |reply| Input::ChangeMembers(change, reply)).await {
             Ok(Ok(_)) => Response::MembersChanged,
@@ -127,7 +139,7 @@ impl NodeService {
             peer_address: Some(me.map_or(shared.config.advertise.peer.clone(), |me| me.peer_address.clone())),
             reachable: true,
             role: role_of(view.role, me.map(|me| me.role)),
-            state: Some(if view.disk_full { NodeState::DiskFull } else { NodeState::Ok }),
+            state: Some(state_of(&view)),
             term: Some(view.term.0),
             commit_index: Some(view.commit_index),
             last_index: Some(view.last_index),
@@ -210,6 +222,7 @@ impl Service for NodeService {
             Request::Members if self.shared.view.borrow().role != Role::Leader => self.not_leader(),
             Request::Members => Response::Members(self.members()),
             Request::ChangeMembers(change) => self.change_members(change).await,
+            Request::Trim { before } => self.trim(before).await,
             _ => failed(Failure::refused(ErrorCode::Usage, "this node does not know the request; upgrade it first")),
         }
     }
@@ -308,6 +321,16 @@ fn stalled_ms(view: &View, now: Duration) -> u64 {
     view.unsynced_since.map_or(0, |since| now_us.saturating_sub(since.0) / 1000)
 }
 
+/// What is worst about a node.
+fn state_of(view: &View) -> NodeState {
+    match view {
+        View { diverged: true, .. } => NodeState::Damaged,
+        View { recovering: true, .. } => NodeState::Recovering,
+        View { disk_full: true, .. } => NodeState::DiskFull,
+        _ => NodeState::Ok,
+    }
+}
+
 fn free_bytes(dir: &std::path::Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(dir).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -320,11 +343,20 @@ pub(super) struct NodeFeed {
     view: watch::Receiver<View>,
     feed: Feed,
     until: Option<u64>,
+    /// Whether records that were trimmed are wanted all the same, as long as the files have them.
+    trimmed_too: bool,
 }
 
 impl NodeFeed {
     pub(super) fn new(shared: &Arc<Shared>, from: u64, until: Option<u64>) -> NodeFeed {
-        NodeFeed { shared: Arc::clone(shared), view: shared.view.clone(), feed: Feed::new(from), until }
+        let (shared, view) = (Arc::clone(shared), shared.view.clone());
+        NodeFeed { shared, view, feed: Feed::new(from), until, trimmed_too: false }
+    }
+
+    /// The feed of a state machine that starts with the record `from`. A node with a state machine keeps its files: what is trimmed
+    /// for readers is still what its state is made of.
+    pub(super) fn of_machine(shared: &Arc<Shared>, from: u64) -> NodeFeed {
+        NodeFeed { trimmed_too: true, ..NodeFeed::new(shared, from, None) }
     }
 
     /// Everything up to this index was given, or holds no record.
@@ -339,10 +371,19 @@ impl Source for NodeFeed {
             if self.until.is_some_and(|until| self.feed.next_offset() >= until) {
                 return FeedItem::Done;
             }
-            let view = *self.view.borrow_and_update();
+            let mut view = *self.view.borrow_and_update();
+            if self.trimmed_too {
+                view.first_offset = 0;
+            }
             match self.feed.step(&view) {
                 Step::Read => match self.feed.read(&self.shared.reader, &view, max_bytes) {
                     Ok(frames) if frames.is_empty() => {}
+                    // Trimmed since the view was looked at: the next one says so.
+                    Err(graven_wal::ReadError::Trimmed { .. })
+                        if self.feed.next_offset() < self.view.borrow().first_offset && !self.trimmed_too =>
+                    {
+                        continue;
+                    }
                     Ok(frames) => return FeedItem::Frames(frames),
                     Err(cause) => return FeedItem::End(unreadable(&cause)),
                 },

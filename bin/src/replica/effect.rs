@@ -1,7 +1,10 @@
 //! What goes into a replica and what comes out of it.
 
+use std::sync::Arc;
+
 use graven_frame::Frame;
-use graven_raft::{AppendHead, HardState, Message, NodeId, Role, Term, Tick};
+use graven_raft::{AppendHead, HardState, LogId, Message, NodeId, Role, Term, Tick};
+use graven_snapshot::Checkpoint;
 
 use super::sessions::Placed;
 use crate::members::change::ChangeRefused;
@@ -42,6 +45,8 @@ pub enum Effect {
     Disk(DiskJob),
     /// Read frames for a follower that is behind the ring; report [`super::Replica::loaded`].
     Load(Load),
+    /// Fetch a checkpoint from a peer; report [`super::Replica::fetched`], whatever becomes of it.
+    Fetch(Fetch),
     /// Answer a request.
     Answer {
         /// Which.
@@ -60,6 +65,8 @@ pub enum Effect {
     },
     /// Something that a person must know.
     Alarm(Alarm),
+    /// This node has everything again that it may once have acknowledged: it votes from here on, in later lives too.
+    Recovered,
 }
 
 /// Writes for the log, made durable together with whatever stands in the queue beside them.
@@ -73,6 +80,30 @@ pub struct DiskJob {
     pub hard_state: Option<HardState>,
     /// Frames to append. The first may stand at or below the log's last index: it supersedes.
     pub frames: Vec<Frame>,
+    /// What else is to be done, after all of that is durable.
+    pub chore: Option<Chore>,
+}
+
+/// Work on the files that is no append.
+#[derive(Debug, Clone)]
+pub enum Chore {
+    /// Save a checkpoint of this node. On a full disk it is not saved, and the job is done all the same.
+    Save(Arc<Checkpoint>),
+    /// Save a checkpoint that a peer made and start the log anew behind it. On a full disk neither happens.
+    Install(Arc<Checkpoint>),
+    /// Let go of the log up to this entry, whose checkpoint is durable, and of older checkpoints.
+    Release(u64),
+}
+
+/// A checkpoint wanted from a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetch {
+    /// Names the fetch; goes back with the checkpoint.
+    pub token: u64,
+    /// Who has it.
+    pub from: NodeId,
+    /// The last entry it covers.
+    pub base: LogId,
 }
 
 /// Frames wanted from the log's files.
@@ -107,6 +138,11 @@ pub enum Answer {
     Transferred,
     /// The members are as wanted, and that is committed.
     MembersChanged,
+    /// What was to be trimmed is, and that is committed.
+    Trimmed {
+        /// The first offset now.
+        first_offset: u64,
+    },
 }
 
 /// A request that was not carried out, or may not have been.
@@ -124,6 +160,11 @@ pub enum Rejection {
     },
     /// Refused: the first record would not have landed at the expected offset.
     Conflict {
+        /// Where the next record lands.
+        next_offset: u64,
+    },
+    /// Refused: nothing can be trimmed that is not there yet.
+    TrimBeyond {
         /// Where the next record lands.
         next_offset: u64,
     },
@@ -207,6 +248,8 @@ pub struct View {
     pub disk_full: bool,
     /// Since when the oldest write waits that the disk has not finished.
     pub unsynced_since: Option<Tick>,
+    /// Whether its log is being brought back: it does not vote.
+    pub recovering: bool,
 }
 
 impl std::fmt::Display for Alarm {

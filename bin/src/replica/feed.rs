@@ -103,7 +103,12 @@ impl Feed {
             if from > view.readable_index {
                 return Ok(found);
             }
-            let frames = reader.frames(from, view.readable_index, max_bytes)?;
+            let frames = match reader.frames(from, view.readable_index, max_bytes) {
+                // What follows the last record that was handed out may be entries without records, gone by now; the record that is owed
+                // need not be.
+                Err(ReadError::Trimmed { .. }) if self.entry.take().is_some() => continue,
+                read => read?,
+            };
             let Some(last) = frames.last() else { return Ok(found) };
             self.entry = Some(last.header().index + 1);
             self.passed = last.header().index;

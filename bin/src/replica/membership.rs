@@ -9,12 +9,12 @@
 
 use std::collections::VecDeque;
 
-use graven_frame::{Body, Frame, HeaderSpec, Kind};
+use graven_frame::Kind;
 use graven_raft::{Follower, NodeId, ProposeError, Role, Tick};
 
+use super::Replica;
 use super::effect::{Answer, Now, Rejection, RequestId};
 use super::planted::{Bug, is_planted};
-use super::{Replica, entry_meta};
 use crate::members::change::{ChangeRefused, MemberChange};
 use crate::members::{MemberRole, Members};
 
@@ -218,31 +218,11 @@ impl Replica {
         let bytes = next
             .encode()
             .map_err(|error| Rejection::Change(Box::new(ChangeRefused::Encoding { reason: error.to_string() })))?;
-        let last = self.log.last();
-        let spec = HeaderSpec {
-            kind: Kind::Membership,
-            term: self.core.term().0,
-            index: last.index + 1,
-            base_offset: last.next_offset,
-            count: 0,
-            timestamp_ms: now.wall_ms.max(last.timestamp_ms),
-        };
-        let body = Body::from_chunks(vec![bytes.into()]);
-        let crc = body.crc();
-        let frame = Frame::seal(spec, last.chain, body, crc);
-        let meta = entry_meta(Kind::Membership, frame.encoded_len(), Some(next.membership()));
-        match self.core.propose(now.tick, meta) {
-            Ok(id) => assert_eq!(id.index.0, spec.index, "the core's log and the replica's differ"),
-            Err(ProposeError::Transferring { .. }) => return Err(Rejection::Transferring),
-            Err(ProposeError::NotLeader { leader }) => return Err(Rejection::NotLeader { leader }),
-            Err(_) => return Err(Rejection::MembersChanging),
-        }
-        self.stash.clear();
-        self.stash.push_back(frame);
-        while let Some(output) = self.core.poll() {
-            self.on_output(now, output);
-        }
-        Ok(spec.index)
+        self.propose_control(now, Kind::Membership, bytes, Some(next.membership())).map_err(|error| match error {
+            ProposeError::Transferring { .. } => Rejection::Transferring,
+            ProposeError::NotLeader { leader } => Rejection::NotLeader { leader },
+            _ => Rejection::MembersChanging,
+        })
     }
 
     /// Leaves a joint membership that is committed in this leader's term, whoever began it. Returns whether it did.

@@ -13,30 +13,38 @@
 //! - readers see an entry when it is committed and durable on this node.
 
 mod acks;
+mod checkpoint;
 pub mod disk;
 pub mod effect;
 pub mod feed;
+mod install;
 mod intake;
 pub mod log;
 mod membership;
 #[doc(hidden)]
 pub mod planted;
+pub mod restore;
 mod room;
 pub mod sessions;
 mod status;
+mod trim;
 
 use std::collections::{HashMap, VecDeque};
 
 use graven_frame::{Body, Frame, FrameError, Group, HeaderSpec, Kind};
 use graven_raft::{
-    AppendHead, Core, Entry, EntryKind, EntryMeta, Index, LogId, Membership, Message, NodeId, Output, Role, Term, Tick,
-    Write,
+    AppendHead, Core, Entry, EntryKind, EntryMeta, Index, LogId, Membership, Message, NodeId, Output, ProposeError,
+    Role, Term, Tick, Write,
 };
+use graven_snapshot::Checkpoint;
 use graven_wal::Room;
 
 use crate::members::Members;
 use acks::Acks;
-pub use effect::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, RequestId, View};
+use checkpoint::{Checkpoints, State};
+pub use checkpoint::{Kept, StateError};
+pub use effect::{Alarm, Answer, Chore, DiskJob, Effect, Fetch, Load, Now, Rejection, RequestId, View};
+use install::Installs;
 use intake::{Intake, Wanted};
 use log::{LogView, Mark};
 use membership::{Changing, Growth};
@@ -44,6 +52,7 @@ use planted::{Bug, is_planted};
 use sessions::{Placed, Sessions};
 #[doc(hidden)]
 pub use status::Footprint;
+use trim::Trims;
 
 /// Recent frames kept in memory for followers: four windows of 1 MiB, so that a follower that pauses for a moment is fed
 /// without touching the disk. More would cost several times as much memory: see [`log::LogView::release`].
@@ -60,6 +69,13 @@ pub struct ReplicaConfig {
     pub ring_bytes: usize,
     /// Whether a state machine reports [`Replica::applied`]; without one, readable is applied.
     pub state_machine: bool,
+    /// The cluster's id: checkpoints of others are refused.
+    pub cluster: u128,
+    /// Bytes of log after which a checkpoint is made.
+    pub checkpoint_bytes: u64,
+    /// An entry that this node may have acknowledged and has lost with the end of its log: until it has everything that it may once
+    /// have acknowledged, it neither votes nor stands.
+    pub recovering: Option<u64>,
 }
 
 /// What a node finds on its disk when it starts.
@@ -69,10 +85,16 @@ pub struct Restored {
     pub hard_state: graven_raft::HardState,
     /// The entry before the first one held: index 0 unless the log was trimmed.
     pub base: Mark,
+    /// The terms of the entries held, with the first index of each.
+    pub term_runs: Vec<(Term, Index)>,
     /// The highest index known to be committed.
     pub known_commit: u64,
     /// The last entry's index.
     pub last_index: u64,
+    /// The newest checkpoint that can be used.
+    pub checkpoint: Option<Checkpoint>,
+    /// All that are durable, oldest first.
+    pub kept: Vec<Kept>,
 }
 
 /// See the module's documentation.
@@ -82,6 +104,10 @@ pub struct Replica {
     core: Core,
     log: LogView,
     first_offset: u64,
+    trims: Trims,
+    checkpoints: Checkpoints,
+    installs: Installs,
+    recovering: Option<Recovering>,
     sessions: Sessions,
     /// The members in the log, from the newest committed ones on.
     members: Vec<(u64, Members)>,
@@ -119,12 +145,30 @@ pub struct Replica {
 #[derive(Debug, Clone, Copy)]
 struct Job {
     sequence: u64,
-    term: Term,
-    last: Index,
+    /// What the core is told when it is done: term and last entry.
+    persist: Option<(Term, Index)>,
     /// First index written, when it writes entries.
     first: Option<u64>,
     /// Bytes of its frames.
     bytes: usize,
+    after: After,
+}
+
+/// What else comes of a job that is done.
+#[derive(Debug, Clone, Copy)]
+enum After {
+    Nothing,
+    /// A checkpoint of this node was to be saved.
+    Saved(Kept),
+    /// A checkpoint of another node was to be installed.
+    Installed,
+}
+
+/// A node that lost the end of its log, and until when its word means nothing.
+#[derive(Debug, Clone, Copy)]
+struct Recovering {
+    /// The last entry that it must have again.
+    until: u64,
 }
 
 /// An append that the core wants sent.
@@ -138,28 +182,34 @@ struct Feeding {
 }
 
 impl Replica {
-    /// A replica over the log that `restored` and `frames` describe. `frames` are all entries held, in order.
+    /// A replica over the log that `restored` and `frames` describe. `frames` are the entries behind the checkpoint, all of them if
+    /// there is none, in order.
     ///
     /// # Errors
-    /// What reading a frame returned, or a frame that does not decode.
-    pub fn new<E: From<FrameError>>(
+    /// What reading a frame returned, a frame that does not decode, or a checkpoint that does not.
+    pub fn new<E: From<FrameError> + From<StateError>>(
         config: ReplicaConfig,
         restored: &Restored,
         frames: impl IntoIterator<Item = Result<Frame, E>>,
         now: Now,
     ) -> Result<Replica, E> {
-        let mut log = LogView::new(restored.base, config.ring_bytes);
-        let (mut sessions, mut members, mut term_runs) = (Sessions::default(), Vec::new(), Vec::<(Term, Index)>::new());
+        let state = restored.checkpoint.as_ref().map(|checkpoint| State::decode(&checkpoint.state)).transpose()?;
+        let start = restored.checkpoint.as_ref().map_or(restored.base, |checkpoint| checkpoint.base.into());
+        let mut log = LogView::new(start, config.ring_bytes);
+        let (mut trims, mut grown) = (Trims::default(), 0);
+        let (mut first_offset, mut members, mut sessions) = match state {
+            Some(state) => (state.first_offset, vec![(state.members_index, state.members)], state.sessions),
+            None => (0, Vec::new(), Sessions::default()),
+        };
         for frame in frames {
             let frame = frame?;
-            let (index, term) = (frame.header().index, Term(frame.header().term));
-            if term_runs.last().is_none_or(|(last, _)| *last != term) {
-                term_runs.push((term, Index(index)));
-            }
+            let index = frame.header().index;
             apply_to_sessions(&mut sessions, &frame)?;
             if let Some(found) = members_of(&frame)? {
                 members.push((index, found));
             }
+            trims.note(&frame)?;
+            grown += frame.encoded_len() as u64;
             log.push(frame);
             if index <= restored.known_commit {
                 log.advance_readable(index);
@@ -167,27 +217,26 @@ impl Replica {
             }
         }
         let commit = log.readable().index;
+        first_offset = first_offset.max(restored.base.next_offset).max(trims.pass(commit).unwrap_or(0));
         sessions.commit(commit);
         forget_older(&mut members, commit);
-        let core = Core::new(
-            config.raft.clone(),
-            graven_raft::Restored {
-                hard_state: restored.hard_state,
-                first: Index(restored.base.index + 1),
-                base: LogId { term: Term(restored.base.term), index: Index(restored.base.index) },
-                term_runs,
-                last: Index(log.last().index),
-                memberships: members.iter().map(|(index, members)| (Index(*index), members.membership())).collect(),
-                commit: Index(commit),
-                applied: Index(if config.state_machine { restored.base.index } else { commit }),
-            },
-            now.tick,
-        );
+        // A state machine is given everything from the first entry on.
+        let applied = if config.state_machine { restored.base.index } else { commit };
+        let mut core = core_of(&config, restored, &log, &members, applied, now);
+        let recovering = config.recovering.map(|until| Recovering { until });
+        if recovering.is_some() {
+            core.abstain(now.tick, true);
+        }
+        let checkpoints = Checkpoints::found(restored.kept.clone(), grown, restored.base.index);
         Ok(Replica {
             durable: log.last().index,
             committed: commit,
-            applied: if config.state_machine { restored.base.index } else { commit },
-            first_offset: restored.base.next_offset,
+            applied,
+            first_offset,
+            trims,
+            checkpoints,
+            installs: Installs::default(),
+            recovering,
             config,
             core,
             log,
@@ -219,6 +268,7 @@ impl Replica {
     pub fn tick(&mut self, now: Now) {
         self.core.tick(now.tick);
         self.maybe_release_ring(now.tick);
+        self.make_offers(now.tick);
         self.settle(now);
     }
 
@@ -234,7 +284,7 @@ impl Replica {
     /// When [`Replica::tick`] must be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.core.next_deadline().into_iter().chain(self.changing.deadline()).min()
+        self.core.next_deadline().into_iter().chain(self.changing.deadline()).chain(self.installs.deadline()).min()
     }
 
     /// Takes in a control message from a peer.
@@ -249,8 +299,12 @@ impl Replica {
     /// Takes in frames from the node that leads. Their header and body checksums have been verified; that they follow each
     /// other, and what this node's log has, is checked here.
     pub fn receive_append(&mut self, now: Now, from: NodeId, head: AppendHead, frames: Vec<Frame>) {
-        if self.diverged {
+        if self.diverged || self.installs.is_installing() {
             return;
+        }
+        if let Some(recovering) = &mut self.recovering {
+            // Its leader counted on everything up to there: it must be here again.
+            recovering.until = recovering.until.max(head.prev.index.0);
         }
         let mut entries = match self.check_append(&head, &frames) {
             Ok(entries) => entries,
@@ -323,13 +377,20 @@ impl Replica {
         self.settle(now);
     }
 
-    fn durable_up_to(&mut self, now: Now, sequence: u64) {
+    fn durable_up_to(&mut self, now: Now, sequence: u64, saved: Option<u64>) {
         while let Some(job) = self.jobs.front().copied()
             && job.sequence <= sequence
         {
             self.jobs.pop_front();
-            self.durable = self.durable.max(job.last.0);
-            self.core.durable(now.tick, job.term, job.last);
+            if let Some((term, last)) = job.persist {
+                self.durable = self.durable.max(last.0);
+                self.core.durable(now.tick, term, last);
+            }
+            match job.after {
+                After::Nothing => {}
+                After::Saved(kept) => self.on_saved(kept, saved.is_some_and(|saved| saved >= kept.index)),
+                After::Installed => self.on_installed(now, saved.is_some()),
+            }
         }
         // A later job may supersede what an earlier one wrote: its entries are not the log's any more.
         let superseded = self.jobs.iter().filter_map(|job| job.first).min().unwrap_or(u64::MAX);
@@ -418,6 +479,7 @@ impl Replica {
         }
         self.note_growth(now.tick);
         self.advance_readable(now);
+        self.maybe_recovered(now.tick);
         while let Some(output) = self.core.poll() {
             self.on_output(now, output);
         }
@@ -456,10 +518,8 @@ impl Replica {
             Output::Truncated { from } => self.truncate(from.0),
             Output::TransferDone { to, ok } => self.on_transfer_done(to, ok),
             Output::Alarm(alarm) => self.on_core_alarm(&alarm),
-            Output::SnapshotNeeded { to } => {
-                let words = format!("node {} needs entries that were trimmed here", to.0);
-                self.effects.push_back(Effect::Alarm(Alarm::Core(words)));
-            }
+            Output::SnapshotNeeded { to } => self.on_snapshot_needed(now.tick, to),
+            Output::InstallOffered { from, base } => self.on_offer(from, base),
         }
     }
 
@@ -474,6 +534,7 @@ impl Replica {
                 self.ready.push((request, Err(Rejection::NotLeader { leader })));
             }
             self.loads.clear();
+            self.installs.forget_offers();
         } else {
             self.growth.forget();
         }
@@ -499,6 +560,7 @@ impl Replica {
 
     fn truncate(&mut self, from: u64) {
         self.log.truncate(from);
+        self.trims.truncate(from);
         if !is_planted(Bug::SessionsNotRolledBack) {
             self.sessions.truncate(from);
         }
@@ -519,11 +581,14 @@ impl Replica {
                     // Its groups were verified on receipt; a frame that does not decode is a peer's lie and changes no session.
                     let _ = apply_to_sessions(&mut self.sessions, &frame);
                 }
+                // As above; what came over the network was looked into before the core heard of it.
+                let _ = self.trims.note(&frame);
                 if let Ok(Some(members)) = members_of(&frame) {
                     self.members.push((index, members));
                     self.members_version += 1;
                 }
                 self.growth.grew(frame.encoded_len());
+                self.checkpoints.grown += frame.encoded_len() as u64;
                 self.log.push(frame.clone());
                 frames.push(frame);
             }
@@ -531,10 +596,10 @@ impl Replica {
         self.job_sequence += 1;
         let job = Job {
             sequence: self.job_sequence,
-            term: write.term,
-            last: write.last,
+            persist: Some((write.term, write.last)),
             first: write.entries.as_ref().map(|range| range.start().0),
             bytes: frames.iter().map(Frame::encoded_len).sum(),
+            after: After::Nothing,
         };
         self.reckon(&job);
         self.jobs.push_back(job);
@@ -546,7 +611,38 @@ impl Replica {
                 false => state,
             }),
             frames,
+            chore: None,
         }));
+    }
+
+    /// Proposes an entry of `kind` with this body, and takes it into the log. Returns its index.
+    fn propose_control(
+        &mut self,
+        now: Now,
+        kind: Kind,
+        body: Vec<u8>,
+        membership: Option<Membership>,
+    ) -> Result<u64, ProposeError> {
+        let last = self.log.last();
+        let spec = HeaderSpec {
+            kind,
+            term: self.core.term().0,
+            index: last.index + 1,
+            base_offset: last.next_offset,
+            count: 0,
+            timestamp_ms: now.wall_ms.max(last.timestamp_ms),
+        };
+        let body = Body::from_chunks(vec![body.into()]);
+        let crc = body.crc();
+        let frame = Frame::seal(spec, last.chain, body, crc);
+        let id = self.core.propose(now.tick, entry_meta(kind, frame.encoded_len(), membership))?;
+        assert_eq!(id.index.0, spec.index, "the core's log and the replica's differ");
+        self.stash.clear();
+        self.stash.push_back(frame);
+        while let Some(output) = self.core.poll() {
+            self.on_output(now, output);
+        }
+        Ok(spec.index)
     }
 
     /// The frame of an entry that the core just took in, and whether the session table has still to hear of it. What is not
@@ -601,8 +697,28 @@ impl Replica {
             self.core.applied(now.tick, Index(readable));
         }
         self.log.shrink(self.durable);
+        self.advance_first_offset();
+        self.maybe_checkpoint();
+        self.maybe_release(now.tick);
         let at = self.log.readable();
         self.acks.readable(at.index, at.next_offset, &mut self.ready);
+    }
+
+    /// Ends the time in which this node's word means nothing: it holds an entry of its leader's own term, committed, and everything that
+    /// the leader once counted on it for. Whatever it acknowledged before it lost its log's end is there again, or never was
+    /// committed (Raft paper 5.4.3).
+    fn maybe_recovered(&mut self, now: Tick) {
+        let readable = self.log.readable();
+        let is_back = |recovering: &Recovering| {
+            readable.index >= recovering.until
+                && readable.term == self.core.term().0
+                && self.core.role() == Role::Follower
+        };
+        if self.recovering.as_ref().is_some_and(is_back) {
+            self.recovering = None;
+            self.core.abstain(now, self.installs.is_installing());
+            self.effects.push_back(Effect::Recovered);
+        }
     }
 
     /// Checks frames against each other and against this node's log, before the core hears of them.
@@ -649,10 +765,32 @@ enum Refused {
     Malformed(&'static str),
 }
 
+fn core_of(
+    config: &ReplicaConfig,
+    restored: &Restored,
+    log: &LogView,
+    members: &[(u64, Members)],
+    applied: u64,
+    now: Now,
+) -> Core {
+    let restored = graven_raft::Restored {
+        hard_state: restored.hard_state,
+        first: Index(restored.base.index + 1),
+        base: LogId { term: Term(restored.base.term), index: Index(restored.base.index) },
+        term_runs: restored.term_runs.clone(),
+        last: Index(log.last().index),
+        memberships: members.iter().map(|(index, members)| (Index(*index), members.membership())).collect(),
+        commit: Index(log.readable().index),
+        applied: Index(applied),
+    };
+    Core::new(config.raft.clone(), restored, now.tick)
+}
+
 /// What the core must know of a frame. Looks into the body, so that an entry that nobody could use is never stored.
 fn entry_of(frame: &Frame) -> Result<Entry, FrameError> {
     let header = frame.header();
     frame.check_groups()?;
+    trim::trim_of(frame)?;
     let id = LogId { term: Term(header.term), index: Index(header.index) };
     Ok(Entry {
         id,

@@ -48,6 +48,18 @@ pub enum Bug {
     RingGrows,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
+    /// A trim moves the first offset when it is in the log, committed or not.
+    TrimBeforeCommit,
+    /// The log is let go of up to the newest checkpoint, trimmed or not.
+    ReleasePastTrim,
+    /// A checkpoint holds what uncommitted entries did to the sessions.
+    CheckpointOfTail,
+    /// An installed checkpoint leaves the sessions as they were.
+    InstallKeepsSessions,
+    /// A node that is having a checkpoint installed goes on voting and standing.
+    InstallVotes,
+    /// The log is reset to an offered checkpoint that is not durable.
+    InstallUnsaved,
 }
 
 thread_local! {

@@ -24,7 +24,7 @@ impl Replica {
     pub fn disk_done(&mut self, now: Now, report: DiskReport) {
         let full = report.room.is_full() || report.waits || (self.disk_full && is_planted(Bug::FullNotCleared));
         self.disk_full = full;
-        self.durable_up_to(now, report.sequence);
+        self.durable_up_to(now, report.sequence, report.saved);
         if report.waits {
             self.core.disk_has_no_room(now.tick);
         }

@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use graven_frame::GroupHeader;
 
+use super::checkpoint::Fields;
 use super::planted::{Bug, is_planted};
 
 /// Sessions kept at most. A client holds one or a few, a command of the CLI one; 4,096 busy at once need 4,096 processes.
@@ -68,7 +69,7 @@ pub enum Verdict {
 }
 
 /// See the module's documentation.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Sessions {
     table: HashMap<u64, Session>,
     /// (index of last activity, session), oldest first.
@@ -85,7 +86,7 @@ struct Session {
     results: VecDeque<Placed>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Undo {
     Opened { id: u64 },
     Evicted { id: u64, session: Session },
@@ -172,6 +173,60 @@ impl Sessions {
                 self.take_back(step);
             }
         }
+    }
+
+    /// The table as it was after the entry at `index`, which is committed; entries above it are not.
+    #[must_use]
+    pub fn as_of(&self, index: u64) -> Sessions {
+        let mut then = self.clone();
+        if !is_planted(Bug::CheckpointOfTail) {
+            then.truncate(index + 1);
+        }
+        then.undo.clear();
+        then
+    }
+
+    /// Appends the table's bytes, as `checkpoint` describes them. Nothing may be left to undo.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.fence.to_le_bytes());
+        out.extend((self.table.len() as u32).to_le_bytes());
+        let ids: BTreeSet<u64> = self.table.keys().copied().collect();
+        for (id, session) in ids.into_iter().filter_map(|id| Some((id, self.table.get(&id)?))) {
+            for number in [id, session.last_sequence, session.active_at] {
+                out.extend(number.to_le_bytes());
+            }
+            out.extend((session.results.len() as u32).to_le_bytes());
+            for placed in &session.results {
+                let Placed { sequence, index, first, count, term, timestamp_ms } = *placed;
+                for number in [sequence, index, first, u64::from(count), term, timestamp_ms] {
+                    out.extend(number.to_le_bytes());
+                }
+            }
+        }
+    }
+
+    /// Reads what [`Sessions::encode`] wrote; `None` when it is something else.
+    pub(super) fn decode(from: &mut Fields<'_>) -> Option<Sessions> {
+        let mut sessions = Sessions { fence: from.u64()?, ..Sessions::default() };
+        let count = from.u32()? as usize;
+        if count > SESSIONS_MAX {
+            return None;
+        }
+        for _ in 0..count {
+            let id = from.u64()?;
+            let mut session = Session { last_sequence: from.u64()?, active_at: from.u64()?, results: VecDeque::new() };
+            for _ in 0..from.u32().filter(|results| *results as usize <= RESULTS_PER_SESSION)? {
+                let (sequence, index, first) = (from.u64()?, from.u64()?, from.u64()?);
+                let (count, term, timestamp_ms) = (u32::try_from(from.u64()?).ok()?, from.u64()?, from.u64()?);
+                session.results.push_back(Placed { sequence, index, first, count, term, timestamp_ms });
+            }
+            sessions.results += session.results.len();
+            sessions.by_activity.insert((session.active_at, id));
+            if sessions.table.insert(id, session).is_some() {
+                return None;
+            }
+        }
+        (sessions.results <= RESULTS_MAX && sessions.by_activity.len() == sessions.table.len()).then_some(sessions)
     }
 
     /// How many sessions are known.

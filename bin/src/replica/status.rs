@@ -38,6 +38,8 @@ pub struct Footprint {
     pub results: usize,
     /// Entries that the session table knows how to take back.
     pub undo: usize,
+    /// Followers that are offered a checkpoint.
+    pub offers: usize,
 }
 
 impl Replica {
@@ -59,6 +61,7 @@ impl Replica {
             diverged: self.diverged,
             disk_full: self.disk_full,
             unsynced_since: self.core.oldest_unsynced(),
+            recovering: self.recovering.is_some() || self.installs.is_installing(),
         }
     }
 
@@ -159,6 +162,7 @@ impl Replica {
             sessions,
             results,
             undo,
+            offers: self.installs.offers(),
         }
     }
 

@@ -306,6 +306,23 @@ impl Client {
         }
     }
 
+    /// Lets go of all records before the offset `before`, on all nodes at once; returns the first offset when that is committed:
+    /// `before`, or a higher one if more was trimmed already. Needs the role admin. What the records took on the disks is freed soon
+    /// after, by whole segments. There is no way back.
+    ///
+    /// # Errors
+    /// `out_of_range` for an offset behind the end of the log, with the detail `next_offset`; nothing was trimmed then.
+    /// `unavailable` or `timeout` when there is no leader; `forbidden`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops the waiting, not the trim.
+    pub async fn trim(&self, before: u64) -> Result<u64, RequestError> {
+        match self.inner.network.ask_leader(&Request::Trim { before }).await? {
+            Response::Trimmed { first_offset } => Ok(first_offset),
+            other => Err(unexpected(&other).into()),
+        }
+    }
+
     /// Who belongs to the cluster, as the leader has it.
     ///
     /// # Errors

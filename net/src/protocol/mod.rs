@@ -152,6 +152,11 @@ pub enum Request {
     /// Changes who belongs to the cluster; at the leader only. Answered when the change is committed, both its steps when it
     /// has two. Safe to repeat.
     ChangeMembers(MemberChange),
+    /// Lets go of all records before an offset; at the leader only. Answered when that is committed. Safe to repeat.
+    Trim {
+        /// The first offset that stays.
+        before: u64,
+    },
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -179,6 +184,11 @@ pub enum Response {
     Members(MemberList),
     /// To [`Request::ChangeMembers`]: the change is committed.
     MembersChanged,
+    /// To [`Request::Trim`]: that is committed.
+    Trimmed {
+        /// The first offset now: what was asked for, or more when more was trimmed before.
+        first_offset: u64,
+    },
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -198,7 +208,7 @@ pub enum Action<'a> {
 /// |---|---|
 /// | subscribe, status, bounds, counters, members | read |
 /// | open a session, append | append |
-/// | transfer, change members | admin |
+/// | transfer, change members, trim | admin |
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
@@ -207,6 +217,6 @@ pub fn role_needed(action: Action<'_>) -> Role {
             Role::Read
         }
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
-        Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_)) => Role::Admin,
+        Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_) | Request::Trim { .. }) => Role::Admin,
     }
 }

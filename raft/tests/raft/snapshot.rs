@@ -24,6 +24,10 @@ fn a_follower_below_the_first_entry_needs_an_install_and_then_goes_on() {
     cluster.start(n(others[0]), Index(0));
     let asked = Output::SnapshotNeeded { to: n(others[0]) };
     assert!(cluster.run_while(2_000 * MS, |cluster| cluster.nodes[&n(leader)].told.contains(&asked)));
+    // It is offered until it is answered, and wanted as long as it is not held.
+    cluster.input(n(leader), |core, now| assert!(core.offer_install(now, n(others[0]), base)));
+    let offered = Output::InstallOffered { from: n(leader), base };
+    assert!(cluster.run_while(2_000 * MS, |cluster| cluster.nodes[&n(others[0])].told.contains(&offered)));
     // The driver installs it: the files first, then the core is told.
     let state = cluster.nodes.get_mut(&n(others[0])).unwrap();
     state.view.clear();
@@ -31,8 +35,9 @@ fn a_follower_below_the_first_entry_needs_an_install_and_then_goes_on() {
     state.disk.base_membership = voters().pop();
     state.disk.entries.clear();
     cluster.input(n(others[0]), |core, now| core.installed(now, base, voters()));
-    cluster.input(n(leader), |core, now| core.snapshot_done(now, n(others[0]), true));
+    cluster.input(n(others[0]), |core, now| core.answer_install(now, n(leader), base, true));
     cluster.run_for(200 * MS);
+    cluster.input(n(leader), |core, now| assert!(!core.offer_install(now, n(others[0]), base), "answered"));
     assert_eq!(cluster.core(others[0]).last_id(), cluster.core(leader).last_id());
     assert_eq!(cluster.core(others[0]).commit(), cluster.core(leader).commit());
 }
@@ -81,4 +86,39 @@ fn appends_from_before_the_first_entry_are_taken_from_there_on() {
     assert_eq!(core.last_id(), id(4, 3));
     let write = Write { hard_state: None, entries: Some(Index(4)..=Index(4)), term: Term(3), last: Index(4) };
     assert!(drain(&mut core).contains(&Output::Persist(write)));
+}
+
+#[test]
+fn a_node_that_abstains_neither_votes_nor_stands_and_does_both_afterwards() {
+    let mut core = core_of(3, &[1, 1], hard(1));
+    core.abstain(Tick(1), true);
+    core.tick(Tick(10_000_000));
+    assert_eq!((core.role(), drain(&mut core).len()), (Role::Follower, 0));
+    let campaign = |core: &mut Core, term: u64| {
+        let last = id(2, 1);
+        core.receive(Tick(10_000_001), n(2), Message::PreVote { term: Term(term - 1), campaign: Term(term), last });
+        core.receive(Tick(10_000_001), n(2), Message::Vote { term: Term(term), last, transfer: false });
+        let granted = drain(core).into_iter().filter(|output| {
+            matches!(
+                output,
+                Output::Send { message: Message::PreVoteReply { granted: true, .. }, .. }
+                    | Output::SendAfterPersist { message: Message::VoteReply { granted: true, .. }, .. }
+            )
+        });
+        granted.count()
+    };
+    assert_eq!(campaign(&mut core, 5), 0);
+    core.abstain(Tick(10_000_002), false);
+    assert_eq!(campaign(&mut core, 6), 2);
+}
+
+/// An offer that the follower needs not: it answers at once, and its leader goes on with entries.
+#[test]
+fn an_offer_of_what_is_held_is_answered_without_a_fetch() {
+    let mut core = core_of(3, &[1, 1, 2], hard(3));
+    core.receive(Tick(1), n(2), Message::Install { term: Term(3), base: id(2, 1) });
+    let reply = Message::InstallReply { term: Term(3), base: id(2, 1), ok: true };
+    assert!(drain(&mut core).contains(&Output::Send { to: n(2), message: reply }));
+    core.receive(Tick(1), n(2), Message::Install { term: Term(3), base: id(9, 2) });
+    assert!(drain(&mut core).contains(&Output::InstallOffered { from: n(2), base: id(9, 2) }));
 }

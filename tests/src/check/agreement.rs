@@ -103,12 +103,12 @@ impl Agreement {
         Ok(())
     }
 
-    /// `node` reads these frames, from index 1 on, from its files.
+    /// `node` reads these frames, from index `first` on, from its files.
     ///
     /// # Errors
     /// They are not what was committed.
-    pub fn read_back(&self, node: u64, frames: &[Frame]) -> Checked {
-        for (read, committed) in frames.iter().zip(&self.log) {
+    pub fn read_back(&self, node: u64, first: u64, frames: &[Frame]) -> Checked {
+        for (read, committed) in frames.iter().zip(self.log.iter().skip(first as usize - 1)) {
             if read.head() != committed.head() || read.body().concat() != committed.body().concat() {
                 return violated(
                     "P2",
@@ -162,7 +162,9 @@ mod tests {
         agreement.readable(1, 1, 1).expect_err("another offset");
         agreement.readable(1, 1, 0).expect("right");
         agreement.committed(1, 2, &one).expect("all");
-        agreement.read_back(1, &two).expect_err("other bytes");
-        agreement.read_back(1, &one).expect("right");
+        agreement.read_back(1, 1, &two).expect_err("other bytes");
+        agreement.read_back(1, 1, &one).expect("right");
+        agreement.read_back(1, 2, &one[1..]).expect("what is left");
+        agreement.read_back(1, 1, &one[1..]).expect_err("another place");
     }
 }

@@ -9,6 +9,7 @@
 //! | appends in flight to a follower | its window of messages; its window of bytes and one append |
 //! | loads of old frames | [`LOADS_PER_FOLLOWER`] for each follower |
 //! | wishes to hand over | one |
+//! | offers of a checkpoint | one for each follower |
 //! | disk jobs, held messages | [`JOBS_MAX`], [`HELD_MAX`] |
 //! | requests | [`REQUESTS_MAX`], the budget of the driver |
 //! | effects, answers | none, once they were fetched |
@@ -66,6 +67,7 @@ pub fn check(node: u64, held: &Footprint, standing: &Standing, followers: impl I
         ("results", held.results, RESULTS_MAX),
         ("loads", held.loads, LOADS_PER_FOLLOWER * standing.peers),
         ("wishes to hand over", held.transfers, 1),
+        ("offers of a checkpoint", held.offers, standing.peers),
         ("disk jobs", held.jobs, JOBS_MAX),
         ("held messages", held.held, HELD_MAX),
         ("requests", held.intake + held.waiting, REQUESTS_MAX),
@@ -110,6 +112,7 @@ mod tests {
         holds(Footprint { results: RESULTS_MAX + 1, ..within }).expect_err("results");
         holds(Footprint { loads: 33, ..within }).expect_err("loads");
         holds(Footprint { transfers: 2, ..within }).expect_err("transfers");
+        holds(Footprint { offers: 3, ..within }).expect_err("offers");
         holds(Footprint { jobs: JOBS_MAX + 1, ..within }).expect_err("jobs");
         holds(Footprint { held: HELD_MAX + 1, ..within }).expect_err("held messages");
         holds(Footprint { intake: REQUESTS_MAX, waiting: 1, ..within }).expect_err("requests");

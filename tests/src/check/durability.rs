@@ -39,6 +39,13 @@ impl Durability {
         chains.push(frame.header().chain);
     }
 
+    /// The log of `node` is about to give way to one that begins with `frames`: what differs from them may be gone.
+    pub fn diverges(&mut self, node: u64, frames: &[Frame]) {
+        let chains = &mut self.nodes[node as usize].chains;
+        let equal = chains.iter().zip(frames).take_while(|(chain, frame)| **chain == frame.header().chain).count();
+        chains.truncate(equal);
+    }
+
     /// Term and vote are synced at `node`.
     pub fn hard_state(&mut self, node: u64, term: u64, vote: Option<u64>) {
         let synced = &mut self.nodes[node as usize];

@@ -47,6 +47,20 @@ impl Feeds {
         Ok(())
     }
 
+    /// `reader` was told that the records `gap` were trimmed, when the log began at `first`. It goes on behind them.
+    ///
+    /// # Errors
+    /// They were not, or it is not what it waits for.
+    pub fn trimmed(&mut self, reader: usize, gap: (u64, u64), first: u64) -> Checked {
+        let (next, (from, to)) = (self.next[reader], gap);
+        if from != next || to <= from || to > first {
+            let told = format!("is told that {from} to {to} were trimmed; the log begins at {first}");
+            return violated("P4", format!("reader {reader} waits for offset {next}, {told}"));
+        }
+        self.next[reader] = to;
+        Ok(())
+    }
+
     /// `reader` was told that it has everything below `told`, by a node that shows records up to `next_offset`.
     ///
     /// # Errors
@@ -82,6 +96,8 @@ mod tests {
         feeds.delivered(0, &first, &records).expect("the first");
         feeds.delivered(0, &first, &records).expect_err("doubled");
         feeds.caught_up(0, 2, 3).expect_err("one more is there");
+        feeds.trimmed(0, (2, 3), 2).expect_err("it was not");
+        feeds.trimmed(0, (1, 3), 3).expect_err("it waits for another one");
         feeds.delivered(0, &second, &records).expect("the second");
         feeds.caught_up(0, 3, 3).expect("all");
         assert_eq!(feeds.checked, 3);

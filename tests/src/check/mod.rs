@@ -16,6 +16,7 @@
 //! | P8: the whole history of appends and reads is linearizable, at the end | [`linearizability`] |
 //! | P10: a refusal tells the truth about the committed log | [`refusals`] |
 //! | P11: memory stays within its bounds | [`bounds`] |
+//! | P2, P4: the log begins where committed trims say, and no file goes before | [`trims`] |
 //! | consecutive memberships' quorums meet; one change at a time | [`membership`] |
 //! | a divergent tail is repaired in as many refusals as it has terms, and one | [`repair`] |
 //! | records never take the segment that is kept for votes and control entries | [`reserve`] |
@@ -39,11 +40,13 @@ pub mod records;
 pub mod refusals;
 pub mod repair;
 pub mod reserve;
+pub mod trims;
 
 use graven::members::change::MemberChange;
 use graven::members::{Member, Members};
 use graven::replica::Rejection;
 use graven_frame::{Frame, Group, Kind};
+use graven_wal::LogBase;
 
 use linearizability::{History, Read};
 use membership::Maker;
@@ -86,6 +89,7 @@ pub struct Checkers {
     refusals: refusals::Refusals,
     changes: membership::Changes,
     repair: repair::Repair,
+    trims: trims::Trims,
     /// Membership changes that were committed.
     pub membership_changes: u64,
 }
@@ -111,15 +115,93 @@ impl Checkers {
             refusals: refusals::Refusals::default(),
             changes: membership::Changes::new(nodes),
             repair: repair::Repair::default(),
+            trims: trims::Trims::default(),
             membership_changes: 0,
         }
     }
 
-    /// `node` starts a life with these frames, which it found on its disk, and believes `commit` to be committed.
+    /// What stood before `first` in the log of `node`, whose files begin behind the entry with this chain and offset: what was committed
+    /// there, and nothing else.
+    fn before(&self, node: u64, base: &LogBase) -> Result<Vec<Frame>, Violation> {
+        let fail = |detail| Err(Violation { property: "P2", detail });
+        let Some(before) = self.agreement.log().get(..base.index as usize) else {
+            return fail(format!("the log of node {node} begins behind entry {}, which is not committed", base.index));
+        };
+        if before.last().is_some_and(|last| last.header().chain != base.chain) {
+            return fail(format!(
+                "the log of node {node} begins behind another entry {} than is committed",
+                base.index
+            ));
+        }
+        self.trims.holds(node, base.next_offset)?;
+        Ok(before.to_vec())
+    }
+
+    /// `node` is about to put a checkpoint in the place of its log.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn started(&mut self, node: u64, frames: &[Frame], commit: u64) -> Checked {
+    pub fn installing(&mut self, node: u64, base: &LogBase) -> Checked {
+        let before = self.before(node, base)?;
+        // What it has of another log goes, now or at its next start.
+        self.durability.diverges(node, &before);
+        self.matching.restarted(node, &before)?;
+        let memberships =
+            before.iter().filter_map(|frame| Some((frame.header().index, membership::membership_in(frame)?)));
+        self.changes.restarted(node, memberships.collect());
+        Ok(())
+    }
+
+    /// The log of `node` begins behind `base` now, durably.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn installed(&mut self, node: u64, base: &LogBase) -> Checked {
+        let before = self.before(node, base)?;
+        before.iter().for_each(|frame| self.durability.synced(node, frame));
+        Ok(())
+    }
+
+    /// `node` says that the log begins at offset `first`, and shows entries up to `readable`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn begins(&self, node: u64, readable: u64, first: u64) -> Checked {
+        self.trims.shows(node, readable, first)
+    }
+
+    /// The files of `node` hold records from `first` on.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn holds(&self, node: u64, first: u64) -> Checked {
+        self.trims.holds(node, first)
+    }
+
+    /// A trim up to `before` was answered with `first`.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn trimmed(&self, before: u64, first: u64) -> Checked {
+        self.trims.answered(before, first)
+    }
+
+    /// `reader` was told that the records `from` up to `to` were trimmed.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn told_trimmed(&mut self, reader: usize, from: u64, to: u64) -> Checked {
+        self.feeds.trimmed(reader, (from, to), self.trims.first_offset())
+    }
+
+    /// `node` starts a life with these frames, which it found on its disk behind `base`, and believes `commit` to be committed.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn started(&mut self, node: u64, base: &LogBase, frames: &[Frame], commit: u64) -> Checked {
+        let mut before = self.before(node, base)?;
+        before.extend(frames.iter().cloned());
+        let frames = before.as_slice();
         self.durability.recovered(node, frames)?;
         self.matching.restarted(node, frames)?;
         self.agreement.restarted(node);
@@ -200,6 +282,7 @@ impl Checkers {
             self.records.committed(frame);
             self.once.committed(frame, &mut self.history)?;
             self.refusals.committed(frame);
+            self.trims.committed(frame)?;
             self.membership_changes += u64::from(index > 1 && frame.header().kind == Kind::Membership);
         }
         let last = &log[news.end as usize - 2];
@@ -369,12 +452,12 @@ impl Checkers {
         self.records.len()
     }
 
-    /// At the end of a run: what `node` reads back from its files must be what was committed, byte for byte.
+    /// At the end of a run: what `node` reads back from its files, from entry `first` on, must be what was committed, byte for byte.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn read_back(&self, node: u64, frames: &[Frame]) -> Checked {
-        self.agreement.read_back(node, frames)
+    pub fn read_back(&self, node: u64, first: u64, frames: &[Frame]) -> Checked {
+        self.agreement.read_back(node, first, frames)
     }
 }
 

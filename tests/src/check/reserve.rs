@@ -31,7 +31,7 @@ mod tests {
     #[test]
     fn records_that_take_the_reserve_are_seen() {
         let frames = vec![frame(None, 1, &[group(9, 1, &["a"])])];
-        let records = DiskJob { sequence: 1, commit: 0, hard_state: None, frames };
+        let records = DiskJob { sequence: 1, commit: 0, hard_state: None, frames, chore: None };
         let vote = DiskJob { hard_state: Some(HardState { term: Term(2), vote: None }), ..records.clone() };
         kept(1, true, true, std::slice::from_ref(&records)).expect("it is there");
         kept(1, false, false, std::slice::from_ref(&records)).expect("it was gone before");

@@ -102,13 +102,15 @@ impl Traffic {
             | Message::VoteReply { .. }
             | Message::AppendReply { .. }
             | Message::HeartbeatReply { .. }
-            | Message::ReadIndexReply { .. } => Class::Reply,
+            | Message::ReadIndexReply { .. }
+            | Message::InstallReply { .. } => Class::Reply,
             Message::PreVote { .. }
             | Message::Vote { .. }
             | Message::Heartbeat { .. }
             | Message::Commit { .. }
             | Message::TimeoutNow { .. }
-            | Message::ReadIndex { .. } => Class::Request,
+            | Message::ReadIndex { .. }
+            | Message::Install { .. } => Class::Request,
         };
         self.pass(now_us, from, to, class, encoded(message))
     }

@@ -110,5 +110,7 @@ pub(crate) fn kind_of(message: &Message) -> &'static str {
         Message::TimeoutNow { .. } => "MsgTimeoutNow",
         Message::ReadIndex { .. } => "MsgReadIndex",
         Message::ReadIndexReply { .. } => "MsgReadIndexResp",
+        Message::Install { .. } => "MsgSnap",
+        Message::InstallReply { .. } => "MsgSnapStatus",
     }
 }

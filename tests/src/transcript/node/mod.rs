@@ -240,7 +240,9 @@ impl Node {
                         self.messages.push(snapshot);
                     }
                     Output::Alarm(alarm) => self.alarms.push(format!("node {}: {alarm:?}", self.id)),
-                    Output::Commit { .. }
+                    // Snapshots go their own way here.
+                    Output::InstallOffered { .. }
+                    | Output::Commit { .. }
                     | Output::Role { .. }
                     | Output::ReadReady { .. }
                     | Output::ReadFailed { .. }

@@ -142,7 +142,10 @@ impl Node {
         let state = self.core.progress().find(|one| one.node == from)?.state;
         let staged = self.messages.len();
         match state {
-            ProgressState::Snapshot => self.input(|core, now| core.snapshot_done(now, from, true)),
+            ProgressState::Snapshot => {
+                let base = self.core.base();
+                self.input(|core, now| core.receive(now, from, Message::InstallReply { term, base, ok: true }));
+            }
             ProgressState::Probe => self.input(|core, now| core.reachable(now, from)),
             ProgressState::Replicate => return None,
         }

@@ -1,0 +1,143 @@
+//! What a node starts from: the newest checkpoint that can be used, and the log behind it.
+
+use graven_raft::{HardState, Index, NodeId, Term};
+use graven_snapshot::{Checkpoint, CheckpointError, Flaw};
+use graven_wal::{Disk, LogReader, ReadError, Recovered};
+
+use super::Restored;
+use super::checkpoint::{Kept, StateError};
+
+/// Why a log that opened is nothing to start from. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// A checkpoint cannot be read, or a newer version wrote it.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// What stands in one makes no sense.
+    #[error("checkpoint at entry {index}: {cause}")]
+    State {
+        /// The last entry it covers.
+        index: u64,
+        /// Why.
+        cause: StateError,
+    },
+    /// The log begins later than at its first entry, and no checkpoint says what was before.
+    #[error(
+        "the log begins at entry {first} and no checkpoint for what was before it can be used: files are missing or damaged"
+    )]
+    Headless {
+        /// The first entry there.
+        first: u64,
+    },
+    /// A checkpoint covers entries that were durable here and are not in the log.
+    #[error("the log ends at entry {last}, and a checkpoint says that it once reached entry {index}: its end was lost")]
+    Shortened {
+        /// The last entry there.
+        last: u64,
+        /// What the checkpoint covers.
+        index: u64,
+    },
+    /// The log and a checkpoint of it contradict each other.
+    #[error("entry {index} of the log is not the one that the checkpoint of entry {index} was made of")]
+    Contradicted {
+        /// That entry.
+        index: u64,
+    },
+    /// A checkpoint of another cluster.
+    #[error("the checkpoint at entry {index} is of another cluster; it was copied here")]
+    Foreign {
+        /// The last entry it covers.
+        index: u64,
+    },
+    /// The log cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Checkpoints found flawed, and the names they are kept under.
+pub type SetAside = Vec<String>;
+
+/// Looks at the checkpoints beside a log that was just opened: ends an install that a crash interrupted, sets flawed ones aside,
+/// and says what to start from.
+///
+/// # Errors
+/// [`RestoreError`].
+pub fn restore<D: Disk>(
+    disk: &D,
+    recovered: &Recovered,
+    reader: &LogReader,
+) -> Result<(Restored, SetAside), RestoreError> {
+    graven_snapshot::settle(disk, recovered.base.index)?;
+    let (mut checkpoint, mut kept, mut aside) = (None, Vec::new(), Vec::new());
+    for index in graven_snapshot::stored(disk)?.into_iter().rev() {
+        if index < recovered.base.index {
+            break;
+        }
+        let found = match checkpoint {
+            None => graven_snapshot::load(disk, index).map(Some),
+            Some(_) => graven_snapshot::read_base(disk, index).map(|base| {
+                kept.push(Kept::of(&base));
+                None
+            }),
+        };
+        match found {
+            Ok(None) => {}
+            Ok(Some(found)) => {
+                check(&found, recovered, reader)?;
+                kept.push(Kept::of(&found.base));
+                checkpoint = Some(found);
+            }
+            Err(CheckpointError::Flawed { flaw, .. }) if !matches!(flaw, Flaw::Newer { .. }) => {
+                aside.push(graven_snapshot::set_aside(disk, index)?);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if checkpoint.is_none() && recovered.base.index > 0 {
+        return Err(RestoreError::Headless { first: recovered.first_index });
+    }
+    kept.reverse();
+    Ok((Restored::of(recovered, checkpoint, kept), aside))
+}
+
+/// Whether a checkpoint is one of this log.
+fn check(found: &Checkpoint, recovered: &Recovered, reader: &LogReader) -> Result<(), RestoreError> {
+    let index = found.base.index;
+    if found.cluster != recovered.identity.cluster {
+        return Err(RestoreError::Foreign { index });
+    }
+    if index > recovered.last_index {
+        return Err(RestoreError::Shortened { last: recovered.last_index, index });
+    }
+    let chain = if index == recovered.base.index { recovered.base.chain } else { reader.header(index)?.chain };
+    if chain != found.base.chain {
+        return Err(RestoreError::Contradicted { index });
+    }
+    Ok(())
+}
+
+impl Restored {
+    /// What was recovered, with the checkpoint to begin with and all that are durable, oldest first.
+    #[must_use]
+    pub fn of(recovered: &Recovered, checkpoint: Option<Checkpoint>, kept: Vec<Kept>) -> Restored {
+        Restored {
+            hard_state: HardState {
+                term: Term(recovered.hard_state.term),
+                vote: recovered.hard_state.vote.map(NodeId),
+            },
+            base: recovered.base.into(),
+            term_runs: recovered.term_runs.iter().map(|run| (Term(run.term), Index(run.first_index))).collect(),
+            known_commit: recovered.known_commit,
+            last_index: recovered.last_index,
+            checkpoint,
+            kept,
+        }
+    }
+
+    /// The first entry that a replica is to be given: the one behind the checkpoint.
+    #[must_use]
+    pub fn next_index(&self) -> u64 {
+        self.checkpoint.as_ref().map_or(self.base.index, |checkpoint| checkpoint.base.index) + 1
+    }
+}
