@@ -15,5 +15,6 @@ mod heal;
 mod identity;
 mod member;
 mod stall;
+mod trim;
 mod upgrade;
 mod wal;
