@@ -31,7 +31,10 @@ fn the_log_begins_at_the_trim_on_all_nodes_and_its_files_go() {
     let before = segments(1);
 
     let beyond = bare.run(&["--json", "trim", "--before", "6001"], b"").expect(4).error();
-    assert_eq!((beyond["code"].as_str(), beyond["details"]["next_offset"].as_u64()), (Some("out_of_range"), Some(6_000)));
+    assert_eq!(
+        (beyond["code"].as_str(), beyond["details"]["next_offset"].as_u64()),
+        (Some("out_of_range"), Some(6_000))
+    );
     assert_eq!(bare.run(&["--json", "trim", "--before", "5000"], b"").expect(0).text(), "{\"first_offset\":5000}\n");
     for node in 1..=3 {
         wait_for("the first offset", || (bare.says(node, "first_offset") == 5_000).then_some(()));
