@@ -1,5 +1,7 @@
 //! Tests that start the `graven` binary, one module a subject.
 
+#[path = "../../../net/tests/common/attacker.rs"]
+mod attacker;
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -8,5 +10,6 @@ mod cli;
 mod cluster;
 mod dev;
 mod disk;
+mod hostile;
 mod member;
 mod wal;
