@@ -16,6 +16,7 @@ use graven_net::protocol::{ALPN, Request, StreamKind};
 use graven_net::server::{Start, SubscribeRequest};
 use graven_net::tls::{ALPN_PEER, Authority, Role, Validity};
 use graven_net::wire;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::attacker::{Attacker, begin_handshakes, crypto, exchange, host, rss_anon};
@@ -283,9 +284,10 @@ impl Seen {
 }
 
 /// Honest clients append small records, a hundred times a second each, while `what` goes on for `time`.
-async fn observe(scene: &Arc<Scene>, honest: &Client, what: Attack, time: Duration) -> Seen {
+async fn observe(scene: &Arc<Scene>, attackers: &Handle, honest: &Client, what: Attack, time: Duration) -> Seen {
     let stop = Arc::new(AtomicBool::new(false));
-    let attacking = tokio::spawn(attack(scene.clone(), what, stop.clone()));
+    // On threads of its own: what it does to the nodes is measured, not what it does to this process.
+    let attacking = attackers.spawn(attack(scene.clone(), what, stop.clone()));
     // Under way before anything is measured.
     tokio::time::sleep(time / 4).await;
     let until = Instant::now() + time;
@@ -329,8 +331,8 @@ fn attacks_are_held_back_memory_is_bounded_and_honest_clients_go_on() {
     // Something to read for those who will not read it.
     let text: Vec<u8> = (0..60_000).flat_map(|number| format!("{number:0>150}\n").into_bytes()).collect();
     scene.dev.run_with(&["append"], &text).expect(0);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let build = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let (runtime, attackers) = (build().expect("a runtime"), build().expect("a runtime"));
     let (time, rounds) = if is_long() { (Duration::from_secs(8), 3) } else { (Duration::from_millis(1200), 1) };
     runtime.block_on(async {
         let honest = Client::connect(ClientConfig::load(&scene.dev.client).expect("a client's file")).await;
@@ -340,8 +342,9 @@ fn attacks_are_held_back_memory_is_bounded_and_honest_clients_go_on() {
         for what in ATTACKS {
             let (mut ratios, mut worst) = (Vec::new(), 0);
             for _ in 0..rounds {
-                let mut quiet = observe(&scene, &honest, Attack::Quiet, if is_long() { time } else { time / 4 }).await;
-                let mut seen = observe(&scene, &honest, what, time).await;
+                let quiet_time = if is_long() { time } else { time / 4 };
+                let mut quiet = observe(&scene, attackers.handle(), &honest, Attack::Quiet, quiet_time).await;
+                let mut seen = observe(&scene, attackers.handle(), &honest, what, time).await;
                 println!(
                     "  {what:?}: {} appends, p50 {:?} (quiet {:?}), p99 {:?} (quiet {:?}), {} MiB",
                     seen.latencies.len(),
@@ -362,6 +365,7 @@ fn attacks_are_held_back_memory_is_bounded_and_honest_clients_go_on() {
         println!("load {}", load_average());
         honest.close().await;
     });
+    attackers.shutdown_timeout(PATIENCE);
     // All of them are as they were, and no attack left a record that is not whole.
     wait_for("all nodes to be well", || {
         let status = scene.dev.status();
