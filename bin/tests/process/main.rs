@@ -1,5 +1,7 @@
 //! Tests that start the `graven` binary, one module a subject.
 
+#[path = "../../../net/tests/common/attacker.rs"]
+mod attacker;
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -13,6 +15,7 @@ mod doctor;
 mod full;
 mod heal;
 mod identity;
+mod hostile;
 mod member;
 mod stall;
 mod trim;
