@@ -128,26 +128,22 @@ fn one_full_disk_stops_nobody() {
     }
 }
 
-/// A disk hangs under a leader: for five seconds, after which it is a follower like any other, and for a minute, which ends its
-/// process after half of it.
+/// A disk hangs under a leader: for five seconds, after which it is a follower like any other, and for more than the half minute
+/// after which its process ends.
 #[test]
 fn a_leader_whose_disk_hangs_is_followed_by_another() {
-    for (seed, hangs, ends) in (0..20).flat_map(|seed| [(seed, 5_000_000, false), (seed, 60_000_000, true)]) {
+    for (seed, hangs, ends) in (0..3).flat_map(|seed| [(seed, 5_000_000, false), (seed, 33_000_000, true)]) {
         let mut cluster = cluster(seed, 3);
         holds(run_until_committed(&mut cluster, 20), seed);
         let leader = cluster.leader().expect("records were committed");
         cluster.hang_disk(leader, hangs);
         holds(cluster.leadership_leaves(leader), seed);
         holds(run_until_committed(&mut cluster, 20), seed);
-        let life = |cluster: &Cluster| cluster.stats.crashes;
-        let before = life(&cluster);
-        let mut waited = 0;
-        while waited < hangs {
-            holds(cluster.run_for(500_000), seed);
-            waited += 500_000;
-        }
-        assert_eq!(life(&cluster) > before, ends, "seed {seed}: hung for {hangs} us");
+        let before = cluster.stats.crashes;
+        // Writers finish, so that half a minute costs few steps.
         cluster.heal();
+        holds(cluster.run_for(hangs), seed);
+        assert_eq!(cluster.stats.crashes > before, ends, "seed {seed}: hung for {hangs} us");
         holds(cluster.run_until_done(), seed);
     }
 }

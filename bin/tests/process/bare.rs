@@ -82,8 +82,17 @@ impl Bare {
 
     /// Takes `bytes` of a node's disk away; all there is, when there is less.
     pub(crate) fn fill(&self, node: u16, bytes: u64) {
+        self.fill_with(node, "ballast", bytes);
+    }
+
+    /// Takes all that is left of a node's disk.
+    pub(crate) fn fill_more(&self, node: u16, name: &str) {
+        self.fill_with(node, name, u64::MAX);
+    }
+
+    fn fill_with(&self, node: u16, name: &str, bytes: u64) {
         use std::os::unix::fs::FileExt;
-        let file = File::create(self.path(node, "ballast")).expect("room for a name");
+        let file = File::create(self.path(node, name)).expect("room for a name");
         let page = [7; 4096];
         for at in (0..bytes).step_by(page.len()) {
             if file.write_all_at(&page, at).is_err() {

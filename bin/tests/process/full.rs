@@ -9,13 +9,13 @@ use crate::common::{Done, PATIENCE, wait_for};
 
 /// A file system on which a log of this test fills up: its first segment of 64 MiB, the space kept for cut bytes, and some
 /// segments of one.
-const SMALL: u32 = 110;
+const SMALL: u32 = 130;
 /// One on which it does not.
 const LARGE: u32 = 600;
 /// Records of 200 bytes that a small file system with [`BALLAST`] on it does not take.
-const TOO_MANY: usize = 450_000;
+const TOO_MANY: usize = 520_000;
 /// What something else takes of a small file system.
-const BALLAST: u64 = 12 << 20;
+const BALLAST: u64 = 32 << 20;
 
 /// A running cluster led by n1, in which the small nodes have little room left; `None`, and said why, where that cannot be had.
 fn cluster(sizes: &[u32]) -> Option<Bare> {
@@ -121,6 +121,31 @@ fn a_full_majority_refuses_appends_reads_on_and_resumes_without_a_restart() {
     wait_for("appends to resume", || (bare.run(&["append"], b"after\n").code() == 0).then_some(()));
     bare.free(3);
     bare.wait_for_equal_offsets();
+    assert_eq!(pids(&bare, 3), before, "without a restart");
+}
+
+/// The way out of full disks on which nothing else can be freed, down to the last byte: give up old records.
+#[test]
+fn a_trim_is_taken_by_full_disks_and_makes_room() {
+    let Some(bare) = cluster(&[LARGE, SMALL, SMALL]) else { return };
+    let before = pids(&bare, 3);
+    let text = lines(0, TOO_MANY);
+    let acknowledged = refused_as_full(bare.run(&["append", "--json", "--batch", "500"], &text));
+    // Somebody else takes the rest.
+    bare.fill_more(2, "rest");
+    bare.fill_more(3, "rest");
+    let keep = acknowledged - 1000;
+    bare.run(&["trim", "--before", &keep.to_string()], b"").expect(0);
+    wait_for("appends to resume", || (bare.run(&["append"], b"after\n").code() == 0).then_some(()));
+    bare.wait_for_equal_offsets();
+    wait_for("room on all nodes", || (!is_full(&bare, 2) && !is_full(&bare, 3)).then_some(()));
+    for node in 1..=3 {
+        assert_eq!(bare.says(node, "first_offset"), keep);
+    }
+    let read = bare.run(&["read", "--count", "1000"], b"").expect(0).stdout;
+    assert!(read == lines(keep as usize, 1000), "what was kept is there");
+    let more = lines(0, 20_000);
+    bare.run(&["append", "--batch", "500"], &more).expect(0);
     assert_eq!(pids(&bare, 3), before, "without a restart");
 }
 
