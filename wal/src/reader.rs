@@ -101,6 +101,12 @@ impl LogReader {
         self.shared.read().last
     }
 
+    /// The segment that holds this entry; `None` when it is not held, or nothing says where.
+    #[must_use]
+    pub fn segment_of(&self, index: u64) -> Option<SegmentId> {
+        self.locate(index).ok().map(|located| SegmentId(located.view.id))
+    }
+
     /// One entry. Its header was checked; its body was not: see [`Frame::verify`].
     ///
     /// # Errors
