@@ -21,6 +21,8 @@ use super::{After, Job, Replica};
 use crate::members::Members;
 
 const STATE_VERSION: u32 = 1;
+/// Checkpoints on their way to the disk at most. Under load one is due before the one before it is durable; each holds a session table.
+const SAVING_MAX: usize = 4;
 
 /// A checkpoint that is durable here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,8 +131,8 @@ pub(super) struct Checkpoints {
     pub(super) kept: Vec<Kept>,
     /// Bytes of log since the last one was made.
     pub(super) grown: u64,
-    /// One is on its way to the disk.
-    saving: bool,
+    /// How many are on their way to the disk.
+    saving: usize,
     /// Where the log was let go of up to.
     released: u64,
 }
@@ -138,7 +140,7 @@ pub(super) struct Checkpoints {
 impl Checkpoints {
     /// What a start found: checkpoints, bytes of log behind the newest, and where the log begins.
     pub(super) fn found(kept: Vec<Kept>, grown: u64, base: u64) -> Checkpoints {
-        Checkpoints { kept, grown, saving: false, released: base }
+        Checkpoints { kept, grown, saving: 0, released: base }
     }
 
     /// The log begins anew behind this one.
@@ -151,7 +153,7 @@ impl Replica {
     /// Makes a checkpoint of what is readable here, when it is time for one.
     pub(super) fn maybe_checkpoint(&mut self) {
         let at = self.log.readable();
-        let due = self.checkpoints.grown >= self.config.checkpoint_bytes && !self.checkpoints.saving;
+        let due = self.checkpoints.grown >= self.config.checkpoint_bytes && self.checkpoints.saving < SAVING_MAX;
         if !due || self.installs.is_installing() {
             return;
         }
@@ -167,7 +169,7 @@ impl Replica {
         let Some(state) = state.encode() else { return };
         let checkpoint = Arc::new(Checkpoint { cluster: self.config.cluster, base: at.into(), state });
         self.checkpoints.grown = 0;
-        self.checkpoints.saving = true;
+        self.checkpoints.saving += 1;
         self.chore(Chore::Save(Arc::clone(&checkpoint)), After::Saved(Kept::of(&checkpoint.base)));
     }
 
@@ -183,7 +185,7 @@ impl Replica {
 
     /// A checkpoint is durable, or the disk had no room for it: then the next one comes when the log has grown again.
     pub(super) fn on_saved(&mut self, kept: Kept, saved: bool) {
-        self.checkpoints.saving = false;
+        self.checkpoints.saving -= 1;
         if saved {
             self.checkpoints.kept.push(kept);
         }

@@ -231,7 +231,8 @@ impl Dev {
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("stdout is read");
         self.by_hand.push(child);
-        assert_eq!(line, "ready\n", "see {}", self.dir.join(name).join("by-hand.log").display());
+        let said = std::fs::read_to_string(self.dir.join(name).join("by-hand.log")).unwrap_or_default();
+        assert_eq!(line, "ready\n", "{said}");
     }
 
     /// A client command of this cluster.

@@ -11,12 +11,15 @@ use graven_frame::Frame;
 
 use super::{Checked, violated};
 
+/// The lowest place where an append was refused, by epoch.
+type Places = BTreeMap<u64, u64>;
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct Repair {
     /// By follower, its life and the leader's term: the terms in its tail when it first refused, and by epoch the lowest place
     /// where it did.
-    refused: BTreeMap<(u64, u64, u64), (u64, BTreeMap<u64, u64>)>,
+    refused: BTreeMap<(u64, u64, u64), (u64, Places)>,
 }
 
 impl Repair {
