@@ -128,6 +128,18 @@ impl Sessions {
         self.remember(index, undo);
     }
 
+    /// Takes in that the entry at `index` voids every session opened before it. The highest fence stays: whoever was shut out stays so.
+    pub fn void(&mut self, index: u64) {
+        let mut undo = Vec::new();
+        while let Some((_, id)) = self.by_activity.pop_first() {
+            if let Some(session) = self.table.remove(&id) {
+                undo.push(Undo::Evicted { id, session });
+            }
+        }
+        self.results = 0;
+        self.remember(index, undo);
+    }
+
     /// Takes in that `group` is in the log, as told by `placed`.
     pub fn append(&mut self, group: &GroupHeader, placed: Placed) {
         let mut undo = Vec::new();
@@ -342,6 +354,28 @@ mod tests {
         assert_eq!(sessions.judge(&GroupHeader { fence: Some(1), ..group(5, 2) }, 0), Verdict::Accept);
         assert_eq!(sessions.judge(&group(8, 1), 0), Verdict::Expired);
         assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Duplicate(placed(1, 6)));
+    }
+
+    #[test]
+    fn void_sessions_expire_and_come_back_when_the_entry_is_truncated() {
+        let mut sessions = Sessions::default();
+        sessions.open(5);
+        sessions.append(&GroupHeader { fence: Some(9), ..group(5, 1) }, placed(1, 6));
+        sessions.open(7);
+        sessions.commit(7);
+        sessions.void(8);
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Expired);
+        assert_eq!(sessions.judge(&group(7, 1), 0), Verdict::Expired);
+        assert_eq!(sessions.footprint().0, 0);
+        sessions.open(9);
+        assert_eq!(sessions.judge(&GroupHeader { fence: Some(8), ..group(9, 1) }, 0), Verdict::Fenced { fence: 9 });
+        let (mut kept, mut gone) = (Vec::new(), Vec::new());
+        sessions.as_of(9).encode(&mut kept);
+        sessions.truncate(8);
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Duplicate(placed(1, 6)));
+        assert_eq!(sessions.judge(&group(7, 1), 0), Verdict::Accept);
+        sessions.as_of(7).encode(&mut gone);
+        assert_ne!(kept, gone);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod full;
 mod heal;
 mod identity;
 mod member;
+mod recover;
 mod stall;
 mod upgrade;
 mod wal;
