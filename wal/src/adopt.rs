@@ -16,6 +16,7 @@ use crate::error::OpenError;
 use crate::format::{IDENTITY_AT, IDENTITY_BYTES, OPENING_BYTES, OPENING_MAGIC, segment_name};
 use crate::log::{Wal, settled_options};
 use crate::open::{LOCK_NAME, identify, io_at, list_segments_under_change, open_locked, survey};
+use crate::planted::{Bug, is_planted};
 use crate::types::{Identity, Options, Recovered};
 
 /// The journal's name.
@@ -116,7 +117,7 @@ impl IdentityChange {
         file.write_at(0, &self.encode())?;
         file.sync_data()?;
         disk.rename(UNFINISHED_JOURNAL, JOURNAL)?;
-        disk.sync_dir()
+        if is_planted(Bug::JournalUnsynced) { Ok(()) } else { disk.sync_dir() }
     }
 
     /// Puts the new identity into a segment's opening, durably; what has no opening of this log is left as it is.
@@ -131,7 +132,7 @@ impl IdentityChange {
         let Some(after) = self.rewritten(&block) else { return Ok(()) };
         // Also where it stands already: whether it was synced nobody knows.
         file.write_at(0, &after).map_err(io_at("write", id, 0))?;
-        file.sync_data().map_err(io_at("sync", id, 0))
+        if is_planted(Bug::IdentityUnsynced) { Ok(()) } else { file.sync_data().map_err(io_at("sync", id, 0)) }
     }
 
     /// The opening with the new identity; `None` when the block is no opening of this log.

@@ -357,6 +357,26 @@ mod tests {
     }
 
     #[test]
+    fn the_entry_of_a_recovery_voids_sessions_and_no_other_membership_does() {
+        use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
+        let members = crate::members::Members::default();
+        let sealed = |bytes: Vec<u8>| {
+            let body = Body::from_chunks(vec![bytes.into()]);
+            let crc = body.crc();
+            let kind = Kind::Membership;
+            let spec = HeaderSpec { kind, term: 3, index: 9, base_offset: 70, count: 0, timestamp_ms: 0 };
+            Frame::seal(spec, Chain::START, body, crc)
+        };
+        let mut sessions = Sessions::default();
+        sessions.open(5);
+        crate::replica::apply_to_sessions(&mut sessions, &sealed(members.encode().expect("small"))).expect("whole");
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Accept);
+        let voiding = sealed(members.encode_voiding_sessions().expect("small"));
+        crate::replica::apply_to_sessions(&mut sessions, &voiding).expect("whole");
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Expired);
+    }
+
+    #[test]
     fn void_sessions_expire_and_come_back_when_the_entry_is_truncated() {
         let mut sessions = Sessions::default();
         sessions.open(5);

@@ -174,3 +174,31 @@ fn an_interrupted_recovery_is_gone_on_with_and_nothing_starts_meanwhile() {
     is_whole(&dev, "n1", 20);
     dev.run_with(&["append"], b"20\n").expect(0);
 }
+
+#[test]
+fn a_trimmed_log_keeps_its_checkpoints_and_gives_them_to_new_nodes() {
+    let mut dev = Dev::start(3, &["wal.segment_bytes=64K"]);
+    let text = |from: u64| (from..6000).map(|line| format!("{line:060}\n")).collect::<String>();
+    dev.run_with(&["append"], text(0).as_bytes()).expect(0);
+    dev.run(&["trim", "--before", "5000"]).expect(0);
+    let first = dev.dir.join("n1/data/0000000000000001.seg");
+    wait_for("the log to be let go of", || (!first.exists()).then_some(()));
+    NODES.iter().for_each(|name| dev.kill(name));
+    let told = recover(&dev, &[]).expect(2).text();
+    assert!(!told.contains("entries 1.."), "{told}");
+    recover(&dev, &["--accept-data-loss"]).expect(0);
+    dev.start_node("n1");
+    let dir = dev.dir.join("n1/recovered-1");
+    (dev.dir, dev.client) = (dir.clone(), dir.join("client.toml"));
+    dev.leader();
+    assert_eq!(dev.run(&["read", "--from", "5000"]).expect(0).text(), text(5000));
+    // The new node begins with a checkpoint: what was before it is nowhere.
+    let address = new_node(&mut dev, "n4");
+    dev.run(&["member", "add", "n4", "--address", &address]).expect(0);
+    dev.run(&["member", "promote", "n4", "--timeout", "30s"]).expect(0);
+    let read = wait_for("the new node to answer", || {
+        let read = dev.run(&["read", "--from", "5000", "--until", "6000", "--node", "n4"]);
+        (read.code() == 0).then_some(read)
+    });
+    assert_eq!(read.text(), text(5000));
+}
