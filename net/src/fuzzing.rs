@@ -138,8 +138,11 @@ pub fn peer_append(bytes: &[u8]) {
     });
 }
 
+/// Takes whatever bytes there are.
+pub type Target = fn(&[u8]);
+
 /// All targets by name, for whoever goes through them.
-pub const TARGETS: [(&str, fn(&[u8])); 6] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("client_request", client_request),
     ("client_append", client_append),
     ("node_answer", node_answer),

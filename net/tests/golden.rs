@@ -9,9 +9,9 @@ use bytes::BytesMut;
 use captures::Captures;
 use graven_net::{
     protocol::{
-        Bounds, ErrorCode, Failure, Hello, HelloReply, LeaderView, MAX_MESSAGE_BYTES, MemberChange, MemberEntry,
-        MemberList, MemberReport, MemberRole, NewMember, NodeHealth, NodeReport, NodeRole, NodeState, NodeStats,
-        NodeStatus, PeerHealth, PlaceHealth, Request, Response, SocketHealth, SyncHealth, Usage, Welcome,
+        Bounds, DamagedRange, ErrorCode, Failure, Hello, HelloReply, LeaderView, MAX_MESSAGE_BYTES, MemberChange,
+        MemberEntry, MemberList, MemberReport, MemberRole, NewMember, NodeHealth, NodeReport, NodeRole, NodeState,
+        NodeStats, NodeStatus, PeerHealth, PlaceHealth, Request, Response, SocketHealth, SyncHealth, Usage, Welcome,
         append::{Ack, Answer, Rejection, decode_answer, decode_prefix, encode_answer, encode_prefix},
         feed::{ITEM_BYTES, ItemHead, Start, SubscribeRequest},
     },
@@ -64,6 +64,7 @@ fn status() -> NodeStatus {
         clock_ms: Some(1_700_000_000_000),
         feature_level: Some(1),
         trouble: Some("node 1 runs already".into()),
+        disk_stalled_ms: Some(0),
         ..NodeStatus::unreachable("n1", Some("log-1:5471".into()))
     }
 }
@@ -97,7 +98,7 @@ fn health() -> NodeHealth {
 }
 
 #[test]
-fn hellos_and_requests() {
+fn golden_captures_of_clients() {
     let mut all = Captures::open("client.txt");
     message(&mut all, "hello", Hello { oldest: 1, newest: 1, feature_level: 1, software: "0.1.0".into() });
     let (name, software) = ("n1".into(), "0.1.0".into());
@@ -122,6 +123,8 @@ fn requests(all: &mut Captures) {
     message(all, "request-node-stats", Request::NodeStats);
     message(all, "request-members", Request::Members);
     message(all, "request-node-health", Request::NodeHealth);
+    message(all, "request-trim", Request::Trim { before: 70_000 });
+    message(all, "request-damage", Request::Damage);
     let (old, name) = ("n1".to_owned(), "n4".to_owned());
     let changes = [
         ("add", MemberChange::Add(new_member())),
@@ -170,6 +173,9 @@ fn responses(all: &mut Captures) {
     }
     message(all, "response-members-changed", Response::MembersChanged);
     message(all, "response-node-health", Response::NodeHealth(Box::new(health())));
+    message(all, "response-trimmed", Response::Trimmed { first_offset: 70_000 });
+    let range = DamagedRange { first: 7, last: Some(9), segment: "2".into(), from: 4096, to: 8192 };
+    message(all, "response-damage", Response::Damage(Some(range)));
     for code in ErrorCode::ALL {
         message(all, &format!("response-code-{code}"), Response::Failed(Failure::refused(code, "why")));
     }

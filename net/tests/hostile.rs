@@ -380,3 +380,26 @@ async fn low_roles_get_nothing_more_however_they_ask() {
     assert!(forbidden(&exchange(&reader, &group).await));
     assert!(cluster.stored().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_that_are_begun_and_not_ended_leave_room_for_others() {
+    let cluster = Cluster::tuned(1, |config| config.total_bytes = 8 << 20).await;
+    let address = cluster.server("n1").local_address();
+    let attacker = insider(&cluster, 2, "dripping", Role::Append);
+    let begun = tagged(StreamKind::Append, &encode_prefix(2 << 20, 0));
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let connection = attacker.client(address).await.unwrap();
+        for _ in 0..4 {
+            let (mut send, recv) = connection.open_bi().await.unwrap();
+            send.write_all(&begun).await.unwrap();
+            held.push((connection.clone(), send, recv));
+        }
+    }
+    let used = || cluster.server("n1").stats().unanswered_bytes;
+    while used() < 4 << 20 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    cluster.client().await.append([vec![7; 1 << 20]]).await.unwrap();
+    assert!(used() <= 6 << 20, "three quarters: {}", used());
+}

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{House, Node, config, entry, message, roster};
+use common::{House, Node, PATIENCE, config, entry, message, roster};
 use graven_net::peer::{PeerConfig, PeerEvent, Refusal, RefusedBy};
 use graven_raft::{Message, NodeId};
 
@@ -69,11 +69,12 @@ async fn hears(node: &mut Node, from: u64, number: u64) {
 }
 
 async fn refusal(node: &mut Node) -> Refusal {
-    node.wait(|event| match event {
+    let refused = node.wait(|event| match event {
         PeerEvent::Refused { by: RefusedBy::Them, refusal, .. } => Some(refusal),
         _ => None,
-    })
-    .await
+    });
+    // Other events may go on for ever.
+    tokio::time::timeout(PATIENCE, refused).await.expect("never refused")
 }
 
 #[tokio::test]

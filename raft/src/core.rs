@@ -141,6 +141,9 @@ impl Core {
         if from == self.config.id {
             return self.malformed(from, "a message from this node's own id");
         }
+        if message.term() > Term::MAX {
+            return self.malformed(from, "a term that no cluster reaches");
+        }
         // Requests for votes decide for themselves whether they touch the term (thesis 9.6, 4.2.3).
         match message {
             Message::PreVote { campaign, last, .. } => {

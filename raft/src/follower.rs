@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::message::{AppendHead, Message};
 use crate::output::{Alarm, Output};
 use crate::planted::{Bug, is_planted};
-use crate::types::{Entry, EntryKind, Index, LogId, Membership, NodeId, Role, Tick};
+use crate::types::{Entry, EntryKind, Index, LogId, Membership, NodeId, Role, Term, Tick};
 
 /// What the entries of an append mean for this log.
 enum Finding {
@@ -27,6 +27,9 @@ impl Core {
     /// drains the outputs before the next input.
     pub fn receive_append(&mut self, now: Tick, from: NodeId, head: AppendHead, entries: Vec<Entry>) {
         self.observe(now);
+        if head.term > Term::MAX {
+            return self.malformed(from, "a term that no cluster reaches");
+        }
         if head.term < self.hard.term && !is_planted(Bug::PassedTermTaken) {
             // Of a passed term. The reply's term makes the old leader step down.
             return self.refuse_append(from, &head);

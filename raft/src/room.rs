@@ -12,7 +12,7 @@
 use crate::core::Core;
 use crate::planted::{Bug, is_planted};
 use crate::quorum;
-use crate::types::{NodeId, Role, Tick};
+use crate::types::{Index, NodeId, Role, Tick};
 
 /// Where the records of a proposal would find room, as the leader knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +80,20 @@ impl Core {
             true if self.room.reluctant_since.is_some_and(gave_up) => Room::Nowhere,
             true => Room::Elsewhere,
         }
+    }
+
+    /// Whether those with room, a quorum, hold all that is committed. While they do not, a leader proposes no more records: what is
+    /// committed by the help of a full disk uses up what that disk keeps for the end, and when the others are full as well nobody
+    /// could store what is under way then, nor the trim behind it.
+    #[must_use]
+    pub fn room_keeps_pace(&self) -> bool {
+        let any_full = self.room.full || self.progress.iter().any(|follower| follower.full);
+        let held = |node: NodeId| match self.progress.iter().find(|follower| follower.node == node) {
+            _ if !self.has_room(node) => Index(0),
+            Some(follower) => follower.counted(),
+            None => self.durable,
+        };
+        !any_full || quorum::reached(self.log.membership(), held).is_none_or(|held| held >= self.commit)
     }
 
     fn has_room(&self, node: NodeId) -> bool {

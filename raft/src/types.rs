@@ -36,6 +36,10 @@ impl Index {
 }
 
 impl Term {
+    /// The highest term that is believed: a thousand elections a second do not get there in the age of the universe. One above it is a
+    /// lie, and adopted it would leave no term to stand in.
+    pub const MAX: Term = Term(u64::MAX >> 1);
+
     /// The term after this one.
     #[must_use]
     pub fn next(self) -> Term {

@@ -20,7 +20,9 @@
 #![doc = include_str!("../FORMAT.md")]
 
 mod format;
+mod released;
 mod store;
 
 pub use format::{Checkpoint, FORMAT_VERSION, Flaw, STATE_BYTES_MAX, file_bytes_max};
+pub use released::{note_released, released, reserve};
 pub use store::{CheckpointError, forget, load, name_of, read_base, save, set_aside, settle, stage, stored};

@@ -47,7 +47,7 @@ impl CheckpointError {
     }
 }
 
-fn failed(operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> CheckpointError {
+pub(crate) fn failed(operation: &'static str, name: &str) -> impl FnOnce(io::Error) -> CheckpointError {
     let name = name.to_owned();
     move |cause| CheckpointError::Io { operation, name, cause }
 }

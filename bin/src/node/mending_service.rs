@@ -173,8 +173,8 @@ impl BulkSource for NothingYet {
     }
 
     fn frames(&self, wanted: Wanted, _max_bytes: usize) -> Result<Vec<Frame>, Refusal> {
-        // Two nodes that lack the same must not wait for each other.
-        let lacks = |(first, last): &(u64, u64)| (*first..=*last).contains(&wanted.first);
+        // Two nodes that lack the same must not wait for each other; segments end at different entries on each.
+        let lacks = |(first, last): &(u64, u64)| *first <= wanted.last && wanted.first <= *last;
         if self.phase.borrow().holes.iter().any(lacks) {
             return Err(Refusal::Damaged { index: wanted.first });
         }

@@ -131,6 +131,7 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
                 false => save(checkpoint, |it| graven_snapshot::stage(wal.disk(), it))?,
             };
             if saved.is_some() {
+                graven_snapshot::note_released(wal.disk(), checkpoint.base.index)?;
                 wal.reset(checkpoint.base)?;
                 wal.sync()?;
                 graven_snapshot::settle(wal.disk(), checkpoint.base.index)?;
@@ -144,6 +145,11 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
             Ok(None)
         }
         Chore::Release(index) => {
+            match graven_snapshot::note_released(wal.disk(), *index) {
+                // Its space could never be taken: the files stay.
+                Err(error) if error.is_full() => return Ok(None),
+                noted => noted?,
+            }
             wal.release_before(index + 1)?;
             graven_snapshot::forget(wal.disk(), *index)?;
             Ok(None)

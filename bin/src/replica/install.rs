@@ -66,7 +66,8 @@ fn base_of(checkpoint: &Checkpoint) -> LogId {
 impl Replica {
     /// A follower needs entries that are gone.
     pub(super) fn on_snapshot_needed(&mut self, now: Tick, to: NodeId) {
-        self.installs.offers.insert(to, now);
+        // One that could not be installed is not offered again before its time.
+        self.installs.offers.entry(to).or_insert(now);
         self.make_offers(now);
     }
 

@@ -97,7 +97,8 @@ impl Replica {
 
     fn may_propose(&self, proposed: usize) -> bool {
         let writing = proposed == 0 && self.jobs.iter().any(|job| job.first.is_some());
-        self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < TAIL_BYTES_MAX && !self.is_backed_up()
+        let keeps_pace = !self.is_backed_up() && self.core.room_keeps_pace();
+        self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < TAIL_BYTES_MAX && keeps_pace
     }
 
     /// Makes one entry of what waits. `None` when nothing of it may enter the log.

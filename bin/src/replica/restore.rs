@@ -37,6 +37,16 @@ pub enum RestoreError {
         /// The first entry there.
         first: u64,
     },
+    /// The log begins later than where it was let go of.
+    #[error(
+        "the log begins at entry {first}, and it was let go of up to entry {released} only: files are missing; put them back"
+    )]
+    FilesMissing {
+        /// The first entry there.
+        first: u64,
+        /// The last entry that may be gone.
+        released: u64,
+    },
     /// A checkpoint covers entries that were durable here and are not in the log.
     #[error("the log ends at entry {last}, and a checkpoint says that it once reached entry {index}: its end was lost")]
     Shortened {
@@ -75,7 +85,12 @@ pub fn restore<D: Disk>(
     recovered: &Recovered,
     reader: &LogReader,
 ) -> Result<(Restored, SetAside), RestoreError> {
+    let released = graven_snapshot::released(disk)?;
+    if recovered.base.index > released {
+        return Err(RestoreError::FilesMissing { first: recovered.first_index, released });
+    }
     graven_snapshot::settle(disk, recovered.base.index)?;
+    graven_snapshot::reserve(disk)?;
     let (mut checkpoint, mut kept, mut aside) = (None, Vec::new(), Vec::new());
     for index in graven_snapshot::stored(disk)?.into_iter().rev() {
         if index < recovered.base.index {

@@ -151,7 +151,7 @@ fn start_never_makes_a_data_directory() {
             fs::create_dir(&data).expect("made");
         }
         let done = run(&start).expect(2);
-        assert!(done.stderr.contains("`graven member replace n1 NEW --address HOST:PORT`"), "{}", done.stderr);
+        assert!(done.stderr.contains("\n  graven member replace n1 n1-2 --address 127.0.0.1:"), "{}", done.stderr);
         assert!(done.stderr.contains("is its disk mounted?"), "{}", done.stderr);
         assert_eq!(data.exists(), made);
     }

@@ -9,13 +9,13 @@ use crate::common::{Done, PATIENCE, wait_for};
 
 /// A file system on which a log of this test fills up: its first segment of 64 MiB, the space kept for cut bytes, and some
 /// segments of one.
-const SMALL: u32 = 110;
+const SMALL: u32 = 130;
 /// One on which it does not.
 const LARGE: u32 = 600;
 /// Records of 200 bytes that a small file system with [`BALLAST`] on it does not take.
 const TOO_MANY: usize = 520_000;
 /// What something else takes of a small file system.
-const BALLAST: u64 = 12 << 20;
+const BALLAST: u64 = 32 << 20;
 
 /// A running cluster led by n1, in which the small nodes have little room left; `None`, and said why, where that cannot be had.
 fn cluster(sizes: &[u32]) -> Option<Bare> {

@@ -13,7 +13,7 @@ use crate::common::{self, Dev, run, wait_for};
 fn cluster(nodes: u16) -> (Dev, Vec<u8>) {
     let dev = Dev::start(nodes, &["wal.segment_bytes=65536"]);
     let mut all = Vec::new();
-    for part in 0..12 {
+    for part in 0..16 {
         all.extend(append(&dev, part));
     }
     (dev, all)
@@ -131,6 +131,10 @@ fn a_node_whose_files_rotted_comes_back_whole() {
     let node = follower(&dev);
     let dir = data(&dev, &node);
     for (part, what) in ["body", "opening", "footer", "active", "missing", "header"].into_iter().enumerate() {
+        while what == "active" && entries(&dir).iter().filter(|it| it.0 == "active").count() < 4 {
+            all.extend(append(&dev, 50));
+            wait_for("the node to follow", || (dev.run(&["read", "--node", &node]).stdout == all).then_some(()));
+        }
         dev.kill(&node);
         let (path, entry) = if what == "active" { active(&dir) } else { sealed(&dir, 1) };
         match what {
@@ -155,7 +159,7 @@ fn two_nodes_with_damage_in_different_places_heal_from_the_third() {
     let (mut dev, mut all) = cluster(3);
     let nodes = ["n1", "n2", "n3"];
     nodes.iter().for_each(|node| dev.kill(node));
-    for (node, nth) in [("n1", 0), ("n2", 2)] {
+    for (node, nth) in [("n1", 1), ("n2", 3)] {
         let (path, _) = sealed(&data(&dev, node), nth);
         fs::remove_file(path).expect("removed");
     }

@@ -1,5 +1,7 @@
 //! Tests that start the `graven` binary, one module a subject.
 
+#[path = "../../../net/tests/common/attacker.rs"]
+mod attacker;
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -12,9 +14,11 @@ mod disk;
 mod doctor;
 mod full;
 mod heal;
+mod hostile;
 mod identity;
 mod member;
 mod recover;
 mod stall;
+mod trim;
 mod upgrade;
 mod wal;

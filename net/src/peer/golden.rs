@@ -100,6 +100,8 @@ fn messages(all: &mut Captures) {
         ("timeout-now", Message::TimeoutNow { term, last }),
         ("read-index", Message::ReadIndex { term, token: 1 << 40 }),
         ("read-index-reply", Message::ReadIndexReply { term, token: 1 << 40, index: Some(Index(300)) }),
+        ("install", Message::Install { term, base: last }),
+        ("install-reply", Message::InstallReply { term, base: last, ok: true }),
     ] {
         check::<CONTROL_MESSAGE_BYTES_MAX, _>(all, &format!("message-{name}"), message);
     }

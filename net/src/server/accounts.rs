@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::admission::Bucket;
+use crate::protocol::budget::Budget;
 
 /// What all clients together may hold.
 #[derive(Debug, Clone, Copy)]
@@ -19,6 +20,8 @@ pub(super) struct Limits {
     pub(super) subscriptions: usize,
     /// Bytes of windows above the smallest ones.
     pub(super) window_bytes: u64,
+    /// Bytes of append groups that were begun and not answered.
+    pub(super) append_bytes: usize,
 }
 
 /// See the module's documentation.
@@ -43,12 +46,14 @@ struct Client {
     connections: usize,
     subscriptions: usize,
     sessions: Bucket,
+    /// Its share of append groups. A group counts from its first byte on, so whoever begins many and ends none has all there is of it.
+    appends: Arc<Budget>,
 }
 
 impl Client {
-    fn new() -> Client {
+    fn new(limits: &Limits) -> Client {
         let sessions = Bucket::new(SESSIONS_PER_SECOND, SESSIONS_AT_ONCE, Instant::now());
-        Client { connections: 0, subscriptions: 0, sessions }
+        Client { connections: 0, subscriptions: 0, sessions, appends: Budget::new(share(limits.append_bytes)) }
     }
 }
 
@@ -74,7 +79,7 @@ impl Accounts {
             state.clients.retain(|_, client| client.connections > 0 || !client.sessions.is_full(now));
         }
         let all = state.connections;
-        let client = state.clients.entry(name.clone()).or_insert_with(Client::new);
+        let client = state.clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits));
         check(all, client.connections, self.limits.connections)?;
         client.connections += 1;
         state.connections += 1;
@@ -85,11 +90,16 @@ impl Accounts {
     pub(super) fn subscribe(self: &Arc<Self>, name: &Arc<str>) -> Result<Held, Full> {
         let mut state = self.lock();
         let all = state.subscriptions;
-        let client = state.clients.entry(name.clone()).or_insert_with(Client::new);
+        let client = state.clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits));
         check(all, client.subscriptions, self.limits.subscriptions)?;
         client.subscriptions += 1;
         state.subscriptions += 1;
         Ok(self.held(name, What::Subscription))
+    }
+
+    /// The bound on append groups of the client called `name`. It has a connection.
+    pub(super) fn appends(&self, name: &Arc<str>) -> Arc<Budget> {
+        self.lock().clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits)).appends.clone()
     }
 
     /// Takes `bytes` of windows, if they are left.
@@ -106,7 +116,7 @@ impl Accounts {
     pub(super) fn open_session(&self, name: &Arc<str>) -> Result<(), Duration> {
         let now = Instant::now();
         let mut state = self.lock();
-        let client = state.clients.entry(name.clone()).or_insert_with(Client::new);
+        let client = state.clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits));
         if client.sessions.take(now) { Ok(()) } else { Err(client.sessions.wait(now)) }
     }
 
@@ -130,8 +140,7 @@ impl Accounts {
 }
 
 fn check(all: usize, own: usize, limit: usize) -> Result<(), Full> {
-    // At least one: a node that takes one connection takes it from whoever comes.
-    let share = (limit - limit / 4).max(1);
+    let share = share(limit);
     if all >= limit {
         return Err(Full::All { limit });
     }
@@ -139,6 +148,11 @@ fn check(all: usize, own: usize, limit: usize) -> Result<(), Full> {
         return Err(Full::Share { limit: share });
     }
     Ok(())
+}
+
+/// What one client can have of what all can have. At least one: a node that takes one connection takes it from whoever comes.
+fn share(limit: usize) -> usize {
+    (limit - limit / 4).max(1)
 }
 
 /// Something counted, given back when dropped.
@@ -188,7 +202,7 @@ mod tests {
 
     #[test]
     fn one_client_gets_three_quarters_and_the_others_the_rest() {
-        let accounts = Accounts::new(Limits { connections: 8, subscriptions: 4, window_bytes: 100 });
+        let accounts = Accounts::new(Limits { connections: 8, subscriptions: 4, window_bytes: 100, append_bytes: 8 });
         let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
         let mut held: Vec<Held> = (0..6).map(|_| accounts.connect(&greedy).unwrap()).collect();
         assert_eq!(accounts.connect(&greedy).unwrap_err(), Full::Share { limit: 6 });
@@ -208,7 +222,7 @@ mod tests {
 
     #[test]
     fn sessions_are_held_back_by_client() {
-        let accounts = Accounts::new(Limits { connections: 1, subscriptions: 1, window_bytes: 0 });
+        let accounts = Accounts::new(Limits { connections: 1, subscriptions: 1, window_bytes: 0, append_bytes: 8 });
         let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
         let opened = (0..2 * SESSIONS_AT_ONCE).filter(|_| accounts.open_session(&greedy).is_ok()).count();
         assert!((SESSIONS_AT_ONCE as usize..SESSIONS_AT_ONCE as usize + 20).contains(&opened), "{opened}");
@@ -218,7 +232,7 @@ mod tests {
 
     #[test]
     fn names_that_hold_nothing_are_forgotten() {
-        let accounts = Accounts::new(Limits { connections: 1, subscriptions: 1, window_bytes: 0 });
+        let accounts = Accounts::new(Limits { connections: 1, subscriptions: 1, window_bytes: 0, append_bytes: 8 });
         for number in 0..2 * CLIENTS_REMEMBERED {
             drop(accounts.connect(&format!("c{number}").into()).unwrap());
         }

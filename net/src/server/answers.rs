@@ -13,7 +13,7 @@ use crate::protocol::budget::Charge;
 pub struct AppendReply {
     answers: Arc<Answers>,
     /// Given back when the group is answered.
-    _charges: [Charge; 2],
+    _charges: [Charge; 3],
     session: u64,
     sequence: u64,
     answered: bool,
@@ -86,7 +86,7 @@ const UNREAD_BYTES_MAX: usize = 1 << 20;
 
 impl Answers {
     /// A reply for one group.
-    pub(super) fn reply(self: &Arc<Self>, session: u64, sequence: u64, charges: [Charge; 2]) -> AppendReply {
+    pub(super) fn reply(self: &Arc<Self>, session: u64, sequence: u64, charges: [Charge; 3]) -> AppendReply {
         self.lock().owed += 1;
         AppendReply { answers: self.clone(), _charges: charges, session, sequence, answered: false }
     }
@@ -170,10 +170,10 @@ mod tests {
         let (answers, budget) = (Arc::new(Answers::default()), Budget::new(100));
         let mut replies = Vec::new();
         for sequence in 1..=3 {
-            let charges = [budget.charge(10).await, budget.charge(10).await];
+            let charges = [budget.charge(10).await, budget.charge(10).await, budget.charge(10).await];
             replies.push(answers.reply(7, sequence, charges));
         }
-        assert_eq!(budget.used(), 60);
+        assert_eq!(budget.used(), 90);
         answers.finish();
         let ack = Ack { first: 0, last: 0, records: 1, term: 1, timestamp: 1 };
         let lost = replies.pop();
@@ -196,7 +196,7 @@ mod tests {
         while !waits(&answers).await {
             for _ in 0..1000 {
                 sequence += 1;
-                let charges = [budget.charge(1).await, budget.charge(1).await];
+                let charges = [budget.charge(1).await, budget.charge(1).await, budget.charge(1).await];
                 answers.reply(7, sequence, charges).done(Err(Rejection::Again));
             }
         }

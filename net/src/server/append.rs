@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use graven_frame::Group;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use super::answers::Answers;
 use super::{Busy, ErrorCode, Failure, Rejection, Service};
@@ -19,6 +20,8 @@ use crate::protocol::chunks::{Chunks, body_for, peek};
 /// What the append streams of one connection share.
 pub(super) struct Appends {
     pub(super) connection: Arc<Budget>,
+    /// Shared with the client's other connections.
+    pub(super) client: Arc<Budget>,
     pub(super) server: Arc<Budget>,
     /// Streams that may still be opened.
     pub(super) streams: Semaphore,
@@ -104,13 +107,18 @@ async fn read_groups<S: Service>(
         let (len, crc) = decode_prefix(prefix).ok_or("the length of an append group is impossible")?;
         answers.room().await;
         let connection = appends.connection.charge(len + GROUP_OVERHEAD_BYTES).await;
+        let client = appends.client.charge(len + GROUP_OVERHEAD_BYTES).await;
         let server = appends.server.charge(len + GROUP_OVERHEAD_BYTES).await;
+        // Until then all of it must be there, however steadily it drips.
+        let deadline = Instant::now() + GROUP_STALL + Duration::from_secs((len / GROUP_BYTES_PER_SECOND) as u64);
         let parts = loop {
             if let Some(parts) = chunks.take(len) {
                 break parts;
             }
             // A group that was begun and never ends would hold its charge for good.
-            match tokio::time::timeout(GROUP_STALL, fill(&mut chunks, &mut recv)).await {
+            match tokio::time::timeout_at(deadline.min(Instant::now() + GROUP_STALL), fill(&mut chunks, &mut recv))
+                .await
+            {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
                 Err(_) => return Err(format!("an append group of {len} bytes stopped half-way")),
@@ -120,7 +128,7 @@ async fn read_groups<S: Service>(
         let (Some(session), Some(sequence)) = (group.header().session, group.header().sequence) else {
             return Err("an append group has no session".to_owned());
         };
-        let reply = answers.reply(session, sequence, [connection, server]);
+        let reply = answers.reply(session, sequence, [connection, client, server]);
         if let Some(size) = too_large(&group, appends.max_record_bytes) {
             let limit = appends.max_record_bytes;
             let message = format!("a record has {size} bytes, the limit is {limit} (max_record_bytes)");
@@ -170,6 +178,8 @@ impl Drop for CloseOnDrop<'_> {
     }
 }
 
+/// The slowest client there is: 512 kbit/s. What comes more slowly holds a place in the bounds for nothing.
+const GROUP_BYTES_PER_SECOND: usize = 64 << 10;
 /// Append streams of one connection. A client needs one, and a second while it leaves the first; each may hold a window of bytes
 /// that nobody has read.
 pub(super) const STREAMS_MAX: usize = 8;

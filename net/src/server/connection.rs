@@ -217,6 +217,7 @@ async fn accept_streams<S: Service>(
 ) -> Option<String> {
     let appends = Arc::new(Appends {
         connection: Budget::new(shared.connection_bytes),
+        client: shared.accounts.appends(&caller.name),
         server: shared.budget.clone(),
         streams: Semaphore::new(append::STREAMS_MAX),
         max_record_bytes: shared.max_record_bytes,

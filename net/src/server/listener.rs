@@ -49,7 +49,8 @@ pub struct ServerConfig {
     pub max_streams: u32,
     /// Bytes of append groups a connection may have received but not answered. A larger group passes alone.
     pub connection_bytes: usize,
-    /// The same for all connections together.
+    /// The same for all connections together; those of one client have three quarters of it. Four times the largest group, so that
+    /// one that is begun and never ended leaves room for others.
     pub total_bytes: usize,
     /// The largest record taken; a group with a larger one is refused.
     pub max_record_bytes: usize,
@@ -73,7 +74,8 @@ impl ServerConfig {
             window_bytes: 1 << 20,
             total_window_bytes: 128 << 20,
             max_streams: 256,
-            connection_bytes: 16 << 20,
+            // As much as a client of ours has in flight by itself.
+            connection_bytes: 4 << 20,
             total_bytes: 128 << 20,
             max_record_bytes: 1 << 20,
             bulk_bytes_per_second: 0,
@@ -152,6 +154,7 @@ impl Server {
             connections: config.max_connections,
             subscriptions: config.max_subscriptions,
             window_bytes: config.total_window_bytes,
+            append_bytes: config.total_bytes,
         });
         let profile = Profile::client(config.window_bytes);
         let shared = Arc::new(Shared {

@@ -426,3 +426,18 @@ fn a_lost_commit_notice_is_made_up_for_by_the_next_heartbeat() {
         assert_eq!(cluster.core(node).commit(), last.index, "node {node}, after 70 ms");
     }
 }
+
+#[test]
+fn a_term_that_no_cluster_reaches_is_a_lie() {
+    let mut core = core_of(3, &[1, 1], hard(1));
+    let lie = Term(Term::MAX.0 + 1);
+    core.receive(Tick(1), n(2), Message::Heartbeat { term: lie, commit: Index(0), round: 1 });
+    core.receive(Tick(1), n(2), Message::Vote { term: lie, last: id(2, 1), transfer: false });
+    core.receive_append(Tick(1), n(2), head(lie.0, id(2, 1), 0), Vec::new());
+    assert_eq!(core.term(), Term(1));
+    let told = drain(&mut core);
+    assert_eq!(told.len(), 3);
+    assert!(told.iter().all(|output| matches!(output, Output::Alarm(Alarm::Malformed { .. }))), "{told:?}");
+    core.receive(Tick(1), n(2), Message::Heartbeat { term: Term::MAX, commit: Index(0), round: 1 });
+    assert_eq!(core.term(), Term::MAX);
+}

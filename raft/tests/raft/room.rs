@@ -162,3 +162,24 @@ fn a_write_that_waits_for_room_is_no_stall() {
     cluster.run_for(1_500 * MS);
     assert_ne!(cluster.leader(), Some(leader), "no more sign of life");
 }
+
+/// What is committed by the help of a full disk alone is not followed by more before the others have it too.
+#[test]
+fn those_with_room_must_keep_pace() {
+    let (mut cluster, leader, others) = cluster_of_three(6);
+    cluster.set_sync(others[1], 200 * MS);
+    full(&mut cluster, others[0], true);
+    cluster.run_for(300 * MS);
+    assert!(cluster.core(leader).room_keeps_pace());
+    let last = cluster.propose(leader).expect("two have room");
+    cluster.run_for(50 * MS);
+    assert!(cluster.core(leader).commit() >= last.index, "the full one helped");
+    assert!(!cluster.core(leader).room_keeps_pace(), "the one with room is behind");
+    cluster.run_for(300 * MS);
+    assert!(cluster.core(leader).room_keeps_pace());
+    full(&mut cluster, others[0], false);
+    cluster.run_for(100 * MS);
+    cluster.propose(leader).expect("leads");
+    cluster.run_for(50 * MS);
+    assert!(cluster.core(leader).room_keeps_pace(), "nobody is full");
+}

@@ -112,7 +112,8 @@ pub(crate) fn plan(sequence: &Sequence, segments: &[Segment], start: LogBase, se
             opening: segment.opening,
             salt: segment.salt,
             capacity: segment.opening.map_or(segment.len.max(segment_bytes), |opening| opening.capacity),
-            closed: segment.closed,
+            // One that was sealed stays so: what stands in the file behind it counts as unfinished only then.
+            closed: segment.closed || segment.footer.is_some(),
             items,
             hard_states: (before.0, known.0),
             known_commits: (segment.opening.map_or(before.1, |opening| opening.known_commit), known.1),

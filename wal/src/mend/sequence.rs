@@ -126,6 +126,12 @@ impl Sequence {
                     self.passed.push(*broken);
                     self.hidden.push(*broken);
                 }
+                // Where the log begins is certain only when its first entry continues what is taken for it.
+                Part::Spare(broken) if first && segment.opening.is_none() && broken.from == 0 => {
+                    self.any_damage = true;
+                    self.doubt = Some(self.base.index);
+                    self.passed.push(*broken);
+                }
                 Part::Spare(broken) => {
                     self.any_damage = true;
                     self.spare.push(*broken);
