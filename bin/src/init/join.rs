@@ -113,8 +113,6 @@ impl JoiningNode {
     fn shared_settings(&self) -> Vec<Setting> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         let mut files: Vec<PathBuf> = entries.map(|entry| entry.path().join("graven.toml")).collect();
-        // What `graven recover` made lies in the directory of the node that it left.
-        files.extend(self.dir.parent().map(|home| home.join("graven.toml")));
         files.sort();
         let tables = files.iter().filter_map(|file| fs::read_to_string(file).ok()?.parse::<toml::Table>().ok());
         let Some(table) = tables.into_iter().next() else { return Vec::new() };

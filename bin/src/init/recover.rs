@@ -111,10 +111,8 @@ pub enum RecoverError {
 const STAGING: &str = ".recover-staging";
 /// Where it is kept, with a number.
 const PLACE: &str = "recovered-";
-/// In there: the node's new certificates until they are in their place.
-const NODE_FILES: &str = "node";
-/// In there: the node's certificates of before.
-const BEFORE: &str = "before";
+/// In there: the node's certificates of before. No node has such a name: beside it is a directory that has the node's.
+const BEFORE: &str = "certificates.before";
 
 /// Says what the survivor has. Changes nothing.
 ///
@@ -184,7 +182,7 @@ pub fn recover(config: &NodeConfig) -> Result<RecoveredCluster, RecoverError> {
     adopt::settle(&mut wal)?;
     wal.close()?;
     // The node's own copy is in use; a second one of its key only lies around.
-    let _ = fs::remove_dir_all(dir.join(NODE_FILES));
+    let _ = fs::remove_file(dir.join(&config.name).join("node.key"));
     Ok(RecoveredCluster {
         cluster: wanted.cluster,
         client_file: dir.join(CLIENT_FILE),
@@ -202,13 +200,19 @@ fn check(disk: &RealDisk, options: &Options) -> Result<Identity, RecoverError> {
     if members.feature_level > FEATURE_LEVEL {
         return Err(RecoverError::FeatureLevel { in_force: members.feature_level });
     }
-    let voters =
-        members.nodes.iter().filter(|member| member.role != MemberRole::Removed && member.role != MemberRole::Learner);
-    if voters.map(|member| member.id).collect::<Vec<_>>() == [recovered.identity.node] {
+    if is_alone(&members, recovered.identity.node) {
         return Err(RecoverError::Alone);
     }
     let identity = recovered.identity;
-    Ok(Identity { cluster: rand::random(), node: identity.node, incarnation: rand::random() })
+    // It stays the node that its log names: a new node that is given this log meets its old memberships first, and must not take the one
+    // that gives it for an impostor. Whoever comes with a directory of before is of the old cluster, whatever its incarnation.
+    Ok(Identity { cluster: rand::random(), ..identity })
+}
+
+/// Whether this node decides alone.
+fn is_alone(members: &Members, node: u64) -> bool {
+    let membership = members.membership();
+    membership.outgoing.is_empty() && membership.voters.into_iter().map(|voter| voter.0).eq([node])
 }
 
 /// The members that the log names last.
@@ -239,7 +243,7 @@ fn found_cluster(
 ) -> Result<(Members, u64), RecoverError> {
     let before = members_of(wal, recovered)?;
     let identity = recovered.identity;
-    if before.by_id(identity.node).is_some_and(|me| me.incarnation() == identity.incarnation) {
+    if is_alone(&before, identity.node) {
         // By the run that was interrupted.
         return Ok((before, recovered.memberships.last().copied().unwrap_or(recovered.last_index)));
     }
@@ -307,7 +311,7 @@ impl Place {
 
     fn fill(&self, config: &NodeConfig, identity: Identity) -> Result<(), InitError> {
         let at = &self.at;
-        let (before, node) = (at.join(BEFORE), at.join(NODE_FILES));
+        let (before, node) = (at.join(BEFORE), at.join(&config.name));
         for dir in [at, &at.join("ca"), &before, &node] {
             make_dir(dir, 0o700)?;
         }
@@ -321,6 +325,8 @@ impl Place {
         authority
             .issue_node(&config.name, identity.node, [host])?
             .save(node.join("node.crt"), node.join("node.key"))?;
+        // As beside any authority: settings of further nodes are taken from there, and the node's id when its certificate is renewed.
+        copy(&config.file, &node.join("graven.toml"))?;
         for (name, path) in files(config) {
             // A certificate that is lost is no reason to stay without a cluster.
             if path.exists() {
@@ -362,7 +368,7 @@ impl Place {
                 }
                 _ => {}
             }
-            copy(&self.at.join(NODE_FILES).join(name), &fresh)?;
+            copy(&self.at.join(&config.name).join(name), &fresh)?;
             fs::rename(&fresh, path).map_err(InitError::io("replace", path))?;
             if let Some(dir) = path.parent() {
                 sync_dir(dir)?;

@@ -69,7 +69,7 @@ fn a_survivor_becomes_a_cluster_that_grows_back_to_three() {
     let dir = home.join("n1/recovered-1");
     assert!(done.contains(dir.to_str().expect("UTF-8")), "{done}");
     for (name, bytes) in ["ca.crt", "node.crt", "node.key"].iter().zip(&old_files) {
-        assert_eq!(&std::fs::read(dir.join("before").join(name)).expect("kept"), bytes, "{name}");
+        assert_eq!(&std::fs::read(dir.join("certificates.before").join(name)).expect("kept"), bytes, "{name}");
         assert_ne!(&std::fs::read(home.join("n1").join(name)).expect("new"), bytes, "{name}");
     }
     assert!(line(&done, "graven start").contains("n1/graven.toml"));
@@ -90,6 +90,14 @@ fn a_survivor_becomes_a_cluster_that_grows_back_to_three() {
     // Clients of the old cluster are refused.
     let old_client = old_client.to_str().expect("UTF-8");
     run(["read", "--client", old_client, "--timeout", "20s"]).expect(5);
+
+    // What is beside any authority is beside this one.
+    let at = dir.to_str().expect("UTF-8");
+    run(["certs", "client", "loader", "--role", "append", "--dir", at]).expect(0);
+    let loader = dir.join("client-loader/client.toml");
+    run(["read", "--client", loader.to_str().expect("UTF-8")]).expect(0);
+    run(["certs", "node", "n1", "--address", "127.0.0.1", "--dir", at]).expect(0);
+    run(["certs", "check", home.join("n1/node.crt").to_str().expect("UTF-8")]).expect(0);
 
     // Three again.
     for name in ["n4", "n5"] {
@@ -167,7 +175,11 @@ fn an_interrupted_recovery_is_gone_on_with_and_nothing_starts_meanwhile() {
     std::fs::remove_dir(&obstacle).expect("removed");
     recover(&dev, &["--accept-data-loss"]).expect(0);
     let dir = dev.dir.join("n1/recovered-1");
-    assert_eq!(std::fs::read(dir.join("before/node.key")).expect("kept"), old_key, "the first run kept it");
+    assert_eq!(
+        std::fs::read(dir.join("certificates.before/node.key")).expect("kept"),
+        old_key,
+        "the first run kept it"
+    );
     assert!(!dev.dir.join("n1/recovered-2").exists());
     dev.start_node("n1");
     (dev.dir, dev.client) = (dir.clone(), dir.join("client.toml"));
