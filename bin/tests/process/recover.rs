@@ -35,8 +35,16 @@ fn fallen(lines: u64, settings: &[&str]) -> Dev {
     let input: String = (0..lines).map(|line| format!("{line}\n")).collect();
     dev.run_with(&["append"], input.as_bytes()).expect(0);
     is_whole(&dev, "n1", lines);
-    NODES.iter().for_each(|name| dev.kill(name));
+    fall(&dev);
     dev
+}
+
+/// Ends all nodes.
+fn fall(dev: &Dev) {
+    NODES.iter().for_each(|name| dev.kill(name));
+    // The lock goes with the last thread of a process, a moment after the process is gone for others.
+    let data = dev.dir.join("n1/data");
+    wait_for("the lock to be free", || (run(["wal", "verify", data.to_str()?]).code() == 0).then_some(()));
 }
 
 /// The line of the output that begins like this.
@@ -198,7 +206,7 @@ fn a_trimmed_log_keeps_its_checkpoints_and_gives_them_to_new_nodes() {
     dev.run(&["trim", "--before", "5000"]).expect(0);
     let first = dev.dir.join("n1/data/0000000000000001.seg");
     wait_for("the log to be let go of", || (!first.exists()).then_some(()));
-    NODES.iter().for_each(|name| dev.kill(name));
+    fall(&dev);
     let told = recover(&dev, &[]).expect(2).text();
     assert!(!told.contains("entries 1.."), "{told}");
     recover(&dev, &["--accept-data-loss"]).expect(0);
