@@ -25,4 +25,6 @@ mod store;
 
 pub use format::{Checkpoint, FORMAT_VERSION, Flaw, STATE_BYTES_MAX, file_bytes_max};
 pub use released::{note_released, released, reserve};
-pub use store::{CheckpointError, forget, load, name_of, read_base, save, set_aside, settle, stage, stored};
+pub use store::{
+    CheckpointError, forget, load, move_above, name_of, read_base, save, set_aside, settle, stage, stored,
+};

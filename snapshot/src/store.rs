@@ -208,6 +208,26 @@ pub fn set_aside<D: Disk>(disk: &D, index: u64) -> Result<String, CheckpointErro
     Ok(aside)
 }
 
+/// Moves the checkpoints of entries above `last` into a directory in the data directory: the log was cut before them, with consent. Returns
+/// how many.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn move_above<D: Disk>(disk: &D, last: u64, into: &str) -> Result<usize, CheckpointError> {
+    let above: Vec<u64> = stored(disk)?.into_iter().filter(|index| *index > last).collect();
+    if above.is_empty() {
+        return Ok(0);
+    }
+    disk.create_dir(into).map_err(failed("make the directory", into))?;
+    for index in &above {
+        let name = name_of(*index);
+        disk.rename(&name, &format!("{into}/{name}")).map_err(failed("move", &name))?;
+    }
+    disk.sync_subdir(into).map_err(failed("sync the directory", into))?;
+    disk.sync_dir().map_err(failed("sync the directory of", into))?;
+    Ok(above.len())
+}
+
 #[cfg(test)]
 mod tests {
     use graven_wal::sim::SimDisk;

@@ -433,7 +433,6 @@ impl Cluster {
             window_bytes: WINDOW_BYTES,
             peers,
             last: view.last_index,
-            commit: view.commit_index,
             readable: view.readable_index,
         };
         bounds::check(node, &process.replica.footprint(), &standing, process.replica.core().progress())?;

@@ -169,6 +169,12 @@ fn mend(dir: &Path, accept_data_loss: bool, global: &Global) -> CliResult {
         plan
     };
     let plan = plan.map_err(|error| failure(&error, dir))?;
+    if accept_data_loss && let Some((_, last)) = plan.keeps {
+        // A checkpoint of entries that are gone would vouch for them. A crash before this is made up for by repairing again.
+        let aside = plan.quarantine.clone().unwrap_or_else(|| "quarantine-checkpoints".to_owned());
+        graven_snapshot::move_above(&RealDisk::open(dir), last, &aside)
+            .map_err(|error| Failure::internal(format!("{}: {error}", dir.display())))?;
+    }
     if global.json {
         out::print_line(&plan_json(&plan).to_string())?;
     } else {

@@ -1,6 +1,7 @@
 //! What a checkpoint says of a node, when one is made, and what it is good for.
 //!
-//! A checkpoint is made of what is committed and durable here, once so many bytes of log came since the last one. It is saved by
+//! A checkpoint is made of what is committed and durable here, once so many bytes of log came since the last one. The session table
+//! can be taken back to there: how to undo an entry is forgotten when it is readable, not before. It is saved by
 //! a disk job like everything else. When a trim moved the first offset past one, the log in front of it is let go of: not
 //! before the checkpoint is durable, and never past what is trimmed, because the records of a log are its data.
 //!
@@ -147,11 +148,11 @@ impl Checkpoints {
 }
 
 impl Replica {
-    /// Makes a checkpoint, when it is time for one and what is readable here is all that is committed.
+    /// Makes a checkpoint of what is readable here, when it is time for one.
     pub(super) fn maybe_checkpoint(&mut self) {
         let at = self.log.readable();
         let due = self.checkpoints.grown >= self.config.checkpoint_bytes && !self.checkpoints.saving;
-        if !due || at.index != self.committed || self.installs.is_installing() {
+        if !due || self.installs.is_installing() {
             return;
         }
         let Some((members_index, members)) = self.members.first().filter(|(index, _)| *index <= at.index) else {

@@ -503,7 +503,6 @@ impl Replica {
             }
             Output::Commit { up_to } => {
                 self.committed = up_to.0;
-                self.sessions.commit(up_to.0);
                 self.members_version += u64::from(forget_older(&mut self.members, up_to.0));
                 self.acks.committed(up_to.0, &mut self.ready);
             }
@@ -696,6 +695,8 @@ impl Replica {
             self.core.applied(now.tick, Index(readable));
         }
         self.log.shrink(self.durable);
+        // Not at the commit, which may be ahead: a checkpoint of what is readable here needs the table as it was there.
+        self.sessions.commit(self.log.readable().index);
         self.advance_first_offset();
         self.maybe_checkpoint();
         self.maybe_release(now.tick);

@@ -99,8 +99,8 @@ fn wrong_arguments_are_one_sentence_and_exit_2() {
         assert!(error["details"].is_object() && error["message"].is_string(), "{error}");
     }
     run([""; 0]).expect(2);
-    let later = run(["trim", "--before", "7"]).expect(2);
-    assert!(later.stderr.contains("`graven trim` is not in this version"), "{}", later.stderr);
+    let later = run(["snapshot", "list"]).expect(2);
+    assert!(later.stderr.contains("`graven snapshot` is not in this version"), "{}", later.stderr);
 }
 
 #[test]

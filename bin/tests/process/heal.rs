@@ -218,7 +218,7 @@ fn damage_that_nobody_can_mend_ends_the_node_and_changes_nothing() {
     let error = run(["start", "--config", config.to_str().expect("UTF-8"), "--json"]).expect(6).error();
     let message = error["message"].as_str().expect("a sentence");
     assert_eq!(error["code"], "damaged", "{error}");
-    for word in ["graven member replace n3 NEW --address", "n1", "n2", "segment"] {
+    for word in ["graven member replace n3 n3-2 --address", "n1", "n2", "segment"] {
         assert!(message.contains(word), "{word}: {message}");
     }
     assert!(files(&data(&dev, "n3")) == before, "a file has changed");

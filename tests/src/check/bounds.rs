@@ -4,7 +4,7 @@
 //! |---|---|
 //! | recent frames | the ring's size, and all that is not readable yet |
 //! | marks | one for each entry above the readable index |
-//! | what can be taken back of the session table | one for each entry above the commit index |
+//! | what can be taken back of the session table | one for each entry above the readable index |
 //! | sessions, results | [`SESSIONS_MAX`], [`RESULTS_MAX`] |
 //! | appends in flight to a follower | its window of messages; its window of bytes and one append |
 //! | loads of old frames | [`LOADS_PER_FOLLOWER`] for each follower |
@@ -47,8 +47,6 @@ pub struct Standing {
     pub peers: usize,
     /// The end of its log.
     pub last: u64,
-    /// Its commit index.
-    pub commit: u64,
     /// The newest entry that readers may see.
     pub readable: u64,
 }
@@ -62,7 +60,7 @@ pub fn check(node: u64, held: &Footprint, standing: &Standing, followers: impl I
     let bounds = [
         ("bytes of recent frames", held.ring_bytes, standing.ring_bytes + held.tail_bytes),
         ("marks", held.marks, above_readable),
-        ("entries to take back", held.undo, (standing.last - standing.commit.min(standing.last)) as usize),
+        ("entries to take back", held.undo, above_readable),
         ("sessions", held.sessions, SESSIONS_MAX),
         ("results", held.results, RESULTS_MAX),
         ("loads", held.loads, LOADS_PER_FOLLOWER * standing.peers),
@@ -92,8 +90,7 @@ mod tests {
 
     use super::*;
 
-    const STANDING: Standing =
-        Standing { ring_bytes: 1000, window_bytes: 500, peers: 2, last: 10, commit: 8, readable: 7 };
+    const STANDING: Standing = Standing { ring_bytes: 1000, window_bytes: 500, peers: 2, last: 10, readable: 7 };
 
     fn holds(held: Footprint) -> Checked {
         check(1, &held, &STANDING, std::iter::empty())
@@ -107,7 +104,7 @@ mod tests {
         holds(Footprint { ring_bytes: 1001, ..within }).expect_err("the ring");
         holds(Footprint { ring_bytes: 1500, tail_bytes: 500, ..within }).expect("some of it is not readable yet");
         holds(Footprint { marks: 4, ..within }).expect_err("marks");
-        holds(Footprint { undo: 3, ..within }).expect_err("undo");
+        holds(Footprint { undo: 4, ..within }).expect_err("undo");
         holds(Footprint { sessions: SESSIONS_MAX + 1, ..within }).expect_err("sessions");
         holds(Footprint { results: RESULTS_MAX + 1, ..within }).expect_err("results");
         holds(Footprint { loads: 33, ..within }).expect_err("loads");
