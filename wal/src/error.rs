@@ -121,6 +121,15 @@ pub enum OpenError {
         /// Node expected.
         node: u64,
     },
+    /// The log's identity was being changed, and that is not complete ([`crate::adopt`]).
+    #[error("this log was being given another identity, by `graven recover`, which did not end; run that again")]
+    ChangingIdentity,
+    /// What says which identity the log was being given cannot be used.
+    #[error("the file adopting in the data directory cannot be used: {what}")]
+    Journal {
+        /// Why not.
+        what: &'static str,
+    },
     /// A segment between others is gone.
     #[error(
         "segment {segment} is missing (entries from {first_index}); restore its file, or rebuild this node from its peers"

@@ -25,7 +25,11 @@ pub(crate) const TRAILER_BYTES: u64 = SMALL_RECORD;
 /// Bytes between two points of the sparse index: a look-up walks at most this many bytes of records.
 pub(crate) const POINT_SPACING: u64 = 128 << 10;
 
-const OPENING_MAGIC: [u8; 8] = *b"GRVNSEG\0";
+pub(crate) const OPENING_MAGIC: [u8; 8] = *b"GRVNSEG\0";
+/// Where an opening names cluster, incarnation and node.
+pub(crate) const IDENTITY_AT: usize = 32;
+/// Bytes of these three.
+pub(crate) const IDENTITY_BYTES: usize = 40;
 const PREFIX_MAGIC: [u8; 4] = *b"GRVR";
 /// Bytes of a point in a footer.
 pub(crate) const POINT_BYTES: usize = 32;

@@ -28,6 +28,7 @@
 #![doc = "\n\n"]
 #![doc = include_str!("../FORMAT.md")]
 
+pub mod adopt;
 mod create;
 mod cut;
 mod disk;

@@ -383,6 +383,11 @@ impl<D: Disk> Wal<D> {
         self.write_sync_point()
     }
 
+    /// Lets go of the log and keeps the directory.
+    pub(crate) fn into_lock(self) -> D::Lock {
+        self._lock
+    }
+
     pub(crate) fn check_open(&self) -> Result<(), AppendError> {
         self.closed.clone().map_or(Ok(()), Err)
     }

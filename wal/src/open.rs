@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use crate::adopt::{self, JOURNAL, UNFINISHED_JOURNAL};
 use crate::create::UNFINISHED;
 use crate::cut::{self, CUT_AREA};
 use crate::disk::{Disk, DiskFile, LockError, WriteMode};
@@ -65,7 +66,13 @@ pub(crate) fn open<D: Disk>(disk: D, options: Options) -> Result<(Wal<D>, Recove
         LockError::Held { pid } => OpenError::Locked { pid },
         LockError::Io(cause) => io_at("take the lock of", 0, 0)(cause),
     })?;
-    let ids = list_segments(&disk)?;
+    list_segments(&disk)?;
+    open_locked(disk, options, lock)
+}
+
+/// Opens a log whose lock is held, also one whose identity is being changed; `options` are settled.
+pub(crate) fn open_locked<D: Disk>(disk: D, options: Options, lock: D::Lock) -> Result<(Wal<D>, Recovered), OpenError> {
+    let ids = list_segments_under_change(&disk)?;
     check_direct(&disk, &segment_name(ids[0]), &options)?;
     let surveyed = survey(&disk, &ids)?;
     let identity = identify(&surveyed, &options)?;
@@ -121,8 +128,16 @@ pub(crate) fn knows_direct<D: Disk>(disk: &D, name: &str) -> io::Result<bool> {
 pub(crate) const NO_DIRECT: &str =
     "direct needs a file system that writes around its cache (O_DIRECT), and this one does not; use fdatasync";
 
-/// The numbers of all segment files, ascending.
+/// The numbers of all segment files, ascending, of a log that is whole.
 pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
+    if adopt::pending(disk)?.is_some() {
+        return Err(OpenError::ChangingIdentity);
+    }
+    list_segments_under_change(disk)
+}
+
+/// The numbers of all segment files, ascending, of a log whose identity may be changing.
+pub(crate) fn list_segments_under_change<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
     let names = match disk.list() {
         Ok(names) => names,
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(OpenError::Missing),
@@ -132,7 +147,8 @@ pub(crate) fn list_segments<D: Disk>(disk: &D) -> Result<Vec<u64>, OpenError> {
     ids.sort_unstable();
     if ids.is_empty() {
         let ours = |name: &String| {
-            [LOCK_NAME, CUT_AREA, UNFINISHED, MARKER, UNFINISHED_MARKER].contains(&name.as_str())
+            [LOCK_NAME, CUT_AREA, UNFINISHED, MARKER, UNFINISHED_MARKER, JOURNAL, UNFINISHED_JOURNAL]
+                .contains(&name.as_str())
                 || name.starts_with(MENDED_PREFIX)
         };
         return Err(match names.into_iter().find(|name| !ours(name)) {
@@ -328,7 +344,7 @@ fn settle<D: Disk>(
         Counters::add(&counters.syncs, 1);
     }
     let mut pool = Pool::new(disk.clone(), mode, &options, id + 1);
-    adopt(&disk, &mut pool, id, prepared, mode, &mut replay.report, &counters)?;
+    take_prepared(&disk, &mut pool, id, prepared, mode, &mut replay.report, &counters)?;
     let (file, view, mirror) = reopen(&disk, file, ended, &options, &mut replay)?;
     let Replay { index, tail, hard_state, known_commit, report, .. } = replay;
     Counters::add(&counters.segments, index.segments.len() as u64);
@@ -444,7 +460,7 @@ fn rewrite<F: DiskFile>(file: &F, id: u64, from: u64, to: u64) -> Result<u64, Op
 const STEP_BYTES: usize = 1 << 20;
 
 /// Takes over segments that an earlier life prepared. One that is not next in line would leave a hole when it is used.
-fn adopt<D: Disk>(
+fn take_prepared<D: Disk>(
     disk: &D,
     pool: &mut Pool<D>,
     active: u64,

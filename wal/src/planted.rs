@@ -56,6 +56,10 @@ pub enum Bug {
     MarkerNotWritten,
     /// A damaged segment is removed before its replacement has its place.
     OriginalRemovedFirst,
+    /// A log gets another identity before the word of it is durable.
+    JournalUnsynced,
+    /// The word that a log gets another identity goes before that is durable.
+    IdentityUnsynced,
 }
 
 thread_local! {
@@ -64,7 +68,7 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 26] = [
         Bug::DirectorySyncSkipped,
         Bug::FirstSegmentUnsynced,
         Bug::SyncBeforeWrite,
@@ -89,6 +93,8 @@ impl Bug {
         Bug::MendEndUnchecked,
         Bug::MarkerNotWritten,
         Bug::OriginalRemovedFirst,
+        Bug::JournalUnsynced,
+        Bug::IdentityUnsynced,
     ];
 }
 

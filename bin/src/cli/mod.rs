@@ -25,6 +25,7 @@ mod input;
 mod member;
 mod out;
 mod read;
+mod recover;
 mod render;
 mod start;
 mod status;
@@ -91,6 +92,8 @@ enum Command {
     Trim(trim::TrimArgs),
     /// Show and change who belongs to the cluster
     Member(member::MemberArgs),
+    /// Make a new cluster from the survivor of a lost majority
+    Recover(recover::RecoverArgs),
     /// Make and check certificates
     Certs(certs::CertsArgs),
     /// Look into a data directory
@@ -144,6 +147,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
         Command::Trim(args) => trim::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),
+        Command::Recover(args) => recover::run(&args, &global).map(|()| 0),
         Command::Certs(args) => certs::run(&args, &global).map(|()| 0),
         Command::Wal(args) => wal::run(&args, &global).map(|()| 0),
         Command::Bench(args) => bench::run(&args, &global).map(|()| 0),
@@ -189,7 +193,7 @@ fn missing(error: &clap::Error) -> Option<&'static str> {
     LATER.into_iter().find(|command| command == asked)
 }
 
-const LATER: [&str; 4] = ["recover", "snapshot", "backup", "restore"];
+const LATER: [&str; 3] = ["snapshot", "backup", "restore"];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

@@ -4,12 +4,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use graven_wal::OpenError;
+use graven_wal::{OpenError, RealDisk, adopt};
 
 use super::Global;
 use super::context::quoted;
 use super::error::{CliResult, ErrorCode, Failure};
 use crate::config::{LogFormat, LogSection, NodeConfig};
+use crate::init::recover::newest_place;
 use crate::node::daemon::{self, DaemonError};
 use crate::node::{Fatal, StartError};
 
@@ -35,6 +36,12 @@ pub(crate) fn run(args: &StartArgs, global: &Global) -> CliResult {
     }
     let config = NodeConfig::load(&args.config).map_err(Failure::config)?;
     log_to_stderr(&config.log, global);
+    // Its certificates may be half replaced: told before they are looked at.
+    if matches!(adopt::pending(&RealDisk::open(&config.data_dir)), Ok(Some(_))) {
+        let again = format!("graven recover --config {} --accept-data-loss", quoted(&args.config));
+        let dir = config.data_dir.display();
+        return Err(Failure::config(format!("{dir}: a recovery of this node did not end; run `{again}` again")));
+    }
     let (data_dir, replacement) = (config.data_dir.clone(), Replacement::of(&config));
     let options = daemon::Options { exit_with_stdin: args.exit_with_stdin };
     daemon::run(config, options).map_err(|error| failure(&error, &data_dir, &replacement))
@@ -80,7 +87,11 @@ struct Replacement {
 
 impl Replacement {
     fn of(config: &NodeConfig) -> Replacement {
-        let cluster = config.file.parent().and_then(Path::parent).filter(|dir| dir.join("ca").is_dir());
+        // After a recovery the authority beside the node's directory is the old cluster's.
+        let recovered = config.file.parent().and_then(newest_place);
+        let beside = || config.file.parent().and_then(Path::parent).map(Path::to_owned);
+        let cluster = recovered.or_else(beside).filter(|dir| dir.join("ca").is_dir());
+        let cluster = cluster.as_deref();
         let (old, address) = (&config.name, &config.advertise.peer);
         let new = fresh_name(old, |name| cluster.is_some_and(|dir| dir.join(name).exists()));
         let dir = cluster.map_or_else(|| "DIR".to_owned(), quoted);
@@ -153,7 +164,10 @@ fn log_failure(error: &OpenError, dir: &Path, replacement: &Replacement) -> Fail
         OpenError::Locked { pid } => {
             Failure::usage(format!("{dir} is in use by process {pid}; this node runs already")).with("pid", *pid)
         }
-        OpenError::Config { .. } | OpenError::NewerVersion { .. } => Failure::config(format!("{dir}: {error}")),
+        OpenError::Config { .. }
+        | OpenError::NewerVersion { .. }
+        | OpenError::ChangingIdentity
+        | OpenError::Journal { .. } => Failure::config(format!("{dir}: {error}")),
         OpenError::Damaged(damage) => {
             let what = format!("{dir}: the log is damaged: {damage}; nothing was changed");
             replacement.told_of_damage(&format!("{what}; list the damage with `graven wal verify {dir}`"))

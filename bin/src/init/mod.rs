@@ -5,6 +5,7 @@
 //! because what it left behind may already be in use.
 
 pub mod join;
+pub mod recover;
 
 use std::fs;
 use std::io::{self, Write};

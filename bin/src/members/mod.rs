@@ -111,6 +111,16 @@ pub enum MembersError {
     Malformed(String),
 }
 
+/// The word behind the feature level that voids the sessions.
+const SESSIONS_VOID: u32 = 1;
+
+/// Whether the body of a membership entry voids all sessions that were opened before it: it makes a survivor the first node of a new
+/// cluster, and what was acknowledged under them may be lost.
+#[must_use]
+pub fn voids_sessions(body: &[u8]) -> bool {
+    Members::read(body).is_ok_and(|(_, voids)| voids)
+}
+
 /// Seven nodes with the longest names and addresses take less than 5 KiB; twelve times that is still a small entry.
 pub const MAX_MEMBERS_BYTES: usize = 64 << 10;
 
@@ -132,24 +142,52 @@ impl Members {
         Ok(bytes)
     }
 
-    /// Reads what [`Members::encode`] wrote; trailing bytes are refused.
+    /// The bytes of this membership in an entry that also voids all sessions ([`voids_sessions`]). What decodes them has the same
+    /// members, and no trace of that: it holds for this entry, and for none that is made from it.
+    ///
+    /// # Errors
+    /// [`MembersError::TooLarge`].
+    pub fn encode_voiding_sessions(&self) -> Result<Vec<u8>, MembersError> {
+        let mut bytes = self.encode()?;
+        if self.feature_level == first_level() {
+            bytes.extend_from_slice(&self.feature_level.to_le_bytes());
+        }
+        // Software that does not know the word refuses the entry: it would answer retries that nobody can vouch for.
+        bytes.extend_from_slice(&SESSIONS_VOID.to_le_bytes());
+        if bytes.len() > MAX_MEMBERS_BYTES {
+            return Err(MembersError::TooLarge { bytes: bytes.len() });
+        }
+        Ok(bytes)
+    }
+
+    /// Reads what [`Members::encode`] or [`Members::encode_voiding_sessions`] wrote; trailing bytes are refused.
     ///
     /// # Errors
     /// [`MembersError`].
     pub fn decode(bytes: &[u8]) -> Result<Members, MembersError> {
+        Members::read(bytes).map(|(members, _)| members)
+    }
+
+    /// The members, and whether the sessions are void.
+    fn read(bytes: &[u8]) -> Result<(Members, bool), MembersError> {
         if bytes.len() > MAX_MEMBERS_BYTES {
             return Err(MembersError::TooLarge { bytes: bytes.len() });
         }
         let (mut members, used): (Members, usize) = bincode::serde::decode_from_slice(bytes, layout())
             .map_err(|error| MembersError::Malformed(error.to_string()))?;
         let rest = bytes.get(used..).unwrap_or_default();
-        let level = <[u8; 4]>::try_from(rest).map(u32::from_le_bytes).ok().filter(|level| *level > first_level());
-        match level {
-            Some(level) => members.feature_level = level,
-            None if rest.is_empty() => {}
-            None => return Err(MembersError::Malformed(format!("{} bytes follow it", rest.len()))),
-        }
-        Ok(members)
+        let words: Vec<u32> =
+            rest.chunks_exact(4).filter_map(|word| word.try_into().ok().map(u32::from_le_bytes)).collect();
+        let whole = rest.len().is_multiple_of(4);
+        // One encoding for one membership: a word that says nothing is not written.
+        let voids = match words.as_slice() {
+            [] if whole => false,
+            [level] if whole && *level > first_level() => false,
+            [level, SESSIONS_VOID] if whole && *level >= first_level() => true,
+            _ => return Err(MembersError::Malformed(format!("{} bytes follow it", rest.len()))),
+        };
+        members.feature_level = words.first().copied().unwrap_or(first_level());
+        Ok((members, voids))
     }
 
     /// Everybody who belongs to the cluster.
@@ -238,6 +276,30 @@ mod tests {
         for wrong in [[0, 0, 0, 0], [1, 0, 0, 0]] {
             assert!(Members::decode(&[before.as_slice(), &wrong].concat()).is_err(), "one encoding for one membership");
         }
+    }
+
+    #[test]
+    fn an_entry_that_voids_sessions_has_the_same_members_and_says_so_once() {
+        for level in [1, 2] {
+            let members = Members { feature_level: level, ..members() };
+            let (plain, voiding) =
+                (members.encode().expect("small"), members.encode_voiding_sessions().expect("small"));
+            assert!(voids_sessions(&voiding) && !voids_sessions(&plain));
+            assert_eq!(
+                voiding.len(),
+                Members { feature_level: 1, ..members.clone() }.encode().expect("small").len() + 8
+            );
+            assert!(voiding.ends_with(&[level as u8, 0, 0, 0, 1, 0, 0, 0]));
+            let back = Members::decode(&voiding).expect("whole");
+            assert_eq!(back, members);
+            assert!(!voids_sessions(&back.settled().encode().expect("small")), "nothing of it goes on");
+        }
+        let before = members().encode().expect("small");
+        for wrong in [[1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 2, 0, 0, 0]] {
+            let bytes = [before.as_slice(), &wrong].concat();
+            assert!(Members::decode(&bytes).is_err() && !voids_sessions(&bytes), "{wrong:?}");
+        }
+        assert!(Members::decode(&[before.as_slice(), &[1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]].concat()).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use graven_net::bulk::{BulkClient, BulkConfig, BulkError, BulkIdentity, CheckpointReader, Refusal};
+use graven_net::peer::RosterEntry;
 use graven_snapshot::{Checkpoint, file_bytes_max};
 use graven_wal::RealDisk;
 use tokio::sync::mpsc;
@@ -53,9 +54,9 @@ pub(super) fn first_checkpoint(shared: &Shared) -> Result<Box<dyn CheckpointRead
 }
 
 /// Fetches what the replica is offered, one after the other, until the channel is closed.
-pub(super) async fn fetch_all(shared: Arc<Shared>, mut fetches: mpsc::Receiver<Fetch>) {
-    while let Some(wanted) = fetches.recv().await {
-        let fetched = match fetch(&shared, &wanted).await {
+pub(super) async fn fetch_all(shared: Arc<Shared>, mut fetches: mpsc::Receiver<Wanted>) {
+    while let Some((wanted, guest)) = fetches.recv().await {
+        let fetched = match fetch(&shared, &wanted, guest).await {
             Ok(checkpoint) => {
                 info!(index = checkpoint.base.index, "fetched a checkpoint: the entries this node lacks are trimmed");
                 Some(Box::new(checkpoint))
@@ -84,12 +85,26 @@ enum FetchError {
     Flawed(#[from] graven_snapshot::Flaw),
 }
 
-async fn fetch(shared: &Shared, wanted: &Fetch) -> Result<Checkpoint, FetchError> {
+/// What to fetch, and whoever offers it when that is no member known here.
+pub(super) type Wanted = (Fetch, Option<RosterEntry>);
+
+/// Name and client address of whoever is to be asked. A node that was just made knows no members: they stand in the log that it is to be
+/// given, behind this checkpoint. Then it asks where the ports that `graven init` gives would have it; a certificate proves who answers.
+fn whom(shared: &Shared, from: u64, guest: Option<RosterEntry>) -> Option<(String, String)> {
+    if let Some(member) = shared.members.borrow().by_id(from) {
+        return Some((member.name.clone(), member.client_address.clone()));
+    }
+    let guest = guest?;
+    let (host, port) = guest.address.rsplit_once(':')?;
+    let port = port.parse::<u16>().ok()?.checked_add(1)?;
+    Some((guest.name, format!("{host}:{port}")))
+}
+
+async fn fetch(shared: &Shared, wanted: &Fetch, guest: Option<RosterEntry>) -> Result<Checkpoint, FetchError> {
     let identity = shared.identity;
     let local = BulkIdentity { cluster: identity.cluster, node: identity.node, incarnation: identity.incarnation };
-    let member = shared.members.borrow().by_id(wanted.from.0).cloned();
-    let member = member.ok_or(FetchError::Unknown(wanted.from.0))?;
-    let config = BulkConfig::new(member.client_address, member.name, member.id, local);
+    let (name, address) = whom(shared, wanted.from.0, guest).ok_or(FetchError::Unknown(wanted.from.0))?;
+    let config = BulkConfig::new(address, name, wanted.from.0, local);
     let client = BulkClient::connect(config, &shared.tls).await?;
     let mut stream = client.checkpoint(None).await?;
     let (size, most) = (stream.size(), file_bytes_max());

@@ -14,13 +14,14 @@ use graven_raft::{NodeId, Role, Tick};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use super::checkpoints::Wanted;
 use super::counters::Counters;
 use super::engine::{Fatal, roster_of};
 use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use crate::members::Members;
 use crate::members::change::ChangeRefused;
-use crate::replica::{Alarm, Answer, DiskJob, Effect, Fetch, Load, Now, Rejection, Replica, RequestId, View};
+use crate::replica::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, Replica, RequestId, View};
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
 const TURN_INPUTS: usize = 1024;
@@ -36,7 +37,7 @@ pub(super) struct Channels {
     pub(super) reports: mpsc::Receiver<LogReport>,
     pub(super) jobs: SyncSender<LogInput>,
     pub(super) loads: SyncSender<Load>,
-    pub(super) fetches: mpsc::Sender<Fetch>,
+    pub(super) fetches: mpsc::Sender<Wanted>,
     pub(super) view: watch::Sender<View>,
     pub(super) leader: watch::Sender<LeaderView>,
     pub(super) members: watch::Sender<Members>,
@@ -348,7 +349,8 @@ impl Protocol {
             Effect::Load(load) => self.load(load, undone),
             Effect::Fetch(fetch) => {
                 // Whoever fetches answers later; nobody there to do it is an answer too.
-                if self.channels.fetches.try_send(fetch).is_err() {
+                let guest = self.plane.guest(fetch.from);
+                if self.channels.fetches.try_send((fetch, guest)).is_err() {
                     let now = self.now();
                     self.replica.fetched(now, fetch.token, None);
                 }

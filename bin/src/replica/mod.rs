@@ -42,7 +42,7 @@ use graven_raft::{
 use graven_snapshot::Checkpoint;
 use graven_wal::Room;
 
-use crate::members::Members;
+use crate::members::{Members, voids_sessions};
 use acks::Acks;
 use checkpoint::{Checkpoints, State};
 pub use checkpoint::{Kept, StateError};
@@ -769,6 +769,7 @@ fn apply_to_sessions(sessions: &mut Sessions, frame: &Frame) -> Result<(), Frame
     let header = frame.header();
     match header.kind {
         Kind::Session => sessions.open(header.index),
+        Kind::Membership if voids_sessions(&frame.body().concat()) => sessions.void(header.index),
         Kind::Records => {
             let mut first = header.base_offset;
             for group in frame.groups() {

@@ -5,7 +5,8 @@ use graven_snapshot::{Checkpoint, CheckpointError, Flaw};
 use graven_wal::{Disk, LogReader, ReadError, Recovered};
 
 use super::Restored;
-use super::checkpoint::{Kept, StateError};
+use super::checkpoint::{Kept, State, StateError};
+use crate::members::Members;
 
 /// Why a log that opened is nothing to start from. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,12 @@ pub enum RestoreError {
         index: u64,
         /// Why.
         cause: StateError,
+    },
+    /// A membership entry cannot be read.
+    #[error("the membership in entry {index} cannot be read: a newer version wrote it; upgrade first")]
+    Members {
+        /// The entry.
+        index: u64,
     },
     /// The log begins later than at its first entry, and no checkpoint says what was before.
     #[error(
@@ -114,6 +121,26 @@ pub fn restore<D: Disk>(
     }
     kept.reverse();
     Ok((Restored::of(recovered, checkpoint, kept), aside))
+}
+
+/// The members that the log names last, or else its checkpoint, committed or not.
+///
+/// # Errors
+/// The entry cannot be read, or what stands in it or in the checkpoint makes no sense.
+pub fn newest_members(
+    recovered: &Recovered,
+    reader: &LogReader,
+    restored: &Restored,
+) -> Result<Option<Members>, RestoreError> {
+    if let Some(index) = recovered.memberships.last().copied() {
+        let frame = reader.frame(index)?;
+        let malformed = |_| RestoreError::Members { index };
+        return Members::decode(&frame.body().concat()).map(Some).map_err(malformed);
+    }
+    let Some(checkpoint) = &restored.checkpoint else { return Ok(None) };
+    let index = checkpoint.base.index;
+    let state = State::decode(&checkpoint.state).map_err(|cause| RestoreError::State { index, cause })?;
+    Ok(Some(state.members))
 }
 
 /// Whether a checkpoint is one of this log.

@@ -128,6 +128,18 @@ impl Sessions {
         self.remember(index, undo);
     }
 
+    /// Takes in that the entry at `index` voids every session opened before it. The highest fence stays: whoever was shut out stays so.
+    pub fn void(&mut self, index: u64) {
+        let mut undo = Vec::new();
+        while let Some((_, id)) = self.by_activity.pop_first() {
+            if let Some(session) = self.table.remove(&id) {
+                undo.push(Undo::Evicted { id, session });
+            }
+        }
+        self.results = 0;
+        self.remember(index, undo);
+    }
+
     /// Takes in that `group` is in the log, as told by `placed`.
     pub fn append(&mut self, group: &GroupHeader, placed: Placed) {
         let mut undo = Vec::new();
@@ -342,6 +354,48 @@ mod tests {
         assert_eq!(sessions.judge(&GroupHeader { fence: Some(1), ..group(5, 2) }, 0), Verdict::Accept);
         assert_eq!(sessions.judge(&group(8, 1), 0), Verdict::Expired);
         assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Duplicate(placed(1, 6)));
+    }
+
+    #[test]
+    fn the_entry_of_a_recovery_voids_sessions_and_no_other_membership_does() {
+        use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
+        let members = crate::members::Members::default();
+        let sealed = |bytes: Vec<u8>| {
+            let body = Body::from_chunks(vec![bytes.into()]);
+            let crc = body.crc();
+            let kind = Kind::Membership;
+            let spec = HeaderSpec { kind, term: 3, index: 9, base_offset: 70, count: 0, timestamp_ms: 0 };
+            Frame::seal(spec, Chain::START, body, crc)
+        };
+        let mut sessions = Sessions::default();
+        sessions.open(5);
+        crate::replica::apply_to_sessions(&mut sessions, &sealed(members.encode().expect("small"))).expect("whole");
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Accept);
+        let voiding = sealed(members.encode_voiding_sessions().expect("small"));
+        crate::replica::apply_to_sessions(&mut sessions, &voiding).expect("whole");
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Expired);
+    }
+
+    #[test]
+    fn void_sessions_expire_and_come_back_when_the_entry_is_truncated() {
+        let mut sessions = Sessions::default();
+        sessions.open(5);
+        sessions.append(&GroupHeader { fence: Some(9), ..group(5, 1) }, placed(1, 6));
+        sessions.open(7);
+        sessions.commit(7);
+        sessions.void(8);
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Expired);
+        assert_eq!(sessions.judge(&group(7, 1), 0), Verdict::Expired);
+        assert_eq!(sessions.footprint().0, 0);
+        sessions.open(9);
+        assert_eq!(sessions.judge(&GroupHeader { fence: Some(8), ..group(9, 1) }, 0), Verdict::Fenced { fence: 9 });
+        let (mut kept, mut gone) = (Vec::new(), Vec::new());
+        sessions.as_of(9).encode(&mut kept);
+        sessions.truncate(8);
+        assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Duplicate(placed(1, 6)));
+        assert_eq!(sessions.judge(&group(7, 1), 0), Verdict::Accept);
+        sessions.as_of(7).encode(&mut gone);
+        assert_ne!(kept, gone);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod heal;
 mod hostile;
 mod identity;
 mod member;
+mod recover;
 mod stall;
 mod trim;
 mod upgrade;

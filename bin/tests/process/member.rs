@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::common::{Dev, PATIENCE, free_base_port, run, wait_for, wait_for_exit};
 
 /// Makes and starts a node that is no member yet; answers its address.
-fn new_node(dev: &mut Dev, name: &str) -> String {
+pub(crate) fn new_node(dev: &mut Dev, name: &str) -> String {
     let address = format!("127.0.0.1:{}", free_base_port(1));
     let join = format!("{name}={address}");
     run(["init", "--join", &join, "--dir", dev.dir.to_str().expect("UTF-8")]).expect(0);

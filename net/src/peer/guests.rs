@@ -41,6 +41,11 @@ impl Guests {
         Some(self.roster())
     }
 
+    /// A guest.
+    pub(super) fn get(&self, node: NodeId) -> Option<&RosterEntry> {
+        self.entries.get(&node)
+    }
+
     fn roster(&self) -> Roster {
         let mut roster = self.members.clone();
         roster.members.extend(self.entries.iter().map(|(node, entry)| (*node, entry.clone())));

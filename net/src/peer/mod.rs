@@ -411,6 +411,12 @@ impl PeerPlane {
         self.shared.peer(node).ok()?.feature_level()
     }
 
+    /// Name and address of a node that is no member known here and reached this one all the same, as it gave them.
+    #[must_use]
+    pub fn guest(&self, node: NodeId) -> Option<RosterEntry> {
+        lock(&self.shared.guests).get(node).cloned()
+    }
+
     /// What was counted and measured.
     #[must_use]
     pub fn stats(&self) -> PeerStats {

@@ -7,7 +7,7 @@ use graven_wal::planted::{Bug, plant};
 use crate::crashes::{Effort, every_crash, every_crash_of_creation};
 use crate::damage::{Specimen, every_flip, every_sector};
 use crate::script::Script;
-use crate::{faults, mend, rows, stale};
+use crate::{adopt, faults, mend, rows, stale};
 
 /// Switches the bug off again, also when the test fails.
 struct Planted;
@@ -165,6 +165,16 @@ fn end_that_is_cut_without_a_word_is_found() {
 #[test]
 fn damaged_segment_that_is_removed_first_is_found() {
     is_found(Bug::OriginalRemovedFirst, || mend::every_crash_of_mending().map(drop));
+}
+
+#[test]
+fn identity_changed_before_its_journal_is_durable_is_found() {
+    is_found(Bug::JournalUnsynced, adopt::every_crash_of_a_change);
+}
+
+#[test]
+fn journal_that_is_removed_before_the_identity_is_durable_is_found() {
+    is_found(Bug::IdentityUnsynced, adopt::every_crash_of_a_change);
 }
 
 /// Every bug there is has a test here: a new one without would go unseen.
