@@ -141,11 +141,7 @@ pub const ALL: &[Planted] = &[
     in_replica("joint-kept", replica::Bug::JointKept, 100, &["liveness"]).under(Profile::MEMBERS),
     in_replica("trim-before-commit", replica::Bug::TrimBeforeCommit, 100, &["P2"]).under(Profile::TRIMS),
     in_replica("release-past-trim", replica::Bug::ReleasePastTrim, 100, &["P2", "P4"]).under(Profile::TRIMS),
-    in_replica("checkpoint-of-tail", replica::Bug::CheckpointOfTail, 400, &["P7", "P10", "P2", "answers"])
-        .under(Profile::TRIMS),
-    in_replica("install-keeps-sessions", replica::Bug::InstallKeepsSessions, 400, &["answers", "P7"])
-        .under(Profile::TRIMS),
-    in_replica("install-votes", replica::Bug::InstallVotes, 400, &["disk", "log matching", "invariant"])
+    in_replica("install-keeps-sessions", replica::Bug::InstallKeepsSessions, 400, &["answers", "P7", "P11"])
         .under(Profile::TRIMS),
     in_replica("install-unsaved", replica::Bug::InstallUnsaved, 100, &["recovery"]).under(Profile::TRIMS),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),

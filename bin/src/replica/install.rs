@@ -112,9 +112,7 @@ impl Replica {
         match usable {
             Some((state, checkpoint)) if wanted && self.core.term_at(fetch.base.index) != Some(fetch.base.term) => {
                 let checkpoint = Arc::new(checkpoint);
-                if !is_planted(Bug::InstallVotes) {
-                    self.core.abstain(now.tick, true);
-                }
+                self.core.abstain(now.tick, true);
                 self.chore(Chore::Install(Arc::clone(&checkpoint)), After::Installed);
                 self.installs.installing = Some(Installing { from: fetch.from, checkpoint, state });
             }

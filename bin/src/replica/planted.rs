@@ -50,12 +50,8 @@ pub enum Bug {
     TrimBeforeCommit,
     /// The log is let go of up to the newest checkpoint, trimmed or not.
     ReleasePastTrim,
-    /// A checkpoint holds what uncommitted entries did to the sessions.
-    CheckpointOfTail,
     /// An installed checkpoint leaves the sessions as they were.
     InstallKeepsSessions,
-    /// A node that is having a checkpoint installed goes on voting and standing.
-    InstallVotes,
     /// The log is reset to an offered checkpoint that is not durable.
     InstallUnsaved,
     /// A disk that was full once stays full in the eyes of the node.

@@ -191,9 +191,7 @@ impl Sessions {
     #[must_use]
     pub fn as_of(&self, index: u64) -> Sessions {
         let mut then = self.clone();
-        if !is_planted(Bug::CheckpointOfTail) {
-            then.truncate(index + 1);
-        }
+        then.truncate(index + 1);
         then.undo.clear();
         then
     }

@@ -1,7 +1,7 @@
 //! Calls that fail: each changing call of every script, with each error, and each read of an open.
 
 use graven_wal::sim::{Fault, Op, SimDisk};
-use graven_wal::{AppendError, HardState, OpenError, Wal};
+use graven_wal::{AppendError, HardState, OpenError, PrepareState, Wal};
 
 use crate::common::{grow, new_log, options, records};
 use crate::crashes::recover;
@@ -150,6 +150,8 @@ fn failed_write_closes_the_log() {
 pub(crate) fn full_disk_keeps_room_for_votes() -> Result<(), String> {
     let disk = SimDisk::new(7);
     let mut wal = new_log(&disk);
+    // The reserve is there once segments were made ready.
+    while wal.prepare(1 << 20).map_err(|error| error.to_string())? == PrepareState::More {}
     disk.full(Some(disk.used_bytes()));
     loop {
         let frame = records(&wal.tail(), wal.tail().term, 900);
