@@ -46,7 +46,7 @@ fn a_failed_sync_ends_the_node_with_one_line_and_loses_nothing_acknowledged() {
 #[test]
 fn a_failed_write_ends_the_node_with_one_line_and_loses_nothing_acknowledged() {
     // Behind all zeroes with which segments are made ready, some 330 writes.
-    fails("pwritev", "450+", &["write"]);
+    fails("pwritev", "450+", &["write", "zero-fill"]);
 }
 
 #[test]
