@@ -2,7 +2,7 @@
 //! how it fails.
 
 use graven::replica::Chore;
-use graven::replica::disk::{DiskError, DiskReport};
+use graven::replica::disk::{DiskError, DiskReport, Saved};
 use graven_frame::Frame;
 use graven_wal::AppendError;
 
@@ -72,10 +72,10 @@ impl Cluster {
                 self.checkers.durability.synced(node, frame);
             }
             match &job.chore {
-                Some(Chore::Install(checkpoint)) if done && ran.saved.is_some() => {
+                Some(Chore::Install(checkpoint)) if done && ran.saved.has(checkpoint.base.index) => {
                     self.checkers.installed(node, &checkpoint.base)?;
                 }
-                Some(Chore::Save(_)) if done && ran.saved.is_some() => self.stats.checkpoints += 1,
+                Some(Chore::Save(saved)) if done && ran.saved.has(saved.base.index) => self.stats.checkpoints += 1,
                 Some(Chore::Release(_)) if done => {
                     self.stats.releases += 1;
                     let before = first.checked_sub(2).map(|at| self.checkers.log().get(at as usize));
@@ -119,7 +119,7 @@ impl Cluster {
             return self.on_disk_error(node, &error.into());
         }
         let before = process.reported;
-        process.reported = DiskReport { room: process.wal.room(), waits: false, saved: None, ..before };
+        process.reported = DiskReport { room: process.wal.room(), waits: false, saved: Saved::default(), ..before };
         let report = process.reported;
         if report.room.is_full() || process.wal.sync_point_due() {
             self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });

@@ -158,7 +158,7 @@ impl Node {
             running: VecDeque::new(),
             disk_busy: false,
             doomed: None,
-            reported: DiskReport { sequence: 0, room: Room::plenty(), waits: false, saved: None },
+            reported: DiskReport { sequence: 0, room: Room::plenty(), waits: false, saved: disk::Saved::default() },
             lag_us: None,
             tick_at: None,
             flushing: false,

@@ -22,7 +22,7 @@ use crate::members::Members;
 
 const STATE_VERSION: u32 = 1;
 /// Checkpoints on their way to the disk at most. Under load one is due before the one before it is durable; each holds a session table.
-const SAVING_MAX: usize = 4;
+pub(super) const SAVING_MAX: usize = 4;
 
 /// A checkpoint that is durable here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use graven_snapshot::{Checkpoint, CheckpointError};
 use graven_wal::mend::{Marker, MarkerError};
 use graven_wal::{AppendError, Disk, HardState, Room, Wal};
 
+use super::checkpoint::SAVING_MAX;
 use super::effect::{Chore, DiskJob};
 use super::planted::{Bug, is_planted};
 
@@ -18,8 +19,8 @@ pub struct DiskReport {
     pub room: Room,
     /// Whether the next job was refused for lack of room, and waits.
     pub waits: bool,
-    /// The last entry of the newest checkpoint that these jobs made durable.
-    pub saved: Option<u64>,
+    /// The checkpoints that these jobs made durable.
+    pub saved: Saved,
 }
 
 /// What became of a queue of jobs.
@@ -29,8 +30,31 @@ pub struct Ran {
     pub done: Option<u64>,
     /// Whether the rest of the queue waits for room on the disk.
     pub disk_full: bool,
-    /// The last entry of the newest checkpoint that was saved or installed, if any was.
-    pub saved: Option<u64>,
+    /// The checkpoints that were saved or installed.
+    pub saved: Saved,
+}
+
+/// Which checkpoints are durable now, by the last entry of each. One may have found no room, and one behind or before it some: each is told for
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Saved([u64; SAVED_MAX]);
+
+/// A replica has so many on their way at most, the one that is installed included.
+const SAVED_MAX: usize = SAVING_MAX + 1;
+
+impl Saved {
+    fn note(&mut self, index: u64) {
+        // No checkpoint ends with entry 0.
+        if let Some(place) = self.0.iter_mut().find(|place| **place == 0) {
+            *place = index;
+        }
+    }
+
+    /// Whether the one that ends with entry `index` is among them.
+    #[must_use]
+    pub fn has(&self, index: u64) -> bool {
+        self.0.contains(&index)
+    }
 }
 
 /// Why a job could not be done. Nothing is written any more after it.
@@ -65,7 +89,7 @@ impl From<CheckpointError> for DiskError {
 /// # Errors
 /// The log's first error. The log is closed from then on; none of these jobs may be reported as done.
 pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<Ran, DiskError> {
-    let mut ran = Ran { done: None, disk_full: false, saved: None };
+    let mut ran = Ran { done: None, disk_full: false, saved: Saved::default() };
     let mut written = false;
     while let Some(job) = queue.front_mut() {
         if let Some(hard_state) = job.hard_state {
@@ -97,7 +121,7 @@ pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<R
         wal.note_commit(job.commit);
         if let Some(chore) = job.chore.take() {
             match do_chore(wal, &chore) {
-                Ok(saved) => ran.saved = saved.or(ran.saved),
+                Ok(saved) => saved.into_iter().for_each(|index| ran.saved.note(index)),
                 // Only an install needs room in the log itself: not even the reserve is left. It begins again.
                 Err(DiskError::Log(AppendError::DiskFull { .. })) => {
                     job.chore = Some(chore);
@@ -131,7 +155,11 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
                 false => save(checkpoint, |it| graven_snapshot::stage(wal.disk(), it))?,
             };
             if saved.is_some() {
-                graven_snapshot::note_released(wal.disk(), checkpoint.base.index)?;
+                match graven_snapshot::note_released(wal.disk(), checkpoint.base.index) {
+                    // As for the checkpoint itself: the log stays as it is, and what is staged counts for nothing.
+                    Err(error) if error.is_full() => return Ok(None),
+                    noted => noted?,
+                }
                 wal.reset(checkpoint.base)?;
                 wal.sync()?;
                 graven_snapshot::settle(wal.disk(), checkpoint.base.index)?;
@@ -166,5 +194,51 @@ fn save(
         // Nothing is left of it, and nothing was promised.
         Err(error) if error.is_full() => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
+    use graven_wal::sim::SimDisk;
+    use graven_wal::{Identity, LogBase, Options};
+
+    use super::*;
+
+    /// A large checkpoint finds no room on a nearly full disk, a small one beside it does.
+    #[test]
+    fn checkpoints_that_find_no_room_are_not_told_as_saved_because_others_did() {
+        let disk = SimDisk::new(1);
+        let spec = HeaderSpec { kind: Kind::Noop, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: 0 };
+        let first = Frame::seal(spec, Chain::START, Body::default(), 0);
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        Wal::create(disk.clone(), Identity { cluster: 7, node: 1, incarnation: 1 }, options.clone(), &[first])
+            .expect("new");
+        let (mut wal, _) = Wal::open(disk.clone(), options).expect("opens");
+        graven_snapshot::reserve(&disk).expect("room");
+        disk.full(Some(disk.used_bytes() + (64 << 10)));
+        let checkpoint = |index: u64, state: usize| {
+            let base = LogBase { index, term: 1, ..LogBase::default() };
+            Arc::new(Checkpoint { cluster: 7, base, state: vec![1; state] })
+        };
+        let chores = [
+            Chore::Save(checkpoint(2, 1 << 20)),
+            Chore::Save(checkpoint(3, 100)),
+            Chore::Install(checkpoint(9, 1 << 20)),
+        ];
+        let job = |(sequence, chore)| DiskJob {
+            sequence,
+            commit: 1,
+            hard_state: None,
+            frames: Vec::new(),
+            chore: Some(chore),
+        };
+        let mut queue: VecDeque<_> = (1..).zip(chores).map(job).collect();
+        let ran = run(&mut wal, &mut queue).expect("a full disk is no failure");
+        assert_eq!((ran.done, queue.len()), (Some(3), 0));
+        assert_eq!([2, 3, 9].map(|index| ran.saved.has(index)), [false, true, false]);
+        assert_eq!((wal.last_index(), graven_snapshot::stored(&disk).expect("a list")), (1, vec![3]));
     }
 }

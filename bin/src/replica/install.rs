@@ -14,6 +14,7 @@ use graven_raft::{Index, LogId, NodeId, Output, Role, Term, Tick};
 use graven_snapshot::Checkpoint;
 
 use super::checkpoint::{Kept, State};
+use super::disk::Saved;
 use super::effect::{Alarm, Chore, Effect, Fetch, Now};
 use super::log::LogView;
 use super::planted::{Bug, is_planted};
@@ -130,9 +131,10 @@ impl Replica {
     }
 
     /// The log starts anew behind the checkpoint, durably; or the disk had no room, and it is as it was.
-    pub(super) fn on_installed(&mut self, now: Now, saved: bool) {
+    pub(super) fn on_installed(&mut self, now: Now, saved: Saved) {
         let Some(Installing { from, checkpoint, state }) = self.installs.installing.take() else { return };
         let base = base_of(&checkpoint);
+        let saved = saved.has(base.index.0);
         if saved {
             let mark = checkpoint.base.into();
             self.log = LogView::new(mark, self.config.ring_bytes);

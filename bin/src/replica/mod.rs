@@ -376,7 +376,7 @@ impl Replica {
         self.settle(now);
     }
 
-    fn durable_up_to(&mut self, now: Now, sequence: u64, saved: Option<u64>) {
+    fn durable_up_to(&mut self, now: Now, sequence: u64, saved: disk::Saved) {
         while let Some(job) = self.jobs.front().copied()
             && job.sequence <= sequence
         {
@@ -387,8 +387,8 @@ impl Replica {
             }
             match job.after {
                 After::Nothing => {}
-                After::Saved(kept) => self.on_saved(kept, saved.is_some_and(|saved| saved >= kept.index)),
-                After::Installed => self.on_installed(now, saved.is_some()),
+                After::Saved(kept) => self.on_saved(kept, saved.has(kept.index)),
+                After::Installed => self.on_installed(now, saved),
             }
         }
         // A later job may supersede what an earlier one wrote: its entries are not the log's any more.
