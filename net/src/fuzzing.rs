@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use graven_frame::{
     Chain, Frame, GroupBuilder, GroupHeaderSpec, HEADER_BYTES, HeaderSpec, Kind, MAX_BODY_BYTES, MAX_GROUP_BYTES,
 };
-use graven_raft::{AppendHead, ConflictHint, Index, LogId, Message, NodeId, Term};
+use graven_raft::{AppendHead, ConflictHint, Index, LogId, Message, NodeId, Report, Term};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::client::Records;
@@ -198,6 +198,7 @@ pub fn messages() -> Vec<Message> {
         Message::ReadIndexReply { term, token: 4, index: Some(index) },
         Message::Install { term, base: last },
         Message::InstallReply { term, base: last, ok: true },
+        Message::Report { term, report: Report { wall_ms: 5, snapshot: 6, held: vec![7, 8] } },
     ]
 }
 

@@ -184,7 +184,7 @@ impl Core {
             Message::ReadIndexReply { token, index, .. } => self.on_read_index_reply(from, token, index),
             Message::Install { base, .. } => self.on_install(from, base),
             Message::InstallReply { base, ok, .. } => self.on_install_reply(from, base, ok),
-            Message::PreVote { .. } | Message::Vote { .. } => {}
+            Message::PreVote { .. } | Message::Vote { .. } | Message::Report { .. } => {}
         }
     }
 

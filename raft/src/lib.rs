@@ -70,7 +70,7 @@ pub use change::{Change, ChangeError};
 pub use config::{Config, Restored};
 pub use core::Core;
 pub use errors::{ProposeError, ReadError, TransferError};
-pub use message::{AppendHead, ConflictHint, Message};
+pub use message::{AppendHead, ConflictHint, Message, Report};
 pub use output::{Alarm, Output, Write};
 pub use progress::{Follower, ProgressState};
 pub use room::Room;

@@ -130,6 +130,13 @@ pub enum Message {
         /// Whether the follower's log now holds or begins behind `base`; if not, it may be offered again.
         ok: bool,
     },
+    /// What a follower tells the driver of its leader beside the protocol. The core does not look at it.
+    Report {
+        /// The follower's term.
+        term: Term,
+        /// What it tells.
+        report: Report,
+    },
 }
 
 impl Message {
@@ -149,9 +156,21 @@ impl Message {
             | Message::ReadIndex { term, .. }
             | Message::ReadIndexReply { term, .. }
             | Message::Install { term, .. }
-            | Message::InstallReply { term, .. } => *term,
+            | Message::InstallReply { term, .. }
+            | Message::Report { term, .. } => *term,
         }
     }
+}
+
+/// How a follower stands in what is not the protocol's: its clock and its snapshots.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// Its wall clock, milliseconds since the epoch.
+    pub wall_ms: u64,
+    /// The offset up to which its state machine's state is durable in a snapshot; 0 without one.
+    pub snapshot: u64,
+    /// The named snapshots that are durable here, by their ids, ascending.
+    pub held: Vec<u64>,
 }
 
 /// Where a follower's log may meet the leader's: its last entry at or before the asked one whose term is not above the asked term.

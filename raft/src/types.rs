@@ -111,6 +111,8 @@ pub enum EntryKind {
     Session,
     /// A named snapshot was committed or dropped.
     Snapshot,
+    /// A cursor moves, or is dropped.
+    Cursor,
 }
 
 /// Who belongs to the cluster, and with which say.

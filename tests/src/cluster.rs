@@ -550,7 +550,7 @@ fn first_frame(nodes: u64) -> Frame {
         incarnation: u128::from(id).to_le_bytes(),
         role: MemberRole::Voter,
     };
-    let members = Members { nodes: (1..=nodes).map(member).collect(), ..Members::default() };
+    let members = Members { nodes: (1..=nodes).map(member).collect(), feature_level: graven::members::NEWEST_LEVEL };
     let body = Body::from_chunks(vec![members.encode().unwrap_or_default().into()]);
     let crc = body.crc();
     let spec = HeaderSpec { kind: Kind::Membership, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: 0 };

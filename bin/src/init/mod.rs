@@ -19,7 +19,7 @@ use graven_net::tls::{Authority, AuthorityError, Role};
 use graven_wal::{CreateError, Identity, Options, RealDisk, Wal};
 
 use crate::config::{ConfigError, NodeConfig, check_name, split_address};
-use crate::members::{Member, MemberRole, Members, MembersError};
+use crate::members::{Member, MemberRole, Members, MembersError, NEWEST_LEVEL};
 
 /// One node of the cluster to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -326,7 +326,8 @@ impl NewCluster {
             incarnation: rand::random(),
             role: MemberRole::Voter,
         });
-        Members { nodes: nodes.collect(), ..Members::default() }
+        // All nodes are made by this software: nothing older is among them.
+        Members { nodes: nodes.collect(), feature_level: NEWEST_LEVEL }
     }
 }
 

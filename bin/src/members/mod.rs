@@ -25,7 +25,10 @@ impl Default for Members {
     }
 }
 
-/// The level of every cluster at its beginning.
+/// The highest feature level that this software knows; a cluster that it makes begins with it.
+pub const NEWEST_LEVEL: u32 = graven_net::protocol::FEATURE_LEVEL;
+
+/// The level of a membership that says none.
 fn first_level() -> u32 {
     1
 }

@@ -5,9 +5,9 @@
 //! a disk job like everything else. When a trim moved the first offset past one, the log in front of it is let go of: not
 //! before the checkpoint is durable, and never past what is trimmed, because the records of a log are its data.
 //!
-//! The state's bytes, little-endian: version (4: 1), first offset (8), index of the membership entry in force (8), its length (4) and
+//! The state's bytes, little-endian: version (4: 1, or 2 with tables behind it), first offset (8), index of the membership entry in force (8), its length (4) and
 //! its bytes; then the session table: highest fence (8), number of sessions (4), and for each, ascending: id (8), last sequence (8), index of its
-//! last append (8), number of results (4), and for each sequence, index, first offset, count, term, timestamp (8 each).
+//! last append (8), number of results (4), and for each sequence, index, first offset, count, term, timestamp (8 each); then [`Tables`].
 
 use graven_snapshot::Checkpoint;
 use graven_wal::LogBase;
@@ -17,10 +17,13 @@ use super::effect::{Chore, DiskJob, Effect};
 use super::log::Mark;
 use super::planted::{Bug, is_planted};
 use super::sessions::Sessions;
+use super::tables::Tables;
 use super::{After, Job, Replica};
 use crate::members::Members;
 
-const STATE_VERSION: u32 = 1;
+/// A state without tables, as software of feature level 1 reads it.
+const STATE_WITHOUT_TABLES: u32 = 1;
+const STATE_VERSION: u32 = 2;
 /// Checkpoints on their way to the disk at most. Under load one is due before the one before it is durable; each holds a session table.
 pub(super) const SAVING_MAX: usize = 4;
 
@@ -43,6 +46,7 @@ pub(super) struct State {
     pub(super) members_index: u64,
     pub(super) members: Members,
     pub(super) sessions: Sessions,
+    pub(super) tables: Tables,
 }
 
 /// The bytes of a checkpoint's state are not what this version writes.
@@ -50,33 +54,43 @@ pub(super) struct State {
 #[error("the state in a checkpoint cannot be read: {0}")]
 pub struct StateError(&'static str);
 
-impl State {
-    fn encode(&self) -> Option<Vec<u8>> {
-        let members = self.members.encode().ok()?;
-        let mut out = Vec::new();
-        out.extend(STATE_VERSION.to_le_bytes());
-        out.extend(self.first_offset.to_le_bytes());
-        out.extend(self.members_index.to_le_bytes());
-        out.extend((members.len() as u32).to_le_bytes());
-        out.extend(members);
-        self.sessions.encode(&mut out);
-        Some(out)
+/// The bytes of a state, of its parts.
+fn encode_state(
+    first_offset: u64,
+    (members_index, members): (u64, &Members),
+    sessions: &Sessions,
+    tables: &Tables,
+) -> Option<Vec<u8>> {
+    let members = members.encode().ok()?;
+    let mut out = Vec::new();
+    out.extend(STATE_WITHOUT_TABLES.to_le_bytes());
+    out.extend(first_offset.to_le_bytes());
+    out.extend(members_index.to_le_bytes());
+    out.extend((members.len() as u32).to_le_bytes());
+    out.extend(members);
+    sessions.encode(&mut out);
+    if tables.encode(&mut out) {
+        out[..4].copy_from_slice(&STATE_VERSION.to_le_bytes());
     }
+    Some(out)
+}
 
+impl State {
     pub(super) fn decode(bytes: &[u8]) -> Result<State, StateError> {
         let mut from = Fields(bytes);
-        match from.u32() {
-            Some(STATE_VERSION) => {}
+        let version = match from.u32() {
+            Some(version @ (STATE_WITHOUT_TABLES | STATE_VERSION)) => version,
             Some(_) => return Err(StateError("a newer version wrote it; upgrade first")),
             None => return Err(StateError("it is empty")),
-        }
+        };
         let wrong = StateError("it contradicts itself");
         let mut rest = || {
             let (first_offset, members_index) = (from.u64()?, from.u64()?);
             let len = from.u32()? as usize;
             let members = Members::decode(from.bytes(len)?).ok()?;
             let sessions = Sessions::decode(&mut from)?;
-            Some(State { first_offset, members_index, members, sessions })
+            let tables = if version == STATE_WITHOUT_TABLES { Tables::default() } else { Tables::decode(&mut from)? };
+            Some(State { first_offset, members_index, members, sessions, tables })
         };
         let state = rest().ok_or(wrong.clone())?;
         if from.0.is_empty() { Ok(state) } else { Err(wrong) }
@@ -160,13 +174,9 @@ impl Replica {
         let Some((members_index, members)) = self.members.first().filter(|(index, _)| *index <= at.index) else {
             return;
         };
-        let state = State {
-            first_offset: self.first_offset,
-            members_index: *members_index,
-            members: members.clone(),
-            sessions: self.sessions.as_of(at.index),
-        };
-        let Some(state) = state.encode() else { return };
+        let sessions = self.sessions.as_of(at.index);
+        let state = encode_state(self.first_offset, (*members_index, members), &sessions, &self.tables);
+        let Some(state) = state else { return };
         let checkpoint = Arc::new(Checkpoint { cluster: self.config.cluster, base: at.into(), state });
         self.checkpoints.grown = 0;
         self.checkpoints.saving += 1;
@@ -240,21 +250,22 @@ mod tests {
         sessions.append(&group(5, 2, Some(9)), placed(2, 8));
         sessions.open(9);
         let members = Members::default();
-        let state = State { first_offset: 3, members_index: 1, members, sessions: sessions.as_of(7) };
-        let bytes = state.encode().expect("small");
+        let as_of = sessions.as_of(7);
+        let bytes = encode_state(3, (1, &members), &as_of, &Tables::default()).expect("small");
         let back = State::decode(&bytes).expect("whole");
         assert_eq!((back.first_offset, back.members_index), (3, 1));
         assert_eq!(back.sessions.judge(&group(5, 1, None), 0), Verdict::Duplicate(placed(1, 6)));
         assert_eq!(back.sessions.judge(&group(5, 2, None), 0), Verdict::Accept, "8 was not committed");
         assert_eq!(back.sessions.judge(&group(9, 1, None), 0), Verdict::Expired, "nor was 9");
         assert_eq!(back.sessions.judge(&group(7, 1, Some(3)), 0), Verdict::Fenced { fence: 4 });
-        assert_eq!(State { sessions: back.sessions, ..state }.encode(), Some(bytes), "equal states, equal bytes");
+        let again = encode_state(3, (1, &members), &back.sessions, &back.tables);
+        assert_eq!(again, Some(bytes), "equal states, equal bytes");
     }
 
     #[test]
     fn cut_or_extended_states_are_refused() {
-        let state = State { first_offset: 3, members_index: 1, members: Members::default(), sessions: sessions() };
-        let mut bytes = state.encode().expect("small");
+        let members = Members::default();
+        let mut bytes = encode_state(3, (1, &members), &sessions(), &Tables::default()).expect("small");
         for end in 0..bytes.len() {
             assert!(State::decode(&bytes[..end]).is_err(), "cut at {end}");
         }

@@ -8,10 +8,11 @@ use std::collections::VecDeque;
 use graven_frame::{Body, Frame, Group, HeaderSpec, Kind, combine_crc};
 use graven_raft::{ProposeError, Role};
 
+use super::Replica;
 use super::effect::{Answer, Now, Rejection, RequestId};
+use super::entry::{entry_meta, placed};
 use super::planted::{Bug, is_planted};
 use super::sessions::Verdict;
-use super::{Replica, entry_meta, placed};
 
 /// A frame is closed at this size: a quarter of the replication window, so that several are on their way to a follower.
 const FRAME_BYTES: usize = 256 << 10;

@@ -16,6 +16,7 @@ mod acks;
 mod checkpoint;
 pub mod disk;
 pub mod effect;
+mod entry;
 mod features;
 pub mod feed;
 mod install;
@@ -26,27 +27,29 @@ mod membership;
 pub mod planted;
 mod received;
 mod recovering;
+mod report;
 pub mod restore;
 mod room;
 pub mod sessions;
 mod status;
+mod tables;
 mod trim;
 
 use std::collections::{HashMap, VecDeque};
 
 use graven_frame::{Body, Frame, FrameError, Group, HeaderSpec, Kind};
 use graven_raft::{
-    AppendHead, Core, Entry, EntryKind, EntryMeta, Index, LogId, Membership, Message, NodeId, Output, ProposeError,
-    Role, Term, Tick, Write,
+    AppendHead, Core, Index, LogId, Membership, Message, NodeId, Output, ProposeError, Role, Term, Tick, Write,
 };
 use graven_snapshot::Checkpoint;
 use graven_wal::Room;
 
-use crate::members::{Members, voids_sessions};
+use crate::members::Members;
 use acks::Acks;
 use checkpoint::{Checkpoints, State};
 pub use checkpoint::{Kept, StateError};
 pub use effect::{Alarm, Answer, Chore, DiskJob, Effect, Fetch, Load, Now, Rejection, RequestId, View};
+use entry::{apply_to_sessions, entry_meta, members_of};
 use install::Installs;
 use intake::{Intake, Wanted};
 use log::{LogView, Mark};
@@ -54,10 +57,11 @@ use membership::{Changing, Growth};
 use planted::{Bug, is_planted};
 use received::Refused;
 use recovering::Recovering;
-use sessions::{Placed, Sessions};
+use report::Reports;
+use sessions::Sessions;
 #[doc(hidden)]
 pub use status::Footprint;
-use trim::Trims;
+use tables::Tables;
 
 /// Recent frames kept in memory for followers: four windows of 1 MiB, so that a follower that pauses for a moment is fed
 /// without touching the disk. More would cost several times as much memory: see [`log::LogView::release`].
@@ -109,7 +113,8 @@ pub struct Replica {
     core: Core,
     log: LogView,
     first_offset: u64,
-    trims: Trims,
+    tables: Tables,
+    reports: Reports,
     checkpoints: Checkpoints,
     installs: Installs,
     recovering: Option<Recovering>,
@@ -195,10 +200,11 @@ impl Replica {
         let state = restored.checkpoint.as_ref().map(|checkpoint| State::decode(&checkpoint.state)).transpose()?;
         let start = restored.checkpoint.as_ref().map_or(restored.base, |checkpoint| checkpoint.base.into());
         let mut log = LogView::new(start, config.ring_bytes);
-        let (mut trims, mut grown) = (Trims::default(), 0);
-        let (mut first_offset, mut members, mut sessions) = match state {
-            Some(state) => (state.first_offset, vec![(state.members_index, state.members)], state.sessions),
-            None => (0, Vec::new(), Sessions::default()),
+        let (mut first_offset, mut members, mut sessions, mut tables, mut grown) = match state {
+            Some(State { first_offset, members_index, members, sessions, tables }) => {
+                (first_offset, vec![(members_index, members)], sessions, tables, 0)
+            }
+            None => (0, Vec::new(), Sessions::default(), Tables::default(), 0),
         };
         for frame in frames {
             let frame = frame?;
@@ -207,7 +213,7 @@ impl Replica {
             if let Some(found) = members_of(&frame)? {
                 members.push((index, found));
             }
-            trims.note(&frame)?;
+            tables.note(&frame)?;
             grown += frame.encoded_len() as u64;
             log.push(frame);
             if index <= restored.known_commit {
@@ -216,7 +222,7 @@ impl Replica {
             }
         }
         let commit = log.readable().index;
-        first_offset = first_offset.max(restored.base.next_offset).max(trims.pass(commit).unwrap_or(0));
+        first_offset = first_offset.max(restored.base.next_offset).max(tables.trims.pass(commit).unwrap_or(0));
         sessions.commit(commit);
         forget_older(&mut members, commit);
         // A state machine is given everything from the first entry on.
@@ -232,7 +238,8 @@ impl Replica {
             committed: commit,
             applied,
             first_offset,
-            trims,
+            tables,
+            reports: Reports::default(),
             checkpoints,
             installs: Installs::default(),
             recovering,
@@ -269,6 +276,7 @@ impl Replica {
         self.core.tick(now.tick);
         self.maybe_release_ring(now.tick);
         self.make_offers(now.tick);
+        self.maybe_report(now);
         self.settle(now);
     }
 
@@ -284,7 +292,8 @@ impl Replica {
     /// When [`Replica::tick`] must be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.core.next_deadline().into_iter().chain(self.changing.deadline()).chain(self.installs.deadline()).min()
+        let own = [self.changing.deadline(), self.installs.deadline(), self.report_deadline()];
+        self.core.next_deadline().into_iter().chain(own.into_iter().flatten()).min()
     }
 
     /// Takes in a control message from a peer.
@@ -292,7 +301,14 @@ impl Replica {
         if self.diverged {
             return;
         }
+        let report = match &message {
+            Message::Report { term, report } => Some((*term, report.clone())),
+            _ => None,
+        };
         self.core.receive(now.tick, from, message);
+        if let Some((_, report)) = report.filter(|(term, _)| *term == self.core.term()) {
+            self.on_report(now, from, report);
+        }
         self.settle(now);
     }
 
@@ -536,6 +552,7 @@ impl Replica {
         } else {
             self.growth.forget();
         }
+        self.forget_reports();
         self.effects.push_back(Effect::Role { role, term, leader });
     }
 
@@ -558,7 +575,7 @@ impl Replica {
 
     fn truncate(&mut self, from: u64) {
         self.log.truncate(from);
-        self.trims.truncate(from);
+        self.tables.truncate(from);
         if !is_planted(Bug::SessionsNotRolledBack) {
             self.sessions.truncate(from);
         }
@@ -580,7 +597,7 @@ impl Replica {
                     let _ = apply_to_sessions(&mut self.sessions, &frame);
                 }
                 // As above; what came over the network was looked into before the core heard of it.
-                let _ = self.trims.note(&frame);
+                let _ = self.tables.note(&frame);
                 if let Ok(Some(members)) = members_of(&frame) {
                     self.members.push((index, members));
                     self.members_version += 1;
@@ -726,64 +743,9 @@ fn core_of(
     Core::new(config.raft.clone(), restored, now.tick)
 }
 
-/// What the core must know of a frame. Looks into the body, so that an entry that nobody could use is never stored.
-fn entry_of(frame: &Frame) -> Result<Entry, FrameError> {
-    let header = frame.header();
-    frame.check_groups()?;
-    trim::trim_of(frame)?;
-    let id = LogId { term: Term(header.term), index: Index(header.index) };
-    Ok(Entry {
-        id,
-        meta: entry_meta(header.kind, frame.encoded_len(), members_of(frame)?.as_ref().map(Members::membership)),
-    })
-}
-
-fn entry_meta(kind: Kind, bytes: usize, membership: Option<Membership>) -> EntryMeta {
-    let kind = match kind {
-        Kind::Records => EntryKind::Records,
-        Kind::Noop => EntryKind::Noop,
-        Kind::Membership => EntryKind::Membership,
-        Kind::Trim => EntryKind::Trim,
-        Kind::Session => EntryKind::Session,
-        Kind::Snapshot => EntryKind::Snapshot,
-    };
-    EntryMeta { kind, bytes: u32::try_from(bytes).unwrap_or(u32::MAX), membership }
-}
-
 /// Drops members that no truncation can bring back in force: those before the newest that are committed. Returns whether
 /// there were any.
 fn forget_older(members: &mut Vec<(u64, Members)>, commit: u64) -> bool {
     let committed = members.partition_point(|(index, _)| *index <= commit);
     members.drain(..committed.saturating_sub(1)).count() > 0
-}
-
-fn members_of(frame: &Frame) -> Result<Option<Members>, FrameError> {
-    if frame.header().kind != Kind::Membership {
-        return Ok(None);
-    }
-    Members::decode(&frame.body().concat()).map(Some).map_err(|_| FrameError::Malformed { what: "membership", at: 0 })
-}
-
-/// Tells the session table of an entry that another node made, or that was found on disk.
-fn apply_to_sessions(sessions: &mut Sessions, frame: &Frame) -> Result<(), FrameError> {
-    let header = frame.header();
-    match header.kind {
-        Kind::Session => sessions.open(header.index),
-        Kind::Membership if voids_sessions(&frame.body().concat()) => sessions.void(header.index),
-        Kind::Records => {
-            let mut first = header.base_offset;
-            for group in frame.groups() {
-                let group = group?;
-                let group = group.header();
-                sessions.append(group, placed(group, header.index, first, header.term, header.timestamp_ms));
-                first += u64::from(group.count);
-            }
-        }
-        _ => {}
-    }
-    Ok(())
-}
-
-fn placed(group: &graven_frame::GroupHeader, index: u64, first: u64, term: u64, timestamp_ms: u64) -> Placed {
-    Placed { sequence: group.sequence.unwrap_or(0), index, first, count: group.count, term, timestamp_ms }
 }

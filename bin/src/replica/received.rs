@@ -3,8 +3,9 @@
 use graven_frame::Frame;
 use graven_raft::{AppendHead, Entry};
 
+use super::Replica;
+use super::entry::entry_of;
 use super::log::Mark;
-use super::{Replica, entry_of};
 
 /// Why frames were not taken.
 pub(super) enum Refused {

@@ -367,7 +367,8 @@ mod tests {
         };
         let mut sessions = Sessions::default();
         sessions.open(5);
-        crate::replica::apply_to_sessions(&mut sessions, &sealed(members.encode().expect("small"))).expect("whole");
+        crate::replica::entry::apply_to_sessions(&mut sessions, &sealed(members.encode().expect("small")))
+            .expect("whole");
         assert_eq!(sessions.judge(&group(5, 1), 0), Verdict::Accept);
         let voiding = sealed(members.encode_voiding_sessions().expect("small"));
         crate::replica::apply_to_sessions(&mut sessions, &voiding).expect("whole");

@@ -52,10 +52,6 @@ impl Trims {
     fn highest(&self) -> u64 {
         self.0.iter().map(|(_, offset)| *offset).max().unwrap_or(0)
     }
-
-    pub(super) fn clear(&mut self) {
-        self.0.clear();
-    }
 }
 
 /// The first offset that an entry asks for, when it is a trim.
@@ -81,7 +77,7 @@ impl Replica {
             return self.answer(request, Err(Rejection::NotLeader { leader: self.core.leader() }));
         }
         let last = self.log.last();
-        let first_offset = self.first_offset.max(self.trims.highest());
+        let first_offset = self.first_offset.max(self.tables.trims.highest());
         if before > last.next_offset {
             let rejection = Rejection::TrimBeyond { next_offset: last.next_offset };
             self.hold(now, last.index, vec![(request, Err(rejection))]);
@@ -104,7 +100,7 @@ impl Replica {
 
     /// Moves the first offset behind what trims that readers may see by now took away.
     pub(super) fn advance_first_offset(&mut self) {
-        if let Some(offset) = self.trims.pass(self.log.readable().index) {
+        if let Some(offset) = self.tables.trims.pass(self.log.readable().index) {
             self.first_offset = self.first_offset.max(offset);
         }
     }

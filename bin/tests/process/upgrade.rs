@@ -76,19 +76,19 @@ fn the_level_is_that_of_the_oldest_member_and_software_that_is_older_still_is_re
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let first = start(&files[0], 2).await.expect("starts");
-        let second = start(&files[1], 2).await.expect("starts");
-        let older = start(&files[2], 1).await.expect("starts");
+        let first = start(&files[0], 3).await.expect("starts");
+        let second = start(&files[1], 3).await.expect("starts");
+        let older = start(&files[2], 2).await.expect("starts");
         let client = Client::connect(ClientConfig::load(&client_file).expect("a file")).await.expect("connects");
-        // All three are heard, and one of them knows level 1 only.
+        // All three are heard, and one of them knows level 2 only.
         client.append(["one"]).await.expect("appended");
-        wait_for_level(&client, 1).await;
+        wait_for_level(&client, 2).await;
         let told = async {
             loop {
                 let health = client.node_health("n1").await.expect("answers");
                 let mut known: Vec<u32> = health.peers.iter().map(|peer| peer.feature_level).collect();
                 known.sort_unstable();
-                if known == [1, 2] {
+                if known == [2, 3] {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -96,22 +96,22 @@ fn the_level_is_that_of_the_oldest_member_and_software_that_is_older_still_is_re
         };
         tokio::time::timeout(PATIENCE, told).await.expect("n1 knows what both others announced");
         client.append(["two"]).await.expect("appended");
-        assert_eq!(levels(&client).await, [Some(1); 3], "the oldest member keeps the level down");
+        assert_eq!(levels(&client).await, [Some(2); 3], "the oldest member keeps the level down");
 
         // It is upgraded: the level goes up by itself, and stays up while members are away.
         older.shutdown().await;
-        let newer = start(&files[2], 3).await.expect("starts");
-        wait_for_level(&client, 2).await;
+        let newer = start(&files[2], 4).await.expect("starts");
+        wait_for_level(&client, 3).await;
         client.append(["three"]).await.expect("appended");
         newer.shutdown().await;
-        match start(&files[2], 1).await {
-            Err(error @ StartError::FeatureLevel { in_force: 2, known: 1 }) => {
+        match start(&files[2], 2).await {
+            Err(error @ StartError::FeatureLevel { in_force: 3, known: 2 }) => {
                 assert!(error.to_string().contains("start a newer graven"), "{error}");
             }
-            other => panic!("software that does not know level 2 is refused: {other:?}"),
+            other => panic!("software that does not know level 3 is refused: {other:?}"),
         }
-        let again = start(&files[2], 2).await.expect("starts");
-        wait_for_level(&client, 2).await;
+        let again = start(&files[2], 3).await.expect("starts");
+        wait_for_level(&client, 3).await;
         for node in [again, second, first] {
             node.shutdown().await;
         }

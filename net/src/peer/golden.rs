@@ -6,7 +6,7 @@ mod captures;
 use std::fmt::Debug;
 
 use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
-use graven_raft::{AppendHead, ConflictHint, Index, LogId, Message, NodeId, Term};
+use graven_raft::{AppendHead, ConflictHint, Index, LogId, Message, NodeId, Report, Term};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
@@ -102,6 +102,10 @@ fn messages(all: &mut Captures) {
         ("read-index-reply", Message::ReadIndexReply { term, token: 1 << 40, index: Some(Index(300)) }),
         ("install", Message::Install { term, base: last }),
         ("install-reply", Message::InstallReply { term, base: last, ok: true }),
+        (
+            "report",
+            Message::Report { term, report: Report { wall_ms: 1 << 41, snapshot: 300, held: vec![1, u64::MAX] } },
+        ),
     ] {
         check::<CONTROL_MESSAGE_BYTES_MAX, _>(all, &format!("message-{name}"), message);
     }

@@ -29,8 +29,8 @@ pub use crate::tls::ALPN_CLIENT as ALPN;
 pub const VERSION: u16 = 1;
 /// The oldest version it still speaks.
 pub const OLDEST_VERSION: u16 = 1;
-/// The cluster feature level this code knows.
-pub const FEATURE_LEVEL: u32 = 1;
+/// The cluster feature level this code knows. 2: cursors and snapshots with names, retention, reports of followers.
+pub const FEATURE_LEVEL: u32 = 2;
 /// The largest control message. Ours are a few hundred bytes; a report on a cluster of seven stays below 4 KiB.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
 /// The largest message of a client: a hello, a request, a subscription. The largest names a member with two addresses, and has

@@ -110,7 +110,8 @@ impl Traffic {
             | Message::Commit { .. }
             | Message::TimeoutNow { .. }
             | Message::ReadIndex { .. }
-            | Message::Install { .. } => Class::Request,
+            | Message::Install { .. }
+            | Message::Report { .. } => Class::Request,
         };
         self.pass(now_us, from, to, class, encoded(message))
     }

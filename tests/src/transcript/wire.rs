@@ -112,5 +112,6 @@ pub(crate) fn kind_of(message: &Message) -> &'static str {
         Message::ReadIndexReply { .. } => "MsgReadIndexResp",
         Message::Install { .. } => "MsgSnap",
         Message::InstallReply { .. } => "MsgSnapStatus",
+        Message::Report { .. } => "MsgReport",
     }
 }

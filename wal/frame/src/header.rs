@@ -69,11 +69,14 @@ pub enum Kind {
     Session = 5,
     /// Names or drops a snapshot.
     Snapshot = 6,
+    /// Moves or drops a named cursor.
+    Cursor = 7,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 6] = [Kind::Records, Kind::Noop, Kind::Membership, Kind::Trim, Kind::Session, Kind::Snapshot];
+    pub const ALL: [Kind; 7] =
+        [Kind::Records, Kind::Noop, Kind::Membership, Kind::Trim, Kind::Session, Kind::Snapshot, Kind::Cursor];
 
     /// The kind with this number.
     #[must_use]

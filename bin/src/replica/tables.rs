@@ -1,0 +1,77 @@
+//! What control entries say, beside the members and the sessions: trims and everything that has a name.
+//!
+//! Each table has two parts: what readers may see, which changes where an entry is committed and durable, and what is in the
+//! log behind that. A leader judges by both; a checkpoint holds the first. A truncation takes entries from the second only.
+//!
+//! In a checkpoint the tables stand behind the sessions as sections: their number (4), and for each, in the order of their tags, its tag (4), its length (4)
+//! and its bytes. A checkpoint without a section is of version 1, which software of feature level 1 reads.
+
+use graven_frame::{Frame, FrameError};
+
+use super::checkpoint::Fields;
+use super::trim::{Trims, trim_of};
+
+/// A table's bytes in a checkpoint, under its tag.
+type Section = (u32, Vec<u8>);
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub(super) trims: Trims,
+}
+
+impl Tables {
+    /// Whether the frame is a control entry that these tables can read: what they cannot is never stored.
+    pub(super) fn check(frame: &Frame) -> Result<(), FrameError> {
+        trim_of(frame)?;
+        Ok(())
+    }
+
+    /// Takes in a frame that is in the log now.
+    pub(super) fn note(&mut self, frame: &Frame) -> Result<(), FrameError> {
+        self.trims.note(frame)?;
+        Ok(())
+    }
+
+    /// Everything from `index` on is gone from the log.
+    pub(super) fn truncate(&mut self, index: u64) {
+        self.trims.truncate(index);
+    }
+
+    fn sections(&self) -> Vec<Section> {
+        Vec::new()
+    }
+
+    /// Puts what readers may see behind the other state of a checkpoint. Returns whether there was any.
+    pub(super) fn encode(&self, out: &mut Vec<u8>) -> bool {
+        let sections = self.sections();
+        if sections.is_empty() {
+            return false;
+        }
+        out.extend((sections.len() as u32).to_le_bytes());
+        for (tag, bytes) in &sections {
+            out.extend(tag.to_le_bytes());
+            out.extend((bytes.len() as u32).to_le_bytes());
+            out.extend(bytes);
+        }
+        true
+    }
+
+    /// Reads what [`Tables::encode`] wrote; `None` when it contradicts itself or has a table that this version does not know.
+    pub(super) fn decode(from: &mut Fields<'_>) -> Option<Tables> {
+        let tables = Tables::default();
+        let mut before = 0;
+        for _ in 0..from.u32()? {
+            let (tag, len) = (from.u32()?, from.u32()?);
+            let _bytes = from.bytes(usize::try_from(len).ok()?)?;
+            if tag <= before {
+                return None;
+            }
+            before = tag;
+            match tag {
+                _ => return None,
+            }
+        }
+        Some(tables)
+    }
+}
