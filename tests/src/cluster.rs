@@ -362,6 +362,12 @@ impl Cluster {
                 }
                 Effect::Load(load) => self.after(50, 800, Event::Loaded { node, life, load }),
                 Effect::Fetch(fetch) => self.after(200, 20_000, Event::Fetched { node, life, fetch }),
+                Effect::FetchPicture { picture, .. } => {
+                    self.after(200, 20_000, Event::PictureFetched { node, life, id: picture.id });
+                }
+                Effect::ForgetPicture(id) => {
+                    self.nodes[node as usize - 1].pictures.remove(&id);
+                }
                 Effect::Recovered => {}
                 Effect::Answer { request, answer } => answers.push((request, answer)),
                 Effect::Role { role, term, leader } => {

@@ -141,7 +141,7 @@ impl Replica {
             if !is_planted(Bug::InstallKeepsSessions) {
                 self.sessions = state.sessions;
             }
-            self.tables = state.tables;
+            self.tables.replace(state.tables);
             self.stash.clear();
             self.first_offset = self.first_offset.max(state.first_offset).max(mark.next_offset);
             self.members = vec![(state.members_index, state.members)];

@@ -54,6 +54,16 @@ pub enum Bug {
     InstallKeepsSessions,
     /// The log is reset to an offered checkpoint that is not durable.
     InstallUnsaved,
+    /// What stands in the log about names, uncommitted, is not looked at.
+    NamesJudgedLate,
+    /// A trim goes past the offset of a named snapshot.
+    TrimPastSnapshot,
+    /// A snapshot is committed that only the leader holds.
+    PictureUnspread,
+    /// The log is trimmed to what one node has in a snapshot of its state.
+    TrimBeforeMajority,
+    /// The log is let go of past the node's own snapshot of its state.
+    ReleasePastState,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }
