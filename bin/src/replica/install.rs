@@ -142,6 +142,7 @@ impl Replica {
                 self.sessions = state.sessions;
             }
             self.tables.replace(state.tables);
+            self.doubt_pictures();
             self.stash.clear();
             self.first_offset = self.first_offset.max(state.first_offset).max(mark.next_offset);
             self.members = vec![(state.members_index, state.members)];

@@ -179,7 +179,7 @@ impl Directory {
 pub(super) struct Names {
     visible: Directory,
     ahead: VecDeque<(u64, Word)>,
-    /// Counts what became visible.
+    /// Counts what became visible, and what was taken back.
     version: u64,
 }
 
@@ -194,6 +194,7 @@ impl Names {
     pub(super) fn truncate(&mut self, index: u64) {
         while self.ahead.back().is_some_and(|(at, _)| *at >= index) {
             self.ahead.pop_back();
+            self.version += 1;
         }
     }
 

@@ -37,7 +37,7 @@ pub(super) struct Pictures {
     uploads: BTreeMap<u64, (String, RequestId)>,
     /// The names' version that was looked at last.
     seen: u64,
-    /// Whether held files that the log does not name may be older than what this node knows.
+    /// Whether held files that the log does not name are kept: entries that name them may be on other nodes, and come.
     unsure: bool,
 }
 
@@ -199,7 +199,8 @@ impl Replica {
     /// Fetches what is named and not here, removes what is here and not named.
     pub(super) fn maybe_fetch_pictures(&mut self, now: Tick) {
         let due = self.pictures.deadline().is_some_and(|due| due <= now);
-        let sure = self.pictures.unsure && self.knows_its_term();
+        // Of a term that it led itself in an earlier life, others may have entries that it lost.
+        let sure = self.pictures.unsure && self.core.leader().is_some() && self.knows_its_term();
         if self.pictures.seen == self.tables.names.version() && !due && !sure {
             return;
         }
@@ -304,6 +305,12 @@ impl Replica {
             before = before.min(needed);
         }
         before > self.first_offset.max(self.tables.trims.highest()) && self.propose_trim(now, before).is_ok()
+    }
+
+    /// The log begins anew: files that it does not name may be named by what follows.
+    pub(super) fn doubt_pictures(&mut self) {
+        self.pictures.unsure = true;
+        self.pictures.seen = u64::MAX;
     }
 
     /// The leadership is lost: an upload under way may be ended by the next leader.
