@@ -210,7 +210,10 @@ impl Replica {
         }
         let latest = self.tables.names.latest().ids();
         if !self.pictures.unsure {
-            let gone: Vec<u64> = self.pictures.held.difference(&latest).copied().collect();
+            // What an entry takes away is needed until that entry can no longer be lost.
+            let visible = self.tables.names.visible().ids();
+            let kept = |id: &u64| latest.contains(id) || (visible.contains(id) && !is_planted(Bug::PictureGoneEarly));
+            let gone: Vec<u64> = self.pictures.held.iter().copied().filter(|id| !kept(id)).collect();
             for id in gone {
                 self.pictures.held.remove(&id);
                 self.effects.push_back(Effect::ForgetPicture(id));

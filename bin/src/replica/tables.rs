@@ -10,6 +10,7 @@ use graven_frame::{Frame, FrameError};
 
 use super::checkpoint::Fields;
 use super::names::{Names, Word};
+use super::planted::{Bug, is_planted};
 use super::trim::{Trims, trim_of};
 
 /// A table's bytes in a checkpoint, under its tag.
@@ -57,7 +58,7 @@ impl Tables {
     }
 
     fn sections(&self) -> Vec<Section> {
-        let names = self.names.encode().map(|bytes| (NAMES, bytes));
+        let names = self.names.encode().filter(|_| !is_planted(Bug::NamesForgotten)).map(|bytes| (NAMES, bytes));
         names.into_iter().collect()
     }
 
