@@ -148,9 +148,9 @@ pub const ALL: &[Planted] = &[
         "install-keeps-members",
         replica::Bug::InstallKeepsMembers,
         400,
-        &["P1", "P2", "membership", "invariant"],
+        &["P1", "P2", "membership safety", "invariant"],
     )
-    .under(Profile::TRIMS),
+    .under(Profile::MEMBERS),
     in_replica("install-keeps-log", replica::Bug::InstallKeepsLog, 100, &["P2", "recovery", "disk"])
         .under(Profile::TRIMS),
     in_replica("newest-offered", replica::Bug::NewestOffered, 100, &["P2"]).under(Profile::TRIMS),
@@ -158,7 +158,7 @@ pub const ALL: &[Planted] = &[
     in_replica("names-forgotten", replica::Bug::NamesForgotten, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("trim-past-snapshot", replica::Bug::TrimPastSnapshot, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("picture-unspread", replica::Bug::PictureUnspread, 100, &["P1"]).under(Profile::SNAPSHOTS),
-    in_replica("picture-gone-early", replica::Bug::PictureGoneEarly, 700, &["liveness"]).under(Profile::SNAPSHOTS),
+    in_replica("picture-gone-early", replica::Bug::PictureGoneEarly, 300, &["liveness"]).under(Profile::SNAPSHOTS),
     in_replica("trim-before-majority", replica::Bug::TrimBeforeMajority, 100, &["P2"]).under(Profile::STATES),
     in_replica("release-past-state", replica::Bug::ReleasePastState, 100, &["P2"]).under(Profile::STATES),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),

@@ -233,6 +233,7 @@ impl Profile {
     pub const MEMBERS: Profile = Profile {
         name: "members",
         member_us: 120_000,
+        trim_us: 60_000,
         crash_us: 900_000,
         power: 600,
         partition_us: 2_000_000,
