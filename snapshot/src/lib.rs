@@ -19,6 +19,7 @@
 #![doc = "\n\n"]
 #![doc = include_str!("../FORMAT.md")]
 
+pub mod body;
 mod format;
 mod released;
 mod store;

@@ -127,6 +127,10 @@ pub trait DiskFile: Send + Sync + 'static {
     /// The disk's. What was not durable before may be lost, and a later success says nothing about it.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Begins to write these bytes to the medium, without waiting: a later [`DiskFile::sync_data`] has less to do. A hint; promises
+    /// nothing, and an error shows with that sync.
+    fn write_back(&self, _at: u64, _len: u64) {}
+
     /// Makes the file at least `len` bytes long with its space taken from the disk; new bytes read as zero.
     ///
     /// # Errors
@@ -449,6 +453,14 @@ impl DiskFile for RealFile {
     #[cfg(not(target_os = "macos"))]
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn write_back(&self, at: u64, len: u64) {
+        // For bytes that are not written yet, Linux takes "not needed any more" as the wish to begin with it, and keeps them.
+        if let Some(len) = std::num::NonZeroU64::new(len) {
+            let _ = rustix::fs::fadvise(&self.file, at, Some(len), rustix::fs::Advice::DontNeed);
+        }
     }
 
     #[cfg(target_os = "linux")]
