@@ -157,7 +157,7 @@ impl Node {
             raft.max_append_bytes = if profile.tiny { APPEND_BYTES[0] } else { *rng.pick(&APPEND_BYTES) };
             raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
         }
-        let state_machine = rng.chance(250) || profile.states;
+        let state_machine = rng.chance(250) || profile.states > 0;
         let config = ReplicaConfig {
             raft,
             ring_bytes: RING_BYTES,

@@ -122,9 +122,10 @@ impl Cluster {
         nodes.map(|node| node.id).collect()
     }
 
-    /// The state machine of `node` has applied everything below `offset`: now and then it saves what it is.
+    /// The state machine of `node` has applied everything below `offset`: every so many records it saves what it is.
     pub(crate) fn maybe_save_state(&mut self, node: u64, life: u64, offset: u64) -> Checked {
-        if !self.profile.states || !self.rng.chance(300) || offset <= self.node(node).states.newest {
+        let every = self.profile.states;
+        if every == 0 || offset < self.node(node).states.newest + every {
             return Ok(());
         }
         let kept = StatesKept { newest: offset, oldest: self.node(node).states.newest };
@@ -136,7 +137,7 @@ impl Cluster {
     /// `node` let go of its log up to offset `first`: its state machine must be able to go on from a snapshot of its own.
     pub(crate) fn released_to(&self, node: u64, first: u64) -> Checked {
         let own = self.node(node).states.oldest;
-        match self.profile.states && own < first {
+        match self.profile.states > 0 && own < first {
             true => violated(
                 "P2",
                 format!(
@@ -149,7 +150,7 @@ impl Cluster {
 
     /// The log of `node` begins at offset `first`, as another node made it: its state machine is given the state of one that has it.
     pub(crate) fn begins_elsewhere(&mut self, node: u64, first: u64) -> Checked {
-        if !self.profile.states || self.node(node).states.newest >= first {
+        if self.profile.states == 0 || self.node(node).states.newest >= first {
             return Ok(());
         }
         let best = self.nodes.iter().map(|node| node.states.newest).max().unwrap_or(0);
@@ -167,7 +168,7 @@ impl Cluster {
     /// A committed trim to `before`, in a run where only state machines trim: a majority must have what it takes away.
     pub(crate) fn states_reach(&self, before: u64) -> Checked {
         let reached = self.nodes.iter().filter(|node| node.states.newest >= before).count();
-        if self.profile.states && reached * 2 <= self.nodes.len() {
+        if self.profile.states > 0 && reached * 2 <= self.nodes.len() {
             return violated("P2", format!("trimmed up to {before}, and {reached} nodes have a snapshot of that"));
         }
         Ok(())
