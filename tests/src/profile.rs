@@ -64,6 +64,8 @@ pub struct Profile {
     pub trim_us: u64,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
+    /// Pause between moves of cursors and looks at them.
+    pub cursor_us: u64,
     /// Whether every node has a state machine whose snapshots are all that trims the log.
     pub states: bool,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
@@ -103,6 +105,7 @@ impl Profile {
         member_us: 0,
         trim_us: 0,
         picture_us: 0,
+        cursor_us: 0,
         states: false,
         depose: 0,
         drift: 10,
@@ -278,6 +281,14 @@ impl Profile {
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::STATES],
         ..Profile::TRIMS
     };
+    /// Consumers keep their place in the log, which is trimmed under their feet.
+    pub const CURSORS: Profile = Profile {
+        name: "cursors",
+        cursor_us: 10_000,
+        depose: 150,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::CURSORS],
+        ..Profile::TRIMS
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -296,6 +307,7 @@ impl Profile {
         member_us: 0,
         trim_us: 1_000_000,
         picture_us: 1_000_000,
+        cursor_us: 0,
         states: false,
         depose: 150,
         drift: 50,
@@ -322,7 +334,7 @@ impl Profile {
         ],
     };
     /// All of them.
-    pub const ALL: [Profile; 15] = [
+    pub const ALL: [Profile; 16] = [
         Profile::CHAOS,
         Profile::MEMBERS,
         Profile::CRASHES,
@@ -338,6 +350,7 @@ impl Profile {
         Profile::TRIMS,
         Profile::SNAPSHOTS,
         Profile::STATES,
+        Profile::CURSORS,
     ];
 
     /// The profile of this name.
