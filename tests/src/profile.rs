@@ -369,10 +369,16 @@ impl Profile {
         sum.unmoved(ALWAYS).or_else(|| sum.unmoved(self.promises))
     }
 
-    /// The profile a seed runs under when none is asked for: they take turns, chaos twice as often.
+    /// The profile a seed runs under when none is asked for: they take turns, chaos twice as often; trims and cursors, which are trims with
+    /// cursors, share theirs.
     #[must_use]
     pub fn of_seed(seed: u64) -> Profile {
-        let turn = (seed % (Profile::ALL.len() as u64 + 1)) as usize;
-        Profile::ALL.get(turn).copied().unwrap_or(Profile::CHAOS)
+        let turns = Profile::ALL.len() as u64;
+        let (round, turn) = (seed / turns, (seed % turns) as usize);
+        match Profile::ALL[turn] {
+            profile if profile.name == Profile::CURSORS.name => Profile::CHAOS,
+            profile if profile.name == Profile::TRIMS.name && round % 2 == 1 => Profile::CURSORS,
+            profile => profile,
+        }
     }
 }
