@@ -12,6 +12,7 @@ mod failure;
 mod input;
 mod load_thread;
 mod log_thread;
+mod machine;
 mod mending;
 mod mending_service;
 mod peers_file;
@@ -19,6 +20,7 @@ mod pictures;
 mod protocol;
 mod scrub;
 mod service;
+mod states;
 
 pub use counters::{Counter, Counters};
 pub use embed::{ApplyError, ClientError, LocalStream, Node, NodeError, Offset, Proposal, StateMachine, WriteSnapshot};
