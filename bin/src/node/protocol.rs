@@ -263,6 +263,16 @@ impl Protocol {
                     let request = self.register(Waiting::Other(reply));
                     self.replica.trim(now, request, before);
                 }
+                Input::MoveCursor(wanted, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.move_cursor(now, request, wanted);
+                }
+                // Whoever asked may have gone away.
+                Input::Cursor(name, reply) => drop(reply.send(self.replica.cursor(&name))),
+                Input::Cursors(after, count, reply) => {
+                    let found = self.replica.cursors_after(&after).take(count);
+                    let _ = reply.send(found.map(|(name, offset)| (name.to_owned(), offset)).collect());
+                }
                 Input::MayOffer(name, offset, reply) => {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.replica.may_offer(&name, offset).map(|()| Answer::Welcome));

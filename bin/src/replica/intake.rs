@@ -78,7 +78,8 @@ impl Replica {
     /// Proposes what waits, if this node leads and its last write is done. Returns whether anything was proposed.
     pub(super) fn propose_waiting(&mut self, now: Now) -> bool {
         self.maybe_refuse_waiting(now);
-        let mut proposed = 0;
+        // Beside appends, not before or after them: whoever goes first would keep the other waiting for a write each time.
+        let mut proposed = if self.may_propose(0) { self.propose_moves(now) } else { 0 };
         while proposed < ROUND_BYTES && self.intake.len() > 0 && self.may_propose(proposed) {
             let Some(bytes) = self.propose_one(now) else { continue };
             proposed += bytes;
@@ -92,7 +93,8 @@ impl Replica {
 
     /// Refuses what waits: there is no room for it. The answers keep their place behind what is in the log already.
     pub(super) fn refuse_waiting(&mut self, now: Now) {
-        let refused = self.intake.drain_requests().map(|request| (request, Err(Rejection::DiskFull))).collect();
+        let requests = self.intake.drain_requests().chain(self.moves.drain_requests());
+        let refused = requests.map(|request| (request, Err(Rejection::DiskFull))).collect();
         self.hold(now, self.log.last().index, refused);
     }
 

@@ -14,6 +14,7 @@
 
 mod acks;
 mod checkpoint;
+pub mod cursors;
 pub mod disk;
 pub mod effect;
 mod entry;
@@ -135,6 +136,8 @@ pub struct Replica {
     features: features::Features,
     growth: Growth,
     intake: Intake,
+    /// Moves of cursors that wait for the disk.
+    moves: cursors::Waiting,
     acks: Acks,
     /// Frames of the input in hand, until the core says which of them are new.
     stash: VecDeque<Frame>,
@@ -263,6 +266,7 @@ impl Replica {
             features: features::Features::default(),
             growth: Growth::default(),
             intake: Intake::default(),
+            moves: cursors::Waiting::default(),
             acks: Acks::default(),
             stash: VecDeque::new(),
             jobs: VecDeque::new(),
@@ -561,7 +565,7 @@ impl Replica {
             if !is_planted(Bug::AcksSurviveDeposition) {
                 self.acks.deposed(&rejection, &mut self.ready);
             }
-            for request in self.intake.drain_requests() {
+            for request in self.intake.drain_requests().chain(self.moves.drain_requests()) {
                 self.ready.push((request, Err(Rejection::NotLeader { leader })));
             }
             self.loads.clear();
