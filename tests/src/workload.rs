@@ -82,7 +82,7 @@ impl Cluster {
                 if !std::mem::replace(&mut process.flushing, true) {
                     self.after(0, 60, Event::Flush { node, life });
                 }
-                self.input(node, |replica, _| replica.append(id, group))
+                self.input(node, |replica, _| replica.append_of(writer as u64 + 1, id, group))
             }
             Request::Read { .. } => {
                 let asked = self.checkers.read_began();

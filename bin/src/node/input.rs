@@ -82,6 +82,16 @@ pub(super) enum Who {
     Embedded(Box<dyn Waiting>),
 }
 
+impl Who {
+    /// Whose turn it takes.
+    pub(super) fn client(&self) -> u64 {
+        match self {
+            Who::Client(reply) => reply.client(),
+            Who::Embedded(_) => 0,
+        }
+    }
+}
+
 /// Somebody in this process who waits for an append.
 pub(super) trait Waiting: Send + std::fmt::Debug {
     /// Takes the answer.

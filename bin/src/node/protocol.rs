@@ -240,8 +240,9 @@ impl Protocol {
         for input in inputs.drain(..) {
             match input {
                 Input::Append(group, waiter) => {
+                    let client = waiter.who.client();
                     let request = self.register(Waiting::Append(waiter));
-                    self.replica.append(request, group);
+                    self.replica.append_of(client, request, group);
                 }
                 Input::OpenSession(reply) => {
                     let request = self.register(Waiting::Other(reply));
