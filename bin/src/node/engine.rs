@@ -274,6 +274,8 @@ impl Engine {
             jobs: jobs.clone(),
             suspects: suspected,
             health,
+            inputs: inputs.clone(),
+            counters: Arc::clone(&counters),
             bytes_per_second: config.wal.scrub_bytes_per_second,
         };
         let (stop_scrub, scrub_stopped) = watch::channel(false);

@@ -258,6 +258,8 @@ impl Protocol {
                     self.replica.trim(now, request, before);
                 }
                 Input::Fetched(token, checkpoint) => self.replica.fetched(now, token, checkpoint.map(|it| *it)),
+                Input::CheckpointLost(index) => self.replica.checkpoint_lost(now, index),
+                Input::Damaged(damaged) => self.replica.note_damage(now, damaged),
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),
                 Input::StepDown(done) => self.step_down(now, done),

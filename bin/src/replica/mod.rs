@@ -113,6 +113,8 @@ pub struct Replica {
     checkpoints: Checkpoints,
     installs: Installs,
     recovering: Option<Recovering>,
+    /// Damage in the log is known.
+    damaged: bool,
     sessions: Sessions,
     /// The members in the log, from the newest committed ones on.
     members: Vec<(u64, Members)>,
@@ -236,6 +238,7 @@ impl Replica {
             checkpoints,
             installs: Installs::default(),
             recovering,
+            damaged: false,
             config,
             core,
             log,

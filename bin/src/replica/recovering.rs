@@ -1,11 +1,16 @@
-//! A node that lost the end of its log: its word means nothing until it has everything again that it may have acknowledged.
+//! A node whose log is damaged.
 //!
+//! One that lost its end: its word means nothing until it has everything again that it may have acknowledged.
 //! It takes entries and acknowledges them, because what it holds it holds; it neither votes nor stands, because what it once held decides
 //! elections (Raft paper 5.4.1).
+//!
+//! One that knows of damage further back, and mends it while it runs, neither votes nor stands either, and hands the leadership over: its
+//! disk is in doubt, and a leader that cannot read its own log cannot feed whoever is behind. It goes on to take and acknowledge what is
+//! appended at its end: those bytes it has written and synced, and what is damaged is no less there for it.
 
 use graven_raft::{Role, Tick};
 
-use super::effect::{Chore, Effect};
+use super::effect::{Chore, Effect, Now};
 use super::{After, Replica};
 
 /// Until when.
@@ -28,6 +33,27 @@ impl Recovering {
 }
 
 impl Replica {
+    /// Whether this node neither votes nor stands, for now.
+    pub(super) fn abstains(&self) -> bool {
+        self.recovering.is_some() || self.installs.is_installing() || self.damaged
+    }
+
+    /// Takes in that damage in this node's log is known, or that none is any more. Told again while it lasts, a leader that nobody
+    /// took the leadership from tries again.
+    pub fn note_damage(&mut self, now: Now, damaged: bool) {
+        self.damaged = damaged;
+        self.core.abstain(now.tick, self.abstains());
+        if self.abstains() && damaged && self.core.role() == Role::Leader {
+            let me = self.config.raft.id;
+            let voters = self.core.progress().filter(|it| it.node != me && self.core.membership().is_voter(it.node));
+            if let Some(best) = voters.max_by_key(|it| it.matched).map(|it| it.node) {
+                // Nobody to take it: it leads on, and is told again.
+                let _ = self.core.transfer(now.tick, best);
+            }
+        }
+        self.settle(now);
+    }
+
     /// Ends the time in which this node's word means nothing: it holds an entry of its leader's own term, committed, and everything that
     /// the leader once counted on it for. Whatever it acknowledged before it lost its log's end is there again, or never was
     /// committed (Raft paper 5.4.3).
@@ -40,7 +66,7 @@ impl Replica {
         };
         if self.recovering.as_ref().is_some_and(is_back) {
             self.recovering = None;
-            self.core.abstain(now, self.installs.is_installing());
+            self.core.abstain(now, self.abstains());
             self.chore(Chore::Recovered, After::Nothing);
             self.effects.push_back(Effect::Recovered);
         }

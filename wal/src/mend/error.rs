@@ -45,6 +45,12 @@ pub enum MendError {
         /// Why not.
         what: &'static str,
     },
+    /// Nothing is wrong with the segment, when all of it is read again.
+    #[error("nothing is wrong with segment {segment}")]
+    Whole {
+        /// The segment.
+        segment: SegmentId,
+    },
     /// Bytes that could be read when the log was looked at cannot be read any more. Begin again.
     #[error("segment {segment} byte {at} has changed since the log was looked at; begin again")]
     Changed {

@@ -235,7 +235,7 @@ impl<D: Disk> SealedMender<D> {
         let plan = plan(&sequence, &segments, self.opened_at, segments[0].len);
         let mut groups = plan.groups.into_iter();
         match (groups.next(), groups.next()) {
-            (None, _) => Err(refuse("nothing is wrong with it")),
+            (None, _) => Err(MendError::Whole { segment: SegmentId(self.id) }),
             (Some(group), None) if group.targets.len() == 1 => {
                 let gaps = plan.gaps.into_iter().map(Filling::new).collect();
                 let builder = Builder::new(&group);
