@@ -51,8 +51,8 @@ use replacement::{keep_aside, put_in_place};
 use sequence::Sequence;
 use survey::{Broken, Run, Segment, entry_of, lost_segment, read_segment};
 
-pub(crate) use marker::{MARKER, UNFINISHED_MARKER};
 pub use error::MendError;
+pub(crate) use marker::{MARKER, UNFINISHED_MARKER};
 pub use marker::{Marker, MarkerError};
 pub(crate) use replacement::MENDED_PREFIX;
 pub use sealed::{SealedMender, SealedStep};

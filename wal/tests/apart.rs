@@ -41,7 +41,9 @@ fn exchange(menders: &mut [Mender<SimDisk>]) -> bool {
         for me in 0..menders.len() {
             for other in 0..menders.len() {
                 let Some(wanted) = menders[me].wanted().filter(|_| me != other) else { continue };
-                let Ok(frames) = menders[other].sound_frames().frames(wanted.first, wanted.last, 3000) else { continue };
+                let Ok(frames) = menders[other].sound_frames().frames(wanted.first, wanted.last, 3000) else {
+                    continue;
+                };
                 menders[me].fill(wanted.hole, &frames).expect("they fit");
                 moved = true;
             }

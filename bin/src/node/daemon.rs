@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::bulk::NodeBulk;
+use super::divergence;
 use super::engine::{Engine, Fatal, STOP_MAX, Shared, StartError};
 use super::mending;
 use super::service::NodeService;
@@ -118,6 +119,7 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
     };
     reloading.abort();
     if let Some(fatal) = ended {
+        divergence::note(&engine.shared.config.data_dir, &fatal);
         // What is not acknowledged by now never is; there is nothing to hand over in order.
         pid_file.remove();
         return Err(DaemonError::Fatal(fatal));

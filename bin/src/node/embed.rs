@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use super::daemon::{start_server, stop};
+use super::divergence;
 use super::engine::{Engine, Fatal, Shared, StartError};
 use super::input::{Input, Waiter, Waiting, Who};
 use super::mending;
@@ -276,7 +277,10 @@ impl<M: StateMachine> Node<M> {
     pub async fn failed(&mut self) -> Fatal {
         match &mut self.running {
             Some(running) => match running.engine.fatal.recv().await {
-                Some(fatal) => fatal,
+                Some(fatal) => {
+                    divergence::note(&self.shared.config.data_dir, &fatal);
+                    fatal
+                }
                 None => std::future::pending().await,
             },
             None => std::future::pending().await,

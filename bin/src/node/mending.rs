@@ -61,6 +61,10 @@ pub(super) async fn start(
 /// One heal closes every hole that was found. A second one is for what broke meanwhile; more would go around in circles.
 const HEALS_MAX: usize = 2;
 
+/// How long a node that gives up goes on to answer others: longer than the longest pause between two rounds of theirs, with some time to
+/// find those that are down.
+const LINGER: Duration = Duration::from_secs(12);
+
 /// Whether a node that did not start for this reason may start when its log is mended.
 fn may_help(cause: &StartError) -> bool {
     match cause {
@@ -87,9 +91,17 @@ async fn heal(config: &NodeConfig, announce: impl FnMut()) -> Result<(), StartEr
     };
     let peers = peers_file::read(config);
     let health = Health { state: NodeState::Recovering, range: None };
-    let (phase, phase_end) = watch::channel(Phase { health, peers: peers.clone(), incarnation: 0, sound: None, base: 0 });
+    let (phase, phase_end) =
+        watch::channel(Phase { health, peers: peers.clone(), incarnation: 0, sound: None, base: 0 });
     let mut healing = Healing { config, tls, me, peers, phase, phase_end, server: None, announce };
     let healed = healing.run().await;
+    if let Err(cause @ StartError::Unmendable { .. }) = &healed
+        && healing.server.is_some()
+    {
+        // Whoever lacks the same must hear this node's answer too, or would wait for it for ever.
+        error!("{cause}; this node answers others for {} s more, and ends", LINGER.as_secs());
+        tokio::time::sleep(LINGER).await;
+    }
     if let Some(server) = healing.server.take() {
         server.close().await;
     }
@@ -224,7 +236,9 @@ impl<F: FnMut()> Healing<'_, F> {
             return Ok(());
         }
         let base = wanted.base.index;
-        error!("the checkpoint with which this log begins, behind entry {base}, cannot be used: another node's is fetched");
+        error!(
+            "the checkpoint with which this log begins, behind entry {base}, cannot be used: another node's is fetched"
+        );
         let mut pause = PAUSE_MIN;
         loop {
             let (mut sentences, mut all_answered) = (Vec::new(), true);
@@ -239,7 +253,8 @@ impl<F: FnMut()> Healing<'_, F> {
                     }
                     Ok(found) => {
                         let index = found.base.index;
-                        sentences.push(format!("the checkpoint at entry {index} of node {} is not of this log", peer.name));
+                        sentences
+                            .push(format!("the checkpoint at entry {index} of node {} is not of this log", peer.name));
                     }
                     Err(cause) => {
                         all_answered &= cause.is_final();

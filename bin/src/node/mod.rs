@@ -5,6 +5,7 @@ mod bulk_fetch;
 mod checkpoints;
 mod counters;
 pub mod daemon;
+mod divergence;
 mod embed;
 mod engine;
 mod input;

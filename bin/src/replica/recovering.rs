@@ -8,7 +8,7 @@
 //! disk is in doubt, and a leader that cannot read its own log cannot feed whoever is behind. It goes on to take and acknowledge what is
 //! appended at its end: those bytes it has written and synced, and what is damaged is no less there for it.
 
-use graven_raft::{Role, Tick};
+use graven_raft::{Follower, Role, Tick, quorum::agreed};
 
 use super::effect::{Chore, Effect, Now};
 use super::{After, Replica};
@@ -43,15 +43,28 @@ impl Replica {
     pub fn note_damage(&mut self, now: Now, damaged: bool) {
         self.damaged = damaged;
         self.core.abstain(now.tick, self.abstains());
-        if self.abstains() && damaged && self.core.role() == Role::Leader {
-            let me = self.config.raft.id;
-            let voters = self.core.progress().filter(|it| it.node != me && self.core.membership().is_voter(it.node));
-            if let Some(best) = voters.max_by_key(|it| it.matched).map(|it| it.node) {
-                // Nobody to take it: it leads on, and is told again.
-                let _ = self.core.transfer(now.tick, best);
-            }
+        if damaged && self.core.role() == Role::Leader && self.core.transferring().is_none() {
+            self.maybe_hand_over(now.tick);
         }
         self.settle(now);
+    }
+
+    /// Gives the leadership away, if the others can elect a leader without this node's vote. Else it leads on: a cluster without a leader is
+    /// worse than one whose leader has a hole in its log, which harms none but a follower that is as far behind.
+    fn maybe_hand_over(&mut self, now: Tick) {
+        let membership = self.core.membership();
+        let is_alive = |follower: &Follower| {
+            follower.node != self.config.raft.id && now.since(follower.heard) < self.config.raft.election_us
+        };
+        let others: Vec<Follower> = self.core.progress().filter(is_alive).collect();
+        if !agreed(membership, |voter| others.iter().any(|other| other.node == voter)) {
+            return;
+        }
+        let voters = others.iter().filter(|other| membership.is_voter(other.node));
+        if let Some(best) = voters.max_by_key(|other| other.matched).map(|other| other.node) {
+            // Nobody to take it: it leads on, and is told again.
+            let _ = self.core.transfer(now, best);
+        }
     }
 
     /// Ends the time in which this node's word means nothing: it holds an entry of its leader's own term, committed, and everything that

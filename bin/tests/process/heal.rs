@@ -12,9 +12,13 @@ use crate::common::{self, Dev, run, wait_for};
 
 /// Enough for several segments of 64 KiB, in several entries each.
 fn cluster(nodes: u16) -> (Dev, Vec<u8>) {
+    cluster_of(nodes, 16)
+}
+
+fn cluster_of(nodes: u16, parts: usize) -> (Dev, Vec<u8>) {
     let dev = Dev::start(nodes, &["wal.segment_bytes=65536"]);
     let mut all = Vec::new();
-    for part in 0..16 {
+    for part in 0..parts {
         all.extend(append(&dev, part));
     }
     (dev, all)
@@ -81,9 +85,10 @@ fn body_of(entry: &Value) -> u64 {
     entry["at"].as_u64().expect("a place") + 200
 }
 
-/// What a node that was started by hand has logged.
+/// What a node has logged: under `graven dev`, and started by hand.
 fn log(dev: &Dev, node: &str) -> String {
-    fs::read_to_string(dev.dir.join(node).join("by-hand.log")).unwrap_or_default()
+    let read = |file: &str| fs::read_to_string(dev.dir.join(node).join(file)).unwrap_or_default();
+    read("graven.log") + &read("by-hand.log")
 }
 
 fn state(dev: &Dev, node: &str) -> Value {
@@ -179,6 +184,193 @@ fn two_nodes_with_damage_in_different_places_heal_from_the_third() {
     }
 }
 
+/// Nobody is whole, and the node that could lead is not even there: each has what another lacks.
+#[test]
+fn nodes_none_of_which_is_whole_heal_from_each_other() {
+    for damaged in [2, 3] {
+        let (mut dev, mut all) = cluster_of(3, 32);
+        let nodes = ["n1", "n2", "n3"];
+        nodes.iter().for_each(|node| dev.kill(node));
+        // Segments end at about the same entries on all of them.
+        for (node, nth) in nodes.iter().zip([1, 4, 7]).take(damaged) {
+            let (path, entry) = sealed(&data(&dev, node), nth);
+            eprintln!("{node}: {} is gone, with entry {}", path.display(), entry["index"]);
+            fs::remove_file(path).expect("removed");
+        }
+        nodes[..damaged].iter().for_each(|node| dev.start_node(node));
+        nodes[..damaged].iter().for_each(|node| wait_whole(&dev, node, &all));
+        all.extend(append(&dev, 100));
+        nodes[..damaged].iter().for_each(|node| verify_stopped(&dev, node));
+    }
+}
+
+/// Its log would be of no use to a follower that is behind, and its disk is in doubt.
+#[test]
+fn a_leader_that_finds_damage_hands_over_and_leads_again_when_it_is_mended() {
+    let (dev, all) = cluster(3);
+    let leader = dev.leader();
+    let (path, entry) = sealed(&data(&dev, &leader), 1);
+    flip(&path, body_of(&entry));
+    // Whoever reads finds it.
+    dev.run(&["read", "--node", &leader]);
+    wait_for("another leader", || (dev.leader() != leader).then_some(()));
+    wait_whole(&dev, &leader, &all);
+    let said = log(&dev, &leader);
+    assert!(said.contains("neither votes nor leads") && said.contains("votes again"), "{said}");
+    wait_for("the leadership to come back", || (dev.run(&["transfer", &leader]).code() == 0).then_some(()));
+    verify_stopped(&dev, &leader);
+}
+
+/// Two of three know of damage that only the third could mend. Neither gives its vote, and when the third is there all goes on.
+#[test]
+fn nodes_that_know_of_damage_do_not_vote_until_it_is_mended() {
+    let (mut dev, mut all) = cluster(3);
+    let leader = dev.leader();
+    let others: Vec<String> = ["n1", "n2", "n3"].map(str::to_owned).into_iter().filter(|it| *it != leader).collect();
+    let [away, follower] = others.as_slice() else { panic!("three nodes") };
+    dev.kill(away);
+    let index = sealed(&data(&dev, &leader), 1).1["index"].clone();
+    for node in [&leader, follower] {
+        let dir = data(&dev, node);
+        let (_, name, entry) = entries(&dir).into_iter().find(|it| it.2["index"] == index).expect("the entry");
+        flip(&dir.join(format!("{name}.seg")), body_of(&entry));
+    }
+    for node in [&leader, follower] {
+        dev.run(&["read", "--node", node]).expect(6);
+        wait_for("the damage to be told", || log(&dev, node).contains("neither votes nor leads").then_some(()));
+        wait_for("the state to be told", || (state(&dev, node)["state"] == "damaged").then_some(()));
+    }
+    assert_eq!(dev.leader(), leader, "the others could not elect one without it: it leads on");
+    // Both go on to acknowledge what comes: it is whole.
+    all.extend(append(&dev, 50));
+    dev.kill(&leader);
+    dev.start_node(&leader);
+    // Opened, it knows nothing of the damage before it has read all of its log, which it does first.
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < deadline {
+        assert_eq!(dev.status()["leader"], Value::Null, "{follower} voted, or stood");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    dev.start_node(away);
+    wait_whole(&dev, &leader, &all);
+    wait_whole(&dev, follower, &all);
+    append(&dev, 100);
+    [&leader, follower].iter().for_each(|node| verify_stopped(&dev, node));
+}
+
+/// Appends and trims so much that the first files go on every node.
+fn trimmed() -> (Dev, Vec<u8>) {
+    let (dev, all) = cluster_of(3, 32);
+    let before = 200 * 24;
+    dev.run(&["trim", "--before", &before.to_string()]).expect(0);
+    for node in ["n1", "n2", "n3"] {
+        let first = || run(["wal", "inspect", "--json", data(&dev, node).to_str().expect("UTF-8")]).text();
+        wait_for("the first files to go", || {
+            let seen: Value = serde_json::from_str(&first()).expect("JSON");
+            seen["segments"]
+                .as_array()
+                .is_some_and(|all| all.iter().all(|it| it["segment"] != format!("{:016x}", 1)))
+                .then_some(())
+        });
+    }
+    let kept = all.split_inclusive(|byte| *byte == b'\n').skip(before).flatten().copied().collect();
+    (dev, kept)
+}
+
+fn checkpoints(dir: &Path) -> Vec<PathBuf> {
+    let names = fs::read_dir(dir).expect("list").map(|entry| entry.expect("an entry").path());
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        name.starts_with("checkpoint-") && !name.contains('.')
+    };
+    names.filter(is_one).collect()
+}
+
+#[test]
+fn damaged_checkpoints_of_a_trimmed_log_are_fetched_from_another_node() {
+    let (mut dev, mut all) = trimmed();
+    let node = follower(&dev);
+    let dir = data(&dev, &node);
+    dev.kill(&node);
+    let damaged = checkpoints(&dir);
+    assert!(!damaged.is_empty());
+    damaged.iter().for_each(|path| flip(path, 150));
+    let done = run(["wal", "verify", dir.to_str().expect("UTF-8")]).expect(6);
+    assert!(done.stderr.contains("checkpoint-"), "{}", done.stderr);
+    dev.start_node(&node);
+    all.extend(append(&dev, 100));
+    wait_whole(&dev, &node, &all);
+    for path in &damaged {
+        let aside = PathBuf::from(format!("{}.damaged", path.display()));
+        assert!(aside.exists(), "{} is kept", aside.display());
+    }
+    verify_stopped(&dev, &node);
+    dev.start_node(&node);
+    all.extend(append(&dev, 101));
+    wait_for("the node to follow", || (dev.run(&["read", "--node", &node]).stdout == all).then_some(()));
+}
+
+#[test]
+fn missing_first_files_are_fetched_from_the_other_nodes() {
+    for is_trimmed in [false, true] {
+        let (mut dev, mut all) = if is_trimmed { trimmed() } else { cluster(3) };
+        let node = follower(&dev);
+        let dir = data(&dev, &node);
+        dev.kill(&node);
+        let (first, _) = sealed(&dir, 0);
+        eprintln!("{}", first.display());
+        fs::remove_file(&first).expect("removed");
+        let done = run(["wal", "verify", dir.to_str().expect("UTF-8")]).expect(6);
+        let name = first.file_stem().expect("a name").to_string_lossy().into_owned();
+        assert!(done.stderr.contains(&name), "{}", done.stderr);
+        dev.start_node(&node);
+        all.extend(append(&dev, 100));
+        wait_whole(&dev, &node, &all);
+        verify_stopped(&dev, &node);
+    }
+}
+
+/// Entries that only this node ever had, and that nobody acknowledged: they rotted, and nothing is lost with them.
+#[test]
+fn entries_that_nobody_has_and_nobody_acknowledged_are_given_up() {
+    let (mut dev, mut all) = cluster(3);
+    let leader = dev.leader();
+    let others: Vec<String> = ["n1", "n2", "n3"].map(str::to_owned).into_iter().filter(|it| *it != leader).collect();
+    let dir = data(&dev, &leader);
+    let before = entries(&dir).last().expect("entries").2["index"].as_u64().expect("a number");
+    others.iter().for_each(|node| dev.kill(node));
+    // A leader that hears nobody stops after a moment; what came before is in its log.
+    let lines: String = (0..8).map(|number| format!("{number} {}\n", "y".repeat(900))).collect();
+    let mut tries = 0;
+    while entries(&dir).last().expect("entries").2["index"].as_u64().expect("a number") < before + 3 {
+        dev.run_with(&["append", "--batch", "1", "--timeout", "300ms"], lines.as_bytes());
+        tries += 1;
+        if tries == 20 {
+            // It has stopped leading before it took anything: nothing to see here on a machine this slow.
+            eprintln!("the leader took nothing after it was alone");
+            break;
+        }
+    }
+    dev.kill(&leader);
+    let lost = entries(&dir).into_iter().filter(|it| it.2["index"].as_u64() > Some(before)).collect::<Vec<_>>();
+    eprintln!("{} entries that only {leader} has", lost.len());
+    if let [(_, name, entry), .., _] = lost.as_slice() {
+        flip(&dir.join(format!("{name}.seg")), body_of(entry));
+    }
+    others.iter().for_each(|node| dev.start_node(node));
+    all.extend(append(&dev, 100));
+    dev.start_node(&leader);
+    for part in 101..106 {
+        all.extend(append(&dev, part));
+    }
+    wait_for("the node to be whole", || {
+        let is_ok = state(&dev, &leader)["state"] == "ok";
+        (is_ok && dev.run(&["read", "--node", &leader]).stdout == all).then_some(())
+    });
+    assert!(lost.len() < 2 || log(&dev, &leader).contains("kept aside"), "{}", log(&dev, &leader));
+    verify_stopped(&dev, &leader);
+}
+
 /// While nobody can be asked a node says where it is damaged, serves nothing, and heals as soon as somebody is there.
 #[test]
 fn a_damaged_node_waits_for_the_others_and_says_so() {
@@ -197,7 +389,7 @@ fn a_damaged_node_waits_for_the_others_and_says_so() {
     assert!(range["first"].as_u64() <= index && range["last"].as_u64() >= index, "entry {index:?}: {status}");
     assert!(path.to_string_lossy().contains(range["segment"].as_str().expect("a segment")), "{status}");
     assert_eq!(status["role"], "unknown", "{status}");
-    let read = dev.run(&["read", "--node", "n3", "--json", "--timeout", "1s"]).expect(3);
+    let read = dev.run(&["read", "--node", "n3", "--json", "--timeout", "5s"]).expect(3);
     assert_eq!((read.error()["code"].as_str(), read.stdout.len()), (Some("unavailable"), 0), "{}", read.stderr);
     dev.run_with(&["append", "--timeout", "1s"], b"x\n").expect(3);
     dev.start_node("n1");
@@ -265,4 +457,80 @@ fn rot_that_a_reader_meets_in_a_running_node_is_not_served_and_is_mended() {
     assert!(given > 0 && given < all.split(|byte| *byte == b'\n').count(), "{given} records before the damage");
     wait_whole(&dev, &node, &all);
     verify_stopped(&dev, &node);
+}
+
+/// A log in which one acknowledged record is another, every sum of it right, as a disk that lies, or a copy put back, could leave it.
+fn forge(dir: &Path) -> u64 {
+    use graven_frame::{Chain, Frame, GroupBuilder, GroupHeaderSpec, HeaderSpec, Kind};
+    use graven_wal::{Disk as _, LogBase, Options, RealDisk, Wal};
+    let options = || Options { segment_bytes: 64 << 10, ..Options::default() };
+    let (wal, found) = Wal::open(RealDisk::open(dir), options()).expect("whole");
+    let reader = wal.reader();
+    let mut frames: Vec<Frame> = Vec::new();
+    let (mut next, last) = (found.first_index, found.last_index);
+    while next <= last {
+        let some = reader.frames(next, last, 1 << 20).expect("readable");
+        next += some.len() as u64;
+        frames.extend(some);
+    }
+    let at = frames.iter().rposition(|frame| frame.header().kind == Kind::Records).expect("records");
+    let header = *frames[at].header();
+    let before = LogBase::after(frames[at - 1].header());
+    let mut builder = GroupBuilder::new();
+    (0..header.count).for_each(|_| builder.push(b"", b"a record that nobody appended").expect("small"));
+    let group = builder.finish(GroupHeaderSpec::default());
+    let spec = HeaderSpec {
+        kind: Kind::Records,
+        term: header.term,
+        index: header.index,
+        base_offset: header.base_offset,
+        count: header.count,
+        timestamp_ms: header.timestamp_ms,
+    };
+    let forged = Frame::seal(spec, before.chain, group.body().clone(), group.crc());
+    assert_ne!((forged.header().chain, forged.header().chain), (header.chain, Chain::START));
+    frames.truncate(at);
+    frames.push(forged);
+    wal.close().expect("no fault");
+    let disk = RealDisk::open(dir);
+    for name in disk.list().expect("a list") {
+        if fs::metadata(dir.join(&name)).expect("there").is_file() {
+            fs::remove_file(dir.join(&name)).expect("removed");
+        }
+    }
+    Wal::create(disk.clone(), found.identity, options(), &frames[..1]).expect("made");
+    let (mut wal, _) = Wal::open(disk, options()).expect("whole");
+    wal.set_hard_state(found.hard_state).expect("room");
+    wal.append(&frames[1..]).expect("room");
+    wal.sync().expect("no fault");
+    // What it knew to be committed: its readers would be given the forged record.
+    wal.note_commit(header.index);
+    wal.close().expect("no fault");
+    header.index
+}
+
+/// Equal index and term, another record: the node says so, stops, and does not come back.
+#[test]
+fn a_node_whose_log_differs_says_so_and_serves_nothing_more() {
+    let (dev, mut all) = cluster(3);
+    let node = follower(&dev);
+    let others: Vec<String> = ["n1", "n2", "n3"].map(str::to_owned).into_iter().filter(|it| *it != node).collect();
+    wait_for("the node to follow", || (dev.run(&["read", "--node", &node]).stdout == all).then_some(()));
+    dev.kill(&node);
+    let index = forge(&data(&dev, &node));
+    let config = dev.config(&node);
+    let start = || run(["start", "--config", config.to_str().expect("UTF-8"), "--json"]).expect(6);
+    let message = start().error()["message"].as_str().expect("a sentence").to_owned();
+    for word in ["differs", "entry", "graven member replace"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    let said = start();
+    assert_eq!(said.text(), "", "it never was ready again");
+    let message = said.error()["message"].as_str().expect("a sentence").to_owned();
+    assert!(message.contains("differs") && message.contains("diverged"), "entry {index}: {message}");
+    assert_eq!(state(&dev, &node)["reachable"], false);
+    all.extend(append(&dev, 100));
+    for other in &others {
+        wait_for("the others to go on", || (dev.run(&["read", "--node", other]).stdout == all).then_some(()));
+    }
 }
