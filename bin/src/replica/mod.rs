@@ -509,7 +509,10 @@ impl Replica {
                 self.members_version += u64::from(forget_older(&mut self.members, up_to.0));
                 self.acks.committed(up_to.0, &mut self.ready);
             }
-            Output::Role { role, term, leader } => self.on_role(role, term, leader),
+            Output::Role { role, term, leader } => {
+                self.on_role(role, term, leader);
+                self.core.abstain(now.tick, self.abstains());
+            }
             Output::ReadReady { id, index } => {
                 self.acks.round_confirmed(id, index.0, self.committed, &mut self.ready);
             }

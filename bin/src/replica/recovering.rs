@@ -8,7 +8,7 @@
 //! disk is in doubt, and a leader that cannot read its own log cannot feed whoever is behind. It goes on to take and acknowledge what is
 //! appended at its end: those bytes it has written and synced, and what is damaged is no less there for it.
 
-use graven_raft::{Follower, Role, Tick, quorum::agreed};
+use graven_raft::{Follower, Role, Tick};
 
 use super::effect::{Chore, Effect, Now};
 use super::{After, Replica};
@@ -35,7 +35,9 @@ impl Recovering {
 impl Replica {
     /// Whether this node neither votes nor stands, for now.
     pub(super) fn abstains(&self) -> bool {
-        self.recovering.is_some() || self.installs.is_installing() || self.damaged
+        // A leader that hands over because of damage gives its heir its vote: with another node down nobody else could.
+        let damaged = self.damaged && self.core.role() != Role::Leader;
+        self.recovering.is_some() || self.installs.is_installing() || damaged
     }
 
     /// Takes in that damage in this node's log is known, or that none is any more. Told again while it lasts, a leader that nobody
@@ -49,21 +51,19 @@ impl Replica {
         self.settle(now);
     }
 
-    /// Gives the leadership away, if the others can elect a leader without this node's vote. Else it leads on: a cluster without a leader is
-    /// worse than one whose leader has a hole in its log, which harms none but a follower that is as far behind.
+    /// Gives the leadership away. With nobody to take it this node leads on: a cluster without a leader is worse than one whose leader
+    /// has a hole in its log, which harms none but a follower that is as far behind.
     fn maybe_hand_over(&mut self, now: Tick) {
         let membership = self.core.membership();
-        let is_alive = |follower: &Follower| {
-            follower.node != self.config.raft.id && now.since(follower.heard) < self.config.raft.election_us
+        let may_lead = |follower: &Follower| {
+            follower.node != self.config.raft.id
+                && membership.is_voter(follower.node)
+                && now.since(follower.heard) < self.config.raft.election_us
         };
-        let others: Vec<Follower> = self.core.progress().filter(is_alive).collect();
-        if !agreed(membership, |voter| others.iter().any(|other| other.node == voter)) {
-            return;
-        }
-        let voters = others.iter().filter(|other| membership.is_voter(other.node));
-        if let Some(best) = voters.max_by_key(|other| other.matched).map(|other| other.node) {
-            // Nobody to take it: it leads on, and is told again.
-            let _ = self.core.transfer(now, best);
+        let heir = self.core.progress().filter(may_lead).max_by_key(|follower| follower.matched);
+        if let Some(heir) = heir.map(|follower| follower.node) {
+            // Refused, or not done in time, it is tried again when damage is told of again.
+            let _ = self.core.transfer(now, heir);
         }
     }
 
