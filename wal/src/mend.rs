@@ -37,7 +37,7 @@ use graven_frame::{Frame, HEADER_BYTES, Header};
 use crate::disk::{Disk, DiskFile, LockError};
 use crate::error::{OpenError, SegmentId};
 use crate::format::{OPENING_BYTES, PREFIX_BYTES, TWIN_BLOCK, segment_name};
-use crate::log::settled_options;
+use crate::log::{follows, settled_options};
 use crate::open::{LOCK_NAME, Surveyed, identify, io_at, judge, list_segments, survey};
 use crate::planted::{Bug, is_planted};
 use crate::recovery::RecordsIn;
@@ -597,6 +597,12 @@ fn examine<D: Disk>(patient: &Patient<D>, options: &Options, origin: Option<LogB
         segments.splice(0..0, (lost..behind).map(|id| lost_segment(id, true, "the file is missing")));
         start = origin;
     }
+    if let Some(origin) = origin.filter(|origin| origin.index > 0)
+        && !begins_behind(&segments[0], &start)
+        && begin_behind(patient, &mut segments[0], &origin)?
+    {
+        start = origin;
+    }
     let mut sequence = Sequence::new(start);
     let again = |run: &Run, index: u64| {
         let file = patient.open(&segment_name(run.segment), None).map_err(io_at("open", run.segment, 0))?;
@@ -607,6 +613,34 @@ fn examine<D: Disk>(patient: &Patient<D>, options: &Options, origin: Option<LogB
     }
     sequence.close()?;
     Ok(Found { identity, segments, sequence, start })
+}
+
+/// Whether it is certain that a segment begins behind this entry.
+fn begins_behind(segment: &Segment, start: &LogBase) -> bool {
+    let head = segment.parts.iter().find_map(|(part, _)| match part {
+        survey::Part::Run(run) => Some(run.head),
+        _ => None,
+    });
+    !segment.there || segment.opening.is_some() || head.is_some_and(|head| follows(start, &head).is_ok())
+}
+
+/// Takes from a segment that lost its opening the entries up to `origin`, which were let go of: what was before them nobody knows any more.
+/// `false`, and nothing is taken, when that entry is not what stands there.
+fn begin_behind<D: Disk>(patient: &Patient<D>, segment: &mut Segment, origin: &LogBase) -> Result<bool, OpenError> {
+    let file = patient.open(&segment_name(segment.id), None).map_err(io_at("open", segment.id, 0))?;
+    for (part, _) in &mut segment.parts {
+        if let survey::Part::Run(run) = part
+            && run.head.index <= origin.index
+            && origin.index < run.tail.index
+        {
+            match survey::behind(&file, run, origin)? {
+                Some(rest) => *run = rest,
+                None => return Ok(false),
+            }
+        }
+    }
+    segment.parts.retain(|(part, _)| !matches!(part, survey::Part::Run(run) if run.tail.index <= origin.index));
+    Ok(true)
 }
 
 /// Files at the beginning of a log that are made anew one by one; of more, the first takes what others would have. Each takes its full

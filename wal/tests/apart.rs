@@ -159,6 +159,36 @@ fn missing_first_file_of_a_trimmed_log_is_made_anew_from_where_it_was_let_go_of(
     assert!(read_all(&wal.reader()) == frames[let_go as usize..]);
 }
 
+/// The opening of the first file of a trimmed log says where it begins. Damaged, the log begins where it was let go of.
+#[test]
+fn damaged_first_opening_of_a_trimmed_log_is_made_anew_from_where_it_was_let_go_of() {
+    for nth in 0..3 {
+        for also in [false, true] {
+            let (disk, frames) = log(u64::MAX);
+            let places = inside(&disk, 3);
+            let let_go = places[0].0 - 1 + nth;
+            let (mut wal, _) = Wal::open(disk.clone(), options()).expect("whole");
+            wal.release_before(let_go + 1).expect("no fault");
+            wal.close().expect("no fault");
+            disk.rot(&segment(3), 100, |byte| *byte ^= 1);
+            if also {
+                disk.rot(&segment(3), places[nth as usize].1, |byte| *byte ^= 1);
+            }
+            let origin = base(&frames[let_go as usize - 1]);
+            let mut mender = Mender::open_behind(disk.clone(), options(), Some(origin)).expect("readable");
+            assert_eq!(mender.wanted().is_some(), also, "{:?}", mender.holes());
+            while let Some(wanted) = mender.wanted() {
+                assert_eq!(wanted.first, let_go + 1);
+                mender.fill(wanted.hole, &frames[wanted.first as usize - 1..wanted.last as usize]).expect("fits");
+            }
+            assert_eq!(mender.finish().expect("no fault").left, []);
+            let (wal, recovered) = Wal::open(disk.clone(), options()).expect("whole");
+            assert_eq!(recovered.base, origin);
+            assert!(read_all(&wal.reader()) == frames[let_go as usize..]);
+        }
+    }
+}
+
 #[test]
 fn hole_above_the_known_commit_is_given_up_and_one_below_is_not() {
     let whole = log(u64::MAX).1.len() as u64;

@@ -11,11 +11,11 @@ use serde_json::Value;
 use crate::common::{self, Dev, run, wait_for};
 
 /// Enough for several segments of 64 KiB, in several entries each.
-fn cluster(nodes: u16) -> (Dev, Vec<u8>) {
+pub(crate) fn cluster(nodes: u16) -> (Dev, Vec<u8>) {
     cluster_of(nodes, 16)
 }
 
-fn cluster_of(nodes: u16, parts: usize) -> (Dev, Vec<u8>) {
+pub(crate) fn cluster_of(nodes: u16, parts: usize) -> (Dev, Vec<u8>) {
     let dev = Dev::start(nodes, &["wal.segment_bytes=65536"]);
     let mut all = Vec::new();
     for part in 0..parts {
@@ -24,25 +24,25 @@ fn cluster_of(nodes: u16, parts: usize) -> (Dev, Vec<u8>) {
     (dev, all)
 }
 
-fn append(dev: &Dev, part: usize) -> Vec<u8> {
+pub(crate) fn append(dev: &Dev, part: usize) -> Vec<u8> {
     let line = |number: usize| format!("{part} {number:08} {}\n", "x".repeat(number % 200));
     let lines: String = (0..200).map(line).collect();
     dev.run_with(&["append", "--batch", "20"], lines.as_bytes()).expect(0);
     lines.into_bytes()
 }
 
-fn data(dev: &Dev, node: &str) -> PathBuf {
+pub(crate) fn data(dev: &Dev, node: &str) -> PathBuf {
     dev.dir.join(node).join("data")
 }
 
 /// A node that does not lead.
-fn follower(dev: &Dev) -> String {
+pub(crate) fn follower(dev: &Dev) -> String {
     let leader = dev.leader();
     (1..=dev.nodes).map(|node| format!("n{node}")).find(|node| *node != leader).expect("more than one node")
 }
 
 /// Entries with records and their segments, as `inspect` tells them: the segment's state, its name, the entry.
-fn entries(dir: &Path) -> Vec<(String, String, Value)> {
+pub(crate) fn entries(dir: &Path) -> Vec<(String, String, Value)> {
     let done = run(["wal", "inspect", "--json", "--entries", dir.to_str().expect("UTF-8")]).expect(0);
     let lines: Vec<Value> = done.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let segments = lines[0]["segments"].as_array().expect("segments");
@@ -55,7 +55,7 @@ fn entries(dir: &Path) -> Vec<(String, String, Value)> {
 }
 
 /// The `nth` sealed segment that holds entries, and one of them from its middle.
-fn sealed(dir: &Path, nth: usize) -> (PathBuf, Value) {
+pub(crate) fn sealed(dir: &Path, nth: usize) -> (PathBuf, Value) {
     let all = entries(dir);
     let mut names: Vec<&String> = all.iter().filter(|it| it.0 == "sealed").map(|it| &it.1).collect();
     names.dedup();
@@ -73,7 +73,7 @@ fn active(dir: &Path) -> (PathBuf, Value) {
     (dir.join(format!("{name}.seg")), entry.clone())
 }
 
-fn flip(path: &Path, at: u64) {
+pub(crate) fn flip(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("its file");
     let mut byte = [0];
@@ -86,12 +86,12 @@ fn body_of(entry: &Value) -> u64 {
 }
 
 /// What a node has logged: under `graven dev`, and started by hand.
-fn log(dev: &Dev, node: &str) -> String {
+pub(crate) fn log(dev: &Dev, node: &str) -> String {
     let read = |file: &str| fs::read_to_string(dev.dir.join(node).join(file)).unwrap_or_default();
     read("graven.log") + &read("by-hand.log")
 }
 
-fn state(dev: &Dev, node: &str) -> Value {
+pub(crate) fn state(dev: &Dev, node: &str) -> Value {
     let status = dev.status();
     let nodes = status["nodes"].as_array().expect("nodes");
     nodes.iter().find(|it| it["name"] == node).cloned().unwrap_or(Value::Null)
@@ -116,7 +116,7 @@ fn wait_whole(dev: &Dev, node: &str, all: &[u8]) {
 }
 
 /// Stops a node in order and verifies every byte of its log.
-fn verify_stopped(dev: &Dev, node: &str) {
+pub(crate) fn verify_stopped(dev: &Dev, node: &str) {
     let pid = dev.node_pid(node).expect("runs");
     common::signal(pid, Signal::TERM);
     wait_for("the node to be gone", || (!common::is_running(pid)).then_some(()));
@@ -262,7 +262,7 @@ fn nodes_that_know_of_damage_do_not_vote_until_it_is_mended() {
 }
 
 /// Appends and trims so much that the first files go on every node.
-fn trimmed() -> (Dev, Vec<u8>) {
+pub(crate) fn trimmed() -> (Dev, Vec<u8>) {
     let (dev, all) = cluster_of(3, 32);
     let before = 200 * 24;
     dev.run(&["trim", "--before", &before.to_string()]).expect(0);
@@ -280,7 +280,7 @@ fn trimmed() -> (Dev, Vec<u8>) {
     (dev, kept)
 }
 
-fn checkpoints(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn checkpoints(dir: &Path) -> Vec<PathBuf> {
     let names = fs::read_dir(dir).expect("list").map(|entry| entry.expect("an entry").path());
     let is_one = |path: &PathBuf| {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
@@ -460,80 +460,4 @@ fn rot_that_a_reader_meets_in_a_running_node_is_not_served_and_is_mended() {
     assert!(given > 0 && given < all.split(|byte| *byte == b'\n').count(), "{given} records before the damage");
     wait_whole(&dev, &node, &all);
     verify_stopped(&dev, &node);
-}
-
-/// A log in which one acknowledged record is another, every sum of it right, as a disk that lies, or a copy put back, could leave it.
-fn forge(dir: &Path) -> u64 {
-    use graven_frame::{Chain, Frame, GroupBuilder, GroupHeaderSpec, HeaderSpec, Kind};
-    use graven_wal::{Disk as _, LogBase, Options, RealDisk, Wal};
-    let options = || Options { segment_bytes: 64 << 10, ..Options::default() };
-    let (wal, found) = Wal::open(RealDisk::open(dir), options()).expect("whole");
-    let reader = wal.reader();
-    let mut frames: Vec<Frame> = Vec::new();
-    let (mut next, last) = (found.first_index, found.last_index);
-    while next <= last {
-        let some = reader.frames(next, last, 1 << 20).expect("readable");
-        next += some.len() as u64;
-        frames.extend(some);
-    }
-    let at = frames.iter().rposition(|frame| frame.header().kind == Kind::Records).expect("records");
-    let header = *frames[at].header();
-    let before = LogBase::after(frames[at - 1].header());
-    let mut builder = GroupBuilder::new();
-    (0..header.count).for_each(|_| builder.push(b"", b"a record that nobody appended").expect("small"));
-    let group = builder.finish(GroupHeaderSpec::default());
-    let spec = HeaderSpec {
-        kind: Kind::Records,
-        term: header.term,
-        index: header.index,
-        base_offset: header.base_offset,
-        count: header.count,
-        timestamp_ms: header.timestamp_ms,
-    };
-    let forged = Frame::seal(spec, before.chain, group.body().clone(), group.crc());
-    assert_ne!((forged.header().chain, forged.header().chain), (header.chain, Chain::START));
-    frames.truncate(at);
-    frames.push(forged);
-    wal.close().expect("no fault");
-    let disk = RealDisk::open(dir);
-    for name in disk.list().expect("a list") {
-        if fs::metadata(dir.join(&name)).expect("there").is_file() {
-            fs::remove_file(dir.join(&name)).expect("removed");
-        }
-    }
-    Wal::create(disk.clone(), found.identity, options(), &frames[..1]).expect("made");
-    let (mut wal, _) = Wal::open(disk, options()).expect("whole");
-    wal.set_hard_state(found.hard_state).expect("room");
-    wal.append(&frames[1..]).expect("room");
-    wal.sync().expect("no fault");
-    // What it knew to be committed: its readers would be given the forged record.
-    wal.note_commit(header.index);
-    wal.close().expect("no fault");
-    header.index
-}
-
-/// Equal index and term, another record: the node says so, stops, and does not come back.
-#[test]
-fn a_node_whose_log_differs_says_so_and_serves_nothing_more() {
-    let (dev, mut all) = cluster(3);
-    let node = follower(&dev);
-    let others: Vec<String> = ["n1", "n2", "n3"].map(str::to_owned).into_iter().filter(|it| *it != node).collect();
-    wait_for("the node to follow", || (dev.run(&["read", "--node", &node]).stdout == all).then_some(()));
-    dev.kill(&node);
-    let index = forge(&data(&dev, &node));
-    let config = dev.config(&node);
-    let start = || run(["start", "--config", config.to_str().expect("UTF-8"), "--json"]).expect(6);
-    let message = start().error()["message"].as_str().expect("a sentence").to_owned();
-    for word in ["differs", "entry", "graven member replace"] {
-        assert!(message.contains(word), "{word}: {message}");
-    }
-    let said = start();
-    assert_eq!(said.text(), "", "it never was ready again");
-    let message = said.error()["message"].as_str().expect("a sentence").to_owned();
-    assert!(message.contains("differs") && message.contains("diverged"), "entry {index}: {message}");
-    assert_eq!(state(&dev, &node)["reachable"], false);
-    all.extend(append(&dev, 100));
-    for other in &others {
-        wait_for("the others to go on", || (dev.run(&["read", "--node", other]).stdout == all).then_some(()));
-    }
 }

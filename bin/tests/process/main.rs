@@ -18,6 +18,7 @@ mod hostile;
 mod identity;
 mod member;
 mod recover;
+mod rot;
 mod stall;
 mod trim;
 mod upgrade;
