@@ -72,11 +72,8 @@ pub(super) fn open_checkpoint(dir: &Path, from: u64) -> (Result<Box<dyn Checkpoi
     for index in stored.into_iter().filter(|index| *index >= from) {
         match open_whole(&disk, dir, index) {
             Ok(reader) => return (Ok(reader), flawed),
-            Err(CheckpointError::Flawed { flaw, .. }) if !matches!(flaw, Flaw::Newer { .. }) => {
-                match graven_snapshot::set_aside(&disk, index) {
-                    Ok(name) => error!("the checkpoint at entry {index} is damaged ({flaw}): it is kept as {name}"),
-                    Err(cause) => error!("the checkpoint at entry {index} is damaged ({flaw}): {cause}"),
-                }
+            Err(error) if is_damage(&error) => {
+                set_aside(&disk, index, &error);
                 flawed.push(index);
             }
             // One that was let go of between the look and now is asked for again.
@@ -84,6 +81,28 @@ pub(super) fn open_checkpoint(dir: &Path, from: u64) -> (Result<Box<dyn Checkpoi
         }
     }
     (Err(if flawed.is_empty() { NoCheckpoint::None } else { NoCheckpoint::Later }), flawed)
+}
+
+/// Reads every byte of a checkpoint. Whether it is damaged: then it has been set aside.
+pub(super) fn is_damaged(dir: &Path, index: u64) -> bool {
+    let disk = RealDisk::open(dir);
+    let Err(error) = graven_snapshot::load(&disk, index) else { return false };
+    let damaged = is_damage(&error);
+    if damaged {
+        set_aside(&disk, index, &error);
+    }
+    damaged
+}
+
+fn is_damage(error: &CheckpointError) -> bool {
+    matches!(error, CheckpointError::Flawed { flaw, .. } if !matches!(flaw, Flaw::Newer { .. }))
+}
+
+fn set_aside(disk: &RealDisk, index: u64, error: &CheckpointError) {
+    match graven_snapshot::set_aside(disk, index) {
+        Ok(name) => error!("the checkpoint at entry {index} is damaged: {error}; it is kept as {name}"),
+        Err(cause) => error!("the checkpoint at entry {index} is damaged: {error}; {cause}"),
+    }
 }
 
 /// Opens one, and reads all of it: the file that is open stays what it is, whatever becomes of its name.

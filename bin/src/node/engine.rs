@@ -286,6 +286,7 @@ impl Engine {
             suspects: suspected,
             health,
             inputs: inputs.clone(),
+            data_dir: config.data_dir.clone(),
             counters: Arc::clone(&counters),
             bytes_per_second: config.wal.scrub_bytes_per_second,
         };

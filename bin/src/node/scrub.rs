@@ -11,6 +11,7 @@
 //! [`Suspects`]: super::bulk::Suspects
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use tracing::{error, info, warn};
 
 use super::bulk::Health;
 use super::bulk_fetch::{Fetcher, Hole, Round};
+use super::checkpoints;
 use super::counters::Counters;
 use super::input::Input;
 use super::log_thread::{Errand, LogInput};
@@ -59,6 +61,7 @@ pub(super) struct Scrubber {
     pub(super) suspects: mpsc::Receiver<u64>,
     pub(super) health: watch::Sender<Health>,
     pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) data_dir: PathBuf,
     pub(super) counters: Arc<Counters>,
     /// 0: only what readers run into is looked at.
     pub(super) bytes_per_second: u64,
@@ -182,6 +185,7 @@ impl State {
                         wait
                     }
                     None => {
+                        self.check_checkpoints(pace).await;
                         if std::mem::take(&mut self.first_pass) {
                             info!("every byte of the sealed segments was read once since the start");
                         }
@@ -203,6 +207,20 @@ impl State {
             Err(cause) => {
                 error!("looking for damage: {cause}");
                 PASS_PAUSE
+            }
+        }
+    }
+
+    /// Reads the checkpoints again. One that is damaged is set aside, and the replica makes another.
+    async fn check_checkpoints(&self, pace: &mut Pace) {
+        let dir = &self.scrubber.data_dir;
+        let Ok(stored) = graven_snapshot::stored(&RealDisk::open(dir)) else { return };
+        for index in stored {
+            let size = std::fs::metadata(dir.join(graven_snapshot::name_of(index))).map_or(0, |file| file.len());
+            pace.pass(usize::try_from(size).unwrap_or(usize::MAX)).await;
+            if checkpoints::is_damaged(dir, index) {
+                // A closed channel: the node is stopping.
+                let _ = self.scrubber.inputs.send(Input::CheckpointLost(index)).await;
             }
         }
     }
