@@ -212,7 +212,7 @@ fn an_embedded_node_mends_its_log_before_it_starts() {
     let node = follower(&dev);
     dev.kill(&node);
     fs::remove_file(sealed(&data(&dev, &node), 1).0).expect("removed");
-    let config = |dev: &Dev, node: &str| graven::config::NodeConfig::load(&dev.config(node)).expect("made by init");
+    let config = |dev: &Dev, node: &str| graven::config::NodeConfig::load(dev.config(node)).expect("made by init");
     runtime.block_on(async {
         let started = graven::Node::start(config(&dev, &node), Counting(0)).await.expect("it mends and starts");
         let all = async {
