@@ -19,16 +19,17 @@
 //! border fits into the rest, no hard state was hidden. Else [`Mender::hard_state_certain`] is `false`, the marker says so too, and
 //! the node must not vote any more under its identity.
 
+mod abandon;
 mod build;
+mod error;
 mod marker;
 mod patient;
 mod plan;
 mod replacement;
 mod sealed;
 mod sequence;
+mod sound;
 mod survey;
-
-use std::io;
 
 use bytes::Bytes;
 use graven_frame::{Frame, HEADER_BYTES, Header};
@@ -36,23 +37,26 @@ use graven_frame::{Frame, HEADER_BYTES, Header};
 use crate::disk::{Disk, DiskFile, LockError};
 use crate::error::{OpenError, SegmentId};
 use crate::format::{OPENING_BYTES, PREFIX_BYTES, TWIN_BLOCK, segment_name};
-use crate::log::settled_options;
+use crate::log::{follows, settled_options};
 use crate::open::{LOCK_NAME, Surveyed, identify, io_at, judge, list_segments, survey};
 use crate::planted::{Bug, is_planted};
 use crate::recovery::RecordsIn;
 use crate::types::{HardState, Identity, LogBase, Options};
 
 use build::{At, Builder, Filling, Unfit};
+use error::io_of;
 use patient::Patient;
 use plan::{Group, find_start, holes, plan};
 use replacement::{keep_aside, put_in_place};
 use sequence::Sequence;
-use survey::{Broken, Segment, entry_of, lost_segment, read_segment};
+use survey::{Broken, Run, Segment, entry_of, lost_segment, read_segment};
 
+pub use error::MendError;
 pub(crate) use marker::{MARKER, UNFINISHED_MARKER};
 pub use marker::{Marker, MarkerError};
 pub(crate) use replacement::MENDED_PREFIX;
 pub use sealed::{SealedMender, SealedStep};
+pub use sound::{NotGiven, SoundFrames};
 
 /// How many bytes of frames to hand over at once: more only takes more memory.
 pub const BATCH_BYTES: usize = 4 << 20;
@@ -169,79 +173,6 @@ pub struct Mended {
     pub left: Vec<Hole>,
 }
 
-/// Why something was not mended. What is in place is as damaged as before, or mended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MendError {
-    /// Refused: ask for this entry again, or ask another node; [`Mender::wanted`] says from which entry on.
-    #[error("entry {index} does not go into the hole: {what}; fetch it from another node")]
-    Refused {
-        /// The entry.
-        index: u64,
-        /// What does not fit.
-        what: &'static str,
-    },
-    /// Refused: entries go into a group of damaged segments in order.
-    #[error("hole {hole} cannot be filled before hole {first}")]
-    Order {
-        /// The hole.
-        hole: usize,
-        /// The one to be filled first.
-        first: usize,
-    },
-    /// There is no hole of this number.
-    #[error("there is no hole {hole}")]
-    NoSuchHole {
-        /// The number.
-        hole: usize,
-    },
-    /// The end of the log is whole, or damage before it is not mended yet.
-    #[error("the log has no damaged end to cut, or damage before it that must be mended first")]
-    NoTail,
-    /// The end of the log cannot be filled: nobody knows how far it went. Cut it.
-    #[error("the hole is the damaged end of the log, which cannot be filled; cut it and let a leader replace it")]
-    Tail,
-    /// The segment is not one that can be mended while the log is open.
-    #[error("segment {segment} cannot be mended while the log is open: {what}; stop the node and start it again")]
-    NotSealed {
-        /// The segment.
-        segment: SegmentId,
-        /// Why not.
-        what: &'static str,
-    },
-    /// Bytes that could be read when the log was looked at cannot be read any more. Begin again.
-    #[error("segment {segment} byte {at} has changed since the log was looked at; begin again")]
-    Changed {
-        /// The segment.
-        segment: SegmentId,
-        /// Where.
-        at: u64,
-    },
-    /// The file that says that the log lost its end.
-    #[error(transparent)]
-    Marker(#[from] MarkerError),
-    /// The log cannot be read.
-    #[error(transparent)]
-    Read(#[from] OpenError),
-    /// The disk said no. Nothing was put in place by this call but whole segments; it may be tried again from the beginning.
-    #[error("cannot {operation} segment {segment} at byte {at}")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// The segment; 0 for the directory itself.
-        segment: SegmentId,
-        /// Where.
-        at: u64,
-        /// The disk's answer.
-        #[source]
-        cause: io::Error,
-    },
-}
-
-fn io_of(operation: &'static str, id: u64) -> impl FnOnce(io::Error) -> MendError {
-    move |cause| MendError::Io { operation, segment: SegmentId(id), at: 0, cause }
-}
-
 /// Mends a closed log. Holds the directory's lock until it is dropped or [`Mender::finish`]ed.
 pub struct Mender<D: Disk> {
     disk: D,
@@ -261,6 +192,10 @@ pub struct Mender<D: Disk> {
     in_place: Vec<bool>,
     hidden: Vec<Hidden>,
     memberships: Vec<Frame>,
+    /// The entries that count and are right, in order.
+    sound: Vec<Run>,
+    options: Options,
+    origin: Option<LogBase>,
     quarantine: Option<String>,
     entries: u64,
     _lock: D::Lock,
@@ -282,6 +217,15 @@ impl<D: Disk> Mender<D> {
     /// [`OpenError::Damaged`] when not one opening is left, so that nobody can say whose log it is; [`OpenError::WrongChain`] when its
     /// segments are not of one log.
     pub fn open(disk: D, options: Options) -> Result<Mender<D>, OpenError> {
+        Mender::open_behind(disk, options, None)
+    }
+
+    /// The same of a log that is known to have begun behind the entry `origin`, or before it: one that begins later lost its first
+    /// files, and that is a hole. A log that was never trimmed began behind the default.
+    ///
+    /// # Errors
+    /// As [`Mender::open`].
+    pub fn open_behind(disk: D, options: Options, origin: Option<LogBase>) -> Result<Mender<D>, OpenError> {
         let options = settled_options(&options).map_err(|(setting, why)| OpenError::Config { setting, why })?;
         list_segments(&disk)?;
         let lock = disk.lock(LOCK_NAME).map_err(|error| match error {
@@ -289,36 +233,30 @@ impl<D: Disk> Mender<D> {
             LockError::Io(cause) => io_at("take the lock of", 0, 0)(cause),
         })?;
         let patient = Patient::new(disk.clone());
-        let found = examine(&patient, &options)?;
+        let found = examine(&patient, &options, origin)?;
         let memberships = memberships_of(&patient, &found.segments);
-        let Found { identity, segments, sequence, start } = found;
-        let plan = plan(&sequence, &segments, start, options.segment_bytes);
-        let (holes, gap_of): (Vec<Hole>, Vec<Option<usize>>) = holes(&plan, &sequence.spare).into_iter().unzip();
-        let gaps: Vec<Filling> = plan.gaps.into_iter().map(Filling::new).collect();
-        let hidden = sequence.hidden.iter().map(|broken| hidden_in(broken, &gaps)).collect();
-        let mut highest = (sequence.known_commit, sequence.hard_state.term);
-        for segment in &segments {
-            let named = segment.opening.map_or(0, |opening| opening.base.index);
-            let sealed = segment.footer.as_ref().map_or(0, |footer| footer.tail.index);
-            highest = (highest.0.max(segment.highest.0).max(named).max(sealed), highest.1.max(segment.highest.1));
-        }
-        let groups = plan.groups;
+        let (identity, base) = (found.identity, found.sequence.base);
+        let (known_commit, hard_state) = (found.sequence.known_commit, found.sequence.hard_state);
+        let laid = lay_out(found, options.segment_bytes);
         Ok(Mender {
             disk,
             patient,
             identity,
-            base: sequence.base,
-            known_commit: sequence.known_commit,
-            hard_state: sequence.hard_state,
-            highest,
-            holes,
-            gap_of,
-            gaps,
-            builders: groups.iter().map(|_| None).collect(),
-            in_place: vec![false; groups.len()],
-            groups,
-            hidden,
+            base,
+            known_commit,
+            hard_state,
+            highest: laid.highest,
+            holes: laid.holes,
+            gap_of: laid.gap_of,
+            gaps: laid.gaps,
+            builders: laid.groups.iter().map(|_| None).collect(),
+            in_place: vec![false; laid.groups.len()],
+            groups: laid.groups,
+            hidden: laid.hidden,
             memberships,
+            sound: laid.sound,
+            options,
+            origin,
             quarantine: None,
             entries: 0,
             _lock: lock,
@@ -569,6 +507,7 @@ impl<D: Disk> Mender<D> {
         }
         self.in_place[group] = true;
         self.builders[group] = None;
+        self.look_again(group);
         Ok(())
     }
 
@@ -594,15 +533,15 @@ impl<D: Disk> std::fmt::Debug for Mender<D> {
     }
 }
 
-/// Reads a closed log, changes nothing, and tells its holes. Takes no lock: the caller sees to it that nobody writes.
+/// Reads a closed log, changes nothing, and tells its holes. Takes no lock: the caller sees to it that nobody writes. `origin` is as
+/// for [`Mender::open_behind`].
 ///
 /// # Errors
 /// As [`Mender::open`].
-pub fn holes_of<D: Disk>(disk: &D) -> Result<Vec<Hole>, OpenError> {
+pub fn holes_of<D: Disk>(disk: &D, origin: Option<LogBase>) -> Result<Vec<Hole>, OpenError> {
     let options = Options::default();
-    let found = examine(&Patient::new(disk.clone()), &options)?;
-    let plan = plan(&found.sequence, &found.segments, found.start, options.segment_bytes);
-    Ok(holes(&plan, &found.sequence.spare).into_iter().map(|(hole, _)| hole).collect())
+    let found = examine(&Patient::new(disk.clone()), &options, origin)?;
+    Ok(lay_out(found, options.segment_bytes).holes)
 }
 
 /// A log that was read as far as it can be.
@@ -613,14 +552,59 @@ struct Found {
     start: LogBase,
 }
 
-fn examine<D: Disk>(patient: &Patient<D>, options: &Options) -> Result<Found, OpenError> {
+/// What is wrong with it, and what is to be written anew.
+struct Laid {
+    holes: Vec<Hole>,
+    gap_of: Vec<Option<usize>>,
+    gaps: Vec<Filling>,
+    groups: Vec<Group>,
+    hidden: Vec<Hidden>,
+    sound: Vec<Run>,
+    highest: (u64, u64),
+}
+
+fn lay_out(found: Found, segment_bytes: u64) -> Laid {
+    let Found { segments, sequence, start, .. } = found;
+    let plan = plan(&sequence, &segments, start, segment_bytes);
+    let (holes, gap_of) = holes(&plan, &sequence.spare).into_iter().unzip();
+    let gaps: Vec<Filling> = plan.gaps.into_iter().map(Filling::new).collect();
+    let hidden = sequence.hidden.iter().map(|broken| hidden_in(broken, &gaps)).collect();
+    let mut highest = (sequence.known_commit, sequence.hard_state.term);
+    for segment in &segments {
+        let named = segment.opening.map_or(0, |opening| opening.base.index);
+        let sealed = segment.footer.as_ref().map_or(0, |footer| footer.tail.index);
+        highest = (highest.0.max(segment.highest.0).max(named).max(sealed), highest.1.max(segment.highest.1));
+    }
+    let sound = sequence.pieces.into_iter().filter_map(|piece| match piece {
+        sequence::Piece::Run(run) => Some(run),
+        sequence::Piece::Gap(_) => None,
+    });
+    Laid { holes, gap_of, gaps, groups: plan.groups, hidden, sound: sound.collect(), highest }
+}
+
+fn examine<D: Disk>(patient: &Patient<D>, options: &Options, origin: Option<LogBase>) -> Result<Found, OpenError> {
     let surveyed = survey(patient, &list_segments(patient)?)?;
     let identity = identify(&surveyed, options)?;
     let mut segments = read_segments(patient, &surveyed, &identity)?;
     note_refused(patient, &mut segments);
-    let start = find_start(&segments);
+    let mut start = find_start(&segments);
+    if let Some(origin) = origin.filter(|origin| origin.index < start.index)
+        && segments[0].id > 1
+    {
+        let behind = segments[0].id;
+        // Where the log had its first entry the numbers of all its segments are known; where it was let go of, one of them.
+        let lost = if origin.index == 0 { behind.saturating_sub(LOST_FIRST_MAX).max(1) } else { behind - 1 };
+        segments.splice(0..0, (lost..behind).map(|id| lost_segment(id, true, "the file is missing")));
+        start = origin;
+    }
+    if let Some(origin) = origin.filter(|origin| origin.index > 0)
+        && !begins_behind(&segments[0], &start)
+        && begin_behind(patient, &mut segments[0], &origin)?
+    {
+        start = origin;
+    }
     let mut sequence = Sequence::new(start);
-    let again = |run: &survey::Run, index: u64| {
+    let again = |run: &Run, index: u64| {
         let file = patient.open(&segment_name(run.segment), None).map_err(io_at("open", run.segment, 0))?;
         entry_of(&file, run, index)
     };
@@ -630,6 +614,38 @@ fn examine<D: Disk>(patient: &Patient<D>, options: &Options) -> Result<Found, Op
     sequence.close()?;
     Ok(Found { identity, segments, sequence, start })
 }
+
+/// Whether it is certain that a segment begins behind this entry.
+fn begins_behind(segment: &Segment, start: &LogBase) -> bool {
+    let head = segment.parts.iter().find_map(|(part, _)| match part {
+        survey::Part::Run(run) => Some(run.head),
+        _ => None,
+    });
+    !segment.there || segment.opening.is_some() || head.is_some_and(|head| follows(start, &head).is_ok())
+}
+
+/// Takes from a segment that lost its opening the entries up to `origin`, which were let go of: what was before them nobody knows any more.
+/// `false`, and nothing is taken, when that entry is not what stands there.
+fn begin_behind<D: Disk>(patient: &Patient<D>, segment: &mut Segment, origin: &LogBase) -> Result<bool, OpenError> {
+    let file = patient.open(&segment_name(segment.id), None).map_err(io_at("open", segment.id, 0))?;
+    for (part, _) in &mut segment.parts {
+        if let survey::Part::Run(run) = part
+            && run.head.index <= origin.index
+            && origin.index < run.tail.index
+        {
+            match survey::behind(&file, run, origin)? {
+                Some(rest) => *run = rest,
+                None => return Ok(false),
+            }
+        }
+    }
+    segment.parts.retain(|(part, _)| !matches!(part, survey::Part::Run(run) if run.tail.index <= origin.index));
+    Ok(true)
+}
+
+/// Files at the beginning of a log that are made anew one by one; of more, the first takes what others would have. Each takes its full
+/// length of disk.
+const LOST_FIRST_MAX: u64 = 64;
 
 /// Reads all segments that were begun, and says which are not there.
 fn read_segments<D: Disk>(

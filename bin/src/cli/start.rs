@@ -13,6 +13,7 @@ use crate::config::{LogFormat, LogSection, NodeConfig};
 use crate::init::recover::newest_place;
 use crate::node::daemon::{self, DaemonError};
 use crate::node::{Fatal, StartError};
+use crate::replica::Alarm;
 
 /// Arguments of `graven start`.
 #[derive(Debug, Args)]
@@ -70,9 +71,11 @@ fn failure(error: &DaemonError, data_dir: &Path, replacement: &Replacement) -> F
             );
             Failure::new(ErrorCode::Damaged, format!("{error}; {way}"))
         }
-        DaemonError::Start(StartError::Unmendable { .. } | StartError::InDoubt { .. }) => {
-            replacement.told_of_damage(&error.to_string())
-        }
+        // A restart would only find it again, and serve meanwhile what nobody else has.
+        DaemonError::Fatal(Fatal::Alarm(Alarm::Diverged { .. }))
+        | DaemonError::Start(
+            StartError::Unmendable { .. } | StartError::InDoubt { .. } | StartError::Diverged { .. },
+        ) => replacement.told_of_damage(&error.to_string()),
         _ => Failure::internal(format!("{error} (data directory {})", data_dir.display())),
     }
 }

@@ -83,13 +83,16 @@ pub(crate) fn run(args: &WalArgs, global: &Global) -> CliResult {
 }
 
 fn verify(dir: &Path, global: &Global) -> CliResult {
+    let origin = crate::replica::restore::origin(&RealDisk::open(dir));
     let disk = Watched::new(RealDisk::open(dir), global);
     let found = inspect::verify(&disk);
     disk.done();
     match found {
         Ok(found) => {
             show(&found, global)?;
-            if found.damage.is_empty() {
+            let first_missing = origin.is_some_and(|origin| origin.index < found.base.index);
+            if found.damage.is_empty() && !first_missing {
+                check_checkpoints(dir, found.base.index)?;
                 if !global.json {
                     let entries = found.tail.index - found.base.index;
                     out::print_line(&format!("verified: {entries} entries are what was written"))?;
@@ -102,7 +105,7 @@ fn verify(dir: &Path, global: &Global) -> CliResult {
     }
     // Once more, as far as anything can be read: all of it is named.
     let disk = Watched::new(RealDisk::open(dir), global);
-    let holes = holes_of(&disk);
+    let holes = holes_of(&disk, origin);
     disk.done();
     let holes = holes.map_err(|error| failure(&error, dir))?;
     if !global.json {
@@ -111,6 +114,23 @@ fn verify(dir: &Path, global: &Global) -> CliResult {
         }
     }
     Err(with_holes(&holes, dir))
+}
+
+/// The checkpoints with which a node would begin: every byte of them.
+fn check_checkpoints(dir: &Path, base: u64) -> CliResult {
+    let disk = RealDisk::open(dir);
+    let unread = |cause: graven_snapshot::CheckpointError| Failure::internal(format!("{}: {cause}", dir.display()));
+    for index in graven_snapshot::stored(&disk).map_err(unread)?.into_iter().filter(|index| *index >= base) {
+        match graven_snapshot::load(&disk, index) {
+            Err(error @ graven_snapshot::CheckpointError::Flawed { .. }) => {
+                let name = graven_snapshot::name_of(index);
+                let message = format!("{}: the checkpoint is damaged: {error}; {}", dir.display(), next_step(dir));
+                return Err(Failure::new(ErrorCode::Damaged, message).with("checkpoint", name));
+            }
+            loaded => drop(loaded.map_err(unread)?),
+        }
+    }
+    Ok(())
 }
 
 /// Damage, with every place of it.

@@ -9,8 +9,9 @@ use graven_net::server::{DamagedRange, NodeState};
 use graven_wal::{Damage, ReadError};
 use tokio::sync::mpsc;
 
-use super::checkpoints::first_checkpoint;
+use super::checkpoints::{open_checkpoint, wanted_from};
 use super::engine::{Shared, roster_of};
+use super::input::Input;
 
 /// How whole a node's log is, as far as it knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +102,8 @@ impl BulkSource for NodeBulk {
             Only::Durable => view.durable_index,
         };
         if wanted.first > last {
-            return Err(Refusal::NotYet { last });
+            // A log that lost its end cannot say what it never had.
+            return Err(if view.recovering { Refusal::Busy } else { Refusal::NotYet { last } });
         }
         let frames = match shared.reader.frames(wanted.first, wanted.last.min(last), max_bytes) {
             Ok(frames) => frames,
@@ -121,7 +123,13 @@ impl BulkSource for NodeBulk {
         if frames.is_empty() { Err(Refusal::Damaged { index: wanted.first }) } else { Ok(frames) }
     }
 
-    fn checkpoint(&self) -> Result<Box<dyn CheckpointReader>, Refusal> {
-        first_checkpoint(&self.shared)
+    fn checkpoint_from(&self, place: &[u8]) -> Result<Box<dyn CheckpointReader>, Refusal> {
+        let base = self.shared.reader.first_index() - 1;
+        let (found, flawed) = open_checkpoint(&self.shared.config.data_dir, wanted_from(place, base));
+        for index in flawed {
+            // A full channel: the next start finds it gone.
+            let _ = self.shared.inputs.try_send(Input::CheckpointLost(index));
+        }
+        found.map_err(Refusal::from)
     }
 }

@@ -26,7 +26,12 @@ pub(super) enum Round {
     /// The hole is closed.
     Closed,
     /// Everybody has answered, and nobody has what fits. One sentence each.
-    Nobody(Vec<String>),
+    Nobody {
+        /// What they said.
+        sentences: Vec<String>,
+        /// Whether each has a whole log that ends earlier, or goes on differently there: what is missing was never on a majority.
+        never: bool,
+    },
     /// Somebody could not be asked, or said to come later. One sentence each.
     Later(Vec<String>),
 }
@@ -43,6 +48,8 @@ enum Asked {
     Closed,
     /// It answered: it has not what fits.
     Lacks(String),
+    /// The same, and it never had it, as far as its whole log says.
+    Never(String),
     /// It cannot be asked now.
     Away(String),
 }
@@ -52,7 +59,8 @@ const BATCH_BYTES: usize = 1 << 20;
 
 impl Fetcher {
     /// Asks `peers` one after the other, beginning with the one at `turn`, until the hole is closed. Whoever is asked next goes on
-    /// where the one before stopped; `turn` is left at the one that closed it.
+    /// where the one before stopped, and as long as that brings anything everybody is asked once more: each may have another part of
+    /// it. `turn` is left at the one that closed it.
     ///
     /// # Errors
     /// What this node's own disk said.
@@ -62,7 +70,19 @@ impl Fetcher {
         turn: &mut usize,
         hole: &mut dyn Hole,
     ) -> Result<Round, MendError> {
-        let (mut sentences, mut all_answered) = (Vec::new(), true);
+        // Beyond the furthest entry that was ever missing next: a hole that is begun anew brings nothing.
+        let mut furthest = hole.wanted()?.map_or(0, |(first, _)| first);
+        loop {
+            let round = self.ask_each(peers, turn, hole).await?;
+            match hole.wanted()? {
+                Some((first, _)) if first > furthest => furthest = first,
+                _ => return Ok(round),
+            }
+        }
+    }
+
+    async fn ask_each(&self, peers: &[Peer], turn: &mut usize, hole: &mut dyn Hole) -> Result<Round, MendError> {
+        let (mut sentences, mut all_answered, mut never) = (Vec::new(), true, true);
         for step in 0..peers.len() {
             let at = (*turn + step) % peers.len();
             let Some(range) = hole.wanted()? else { return Ok(Round::Closed) };
@@ -71,19 +91,27 @@ impl Fetcher {
                     *turn = at;
                     return Ok(Round::Closed);
                 }
-                Asked::Lacks(sentence) => sentences.push(sentence),
+                Asked::Never(sentence) => sentences.push(sentence),
+                Asked::Lacks(sentence) => {
+                    never = false;
+                    sentences.push(sentence);
+                }
                 Asked::Away(sentence) => {
                     all_answered = false;
                     sentences.push(sentence);
                 }
             }
         }
-        Ok(if all_answered { Round::Nobody(sentences) } else { Round::Later(sentences) })
+        Ok(if all_answered { Round::Nobody { sentences, never } } else { Round::Later(sentences) })
+    }
+
+    /// How a node is dialled.
+    pub(super) fn config_for(&self, peer: &Peer) -> BulkConfig {
+        BulkConfig::new(peer.address.as_str(), peer.name.as_str(), peer.id, self.local)
     }
 
     async fn ask(&self, peer: &Peer, (first, last): (u64, u64), hole: &mut dyn Hole) -> Result<Asked, MendError> {
-        let config = BulkConfig::new(peer.address.as_str(), peer.name.as_str(), peer.id, self.local);
-        let client = match BulkClient::connect(config, &self.tls).await {
+        let client = match BulkClient::connect(self.config_for(peer), &self.tls).await {
             Ok(client) => client,
             Err(error) => return Ok(Asked::of(&error)),
         };
@@ -105,7 +133,7 @@ impl Fetcher {
                     Ok(_) => {}
                     Err(MendError::Refused { index, what }) => {
                         let name = &peer.name;
-                        return Ok(Asked::Lacks(format!("entry {index} of node {name} does not fit here: {what}")));
+                        return Ok(Asked::Never(format!("entry {index} of node {name} does not fit here: {what}")));
                     }
                     Err(error) => return Err(error),
                 }
@@ -124,10 +152,13 @@ impl Fetcher {
 impl Asked {
     fn of(error: &BulkError) -> Asked {
         match error {
-            BulkError::Refused { refusal: Refusal::Busy, .. } | BulkError::Unreachable { .. } => {
-                Asked::Away(error.to_string())
-            }
-            // Whoever does not talk to this node, or not sense, has nothing for it, now or later.
+            // Who answers there under another name, or does not know this node, is not the one that was meant, or not in its right mind:
+            // its address may be another's by now. It is no word of that node about its log.
+            BulkError::Refused { refusal: Refusal::Busy, .. }
+            | BulkError::Unreachable { .. }
+            | BulkError::Unwelcome { .. } => Asked::Away(error.to_string()),
+            BulkError::Refused { refusal: Refusal::NotYet { .. }, .. } => Asked::Never(error.to_string()),
+            // Whoever does not talk sense has nothing for it, now or later.
             _ => Asked::Lacks(error.to_string()),
         }
     }

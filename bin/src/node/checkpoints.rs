@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use graven_net::bulk::{BulkClient, BulkConfig, BulkError, BulkIdentity, CheckpointReader, Refusal};
 use graven_net::peer::RosterEntry;
-use graven_snapshot::{Checkpoint, file_bytes_max};
+use graven_net::tls::TlsIdentity;
+use graven_snapshot::{Checkpoint, CheckpointError, Flaw, file_bytes_max};
 use graven_wal::RealDisk;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::engine::Shared;
 use super::input::Input;
@@ -38,18 +40,78 @@ impl CheckpointReader for OpenCheckpoint {
     }
 }
 
-/// The checkpoint with which the log of this node begins: the oldest one that it can still be followed from.
-///
-/// # Errors
-/// There is none, or its file cannot be opened.
-pub(super) fn first_checkpoint(shared: &Shared) -> Result<Box<dyn CheckpointReader>, Refusal> {
-    let dir = &shared.config.data_dir;
-    let before = shared.reader.first_index() - 1;
-    let stored = graven_snapshot::stored(&RealDisk::open(dir)).map_err(|_| Refusal::NoCheckpoint)?;
-    let index = stored.into_iter().find(|index| *index >= before).ok_or(Refusal::NoCheckpoint)?;
-    // One that was let go of between the look and now is asked for again.
-    let file = File::open(dir.join(graven_snapshot::name_of(index))).map_err(|_| Refusal::Busy)?;
-    let size = file.metadata().map_err(|_| Refusal::Busy)?.len();
+/// The entry of which, or of a later one, a checkpoint is wanted: what the asker names, but none before `base`, where the log begins.
+pub(super) fn wanted_from(place: &[u8], base: u64) -> u64 {
+    <[u8; 8]>::try_from(place).map_or(base, |place| u64::from_le_bytes(place).max(base))
+}
+
+/// Why no checkpoint is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoCheckpoint {
+    /// There is none.
+    None,
+    /// It could not be read now.
+    Later,
+}
+
+impl From<NoCheckpoint> for Refusal {
+    fn from(why: NoCheckpoint) -> Refusal {
+        match why {
+            NoCheckpoint::None => Refusal::NoCheckpoint,
+            NoCheckpoint::Later => Refusal::Busy,
+        }
+    }
+}
+
+/// The oldest checkpoint of entry `from` or a later one that is what was saved, and the indexes of those that turned out not to be:
+/// they have been set aside. Every byte is read before one is given, so no wrong one leaves a node.
+pub(super) fn open_checkpoint(dir: &Path, from: u64) -> (Result<Box<dyn CheckpointReader>, NoCheckpoint>, Vec<u64>) {
+    let disk = RealDisk::open(dir);
+    let mut flawed = Vec::new();
+    let Ok(stored) = graven_snapshot::stored(&disk) else { return (Err(NoCheckpoint::Later), flawed) };
+    for index in stored.into_iter().filter(|index| *index >= from) {
+        match open_whole(&disk, dir, index) {
+            Ok(reader) => return (Ok(reader), flawed),
+            Err(error) if is_damage(&error) => {
+                set_aside(&disk, index, &error);
+                flawed.push(index);
+            }
+            // One that was let go of between the look and now is asked for again.
+            Err(_) => return (Err(NoCheckpoint::Later), flawed),
+        }
+    }
+    (Err(if flawed.is_empty() { NoCheckpoint::None } else { NoCheckpoint::Later }), flawed)
+}
+
+/// Reads every byte of a checkpoint. Whether it is damaged: then it has been set aside.
+pub(super) fn is_damaged(dir: &Path, index: u64) -> bool {
+    let disk = RealDisk::open(dir);
+    let Err(error) = graven_snapshot::load(&disk, index) else { return false };
+    let damaged = is_damage(&error);
+    if damaged {
+        set_aside(&disk, index, &error);
+    }
+    damaged
+}
+
+fn is_damage(error: &CheckpointError) -> bool {
+    matches!(error, CheckpointError::Flawed { flaw, .. } if !matches!(flaw, Flaw::Newer { .. }))
+}
+
+fn set_aside(disk: &RealDisk, index: u64, error: &CheckpointError) {
+    match graven_snapshot::set_aside(disk, index) {
+        Ok(name) => error!("the checkpoint at entry {index} is damaged: {error}; it is kept as {name}"),
+        Err(cause) => error!("the checkpoint at entry {index} is damaged: {error}; {cause}"),
+    }
+}
+
+/// Opens one, and reads all of it: the file that is open stays what it is, whatever becomes of its name.
+fn open_whole(disk: &RealDisk, dir: &Path, index: u64) -> Result<Box<dyn CheckpointReader>, CheckpointError> {
+    let name = graven_snapshot::name_of(index);
+    let failed = |cause| CheckpointError::Io { operation: "open", name: name.clone(), cause };
+    let file = File::open(dir.join(&name)).map_err(failed)?;
+    graven_snapshot::load(disk, index)?;
+    let size = file.metadata().map_err(failed)?.len();
     Ok(Box::new(OpenCheckpoint { file, size, meta: index.to_le_bytes() }))
 }
 
@@ -74,7 +136,7 @@ pub(super) async fn fetch_all(shared: Arc<Shared>, mut fetches: mpsc::Receiver<W
 
 /// Why a checkpoint was not fetched.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(super) enum FetchError {
     #[error("node {0} is no member that this node knows")]
     Unknown(u64),
     #[error(transparent)]
@@ -82,7 +144,21 @@ enum FetchError {
     #[error("it has {size} bytes, the most there can be is {most}")]
     Large { size: u64, most: usize },
     #[error(transparent)]
-    Flawed(#[from] graven_snapshot::Flaw),
+    Flawed(#[from] Flaw),
+}
+
+impl FetchError {
+    /// Whether asking again brings nothing else.
+    pub(super) fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            FetchError::Bulk(
+                BulkError::Refused { refusal: Refusal::Busy, .. }
+                    | BulkError::Unreachable { .. }
+                    | BulkError::Unwelcome { .. }
+            )
+        )
+    }
 }
 
 /// What to fetch, and whoever offers it when that is no member known here.
@@ -105,8 +181,13 @@ async fn fetch(shared: &Shared, wanted: &Fetch, guest: Option<RosterEntry>) -> R
     let local = BulkIdentity { cluster: identity.cluster, node: identity.node, incarnation: identity.incarnation };
     let (name, address) = whom(shared, wanted.from.0, guest).ok_or(FetchError::Unknown(wanted.from.0))?;
     let config = BulkConfig::new(address, name, wanted.from.0, local);
-    let client = BulkClient::connect(config, &shared.tls).await?;
-    let mut stream = client.checkpoint(None).await?;
+    fetch_from(config, &shared.tls, wanted.base.index.0).await
+}
+
+/// Fetches the oldest checkpoint that a node has of entry `from` or a later one.
+pub(super) async fn fetch_from(config: BulkConfig, tls: &TlsIdentity, from: u64) -> Result<Checkpoint, FetchError> {
+    let client = BulkClient::connect(config, tls).await?;
+    let mut stream = client.checkpoint(Some((&from.to_le_bytes(), 0))).await?;
     let (size, most) = (stream.size(), file_bytes_max());
     if size > most as u64 {
         return Err(FetchError::Large { size, most });

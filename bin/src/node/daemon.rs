@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::bulk::NodeBulk;
+use super::divergence;
 use super::engine::{Engine, Fatal, STOP_MAX, Shared, StartError};
 use super::mending;
 use super::service::NodeService;
@@ -76,7 +77,8 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
     let pid_file = PidFile::beside(&config.file);
     let mut ready = Ready { pid_file: &pid_file, said: false };
     let healed = tokio::select! {
-        started = start_healing(config, &mut ready) => started,
+        // Without a pid file the node is harder to find, and heals all the same.
+        started = mending::start(config, false, || ready.say().unwrap_or_else(|cause| warn!("{cause}"))) => started.map(Some),
         _ = term.recv() => Ok(None),
         _ = interrupt.recv() => Ok(None),
         () = stdin_closed(), if options.exit_with_stdin => Ok(None),
@@ -117,6 +119,7 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
     };
     reloading.abort();
     if let Some(fatal) = ended {
+        divergence::note(&engine.shared.config.data_dir, &fatal);
         // What is not acknowledged by now never is; there is nothing to hand over in order.
         pid_file.remove();
         return Err(DaemonError::Fatal(fatal));
@@ -136,25 +139,6 @@ async fn serve(config: NodeConfig, options: Options) -> Result<(), DaemonError> 
     pid_file.remove();
     Ok(())
 }
-
-/// Starts the node; a log that is damaged is mended first, and the listener answers meanwhile.
-async fn start_healing(config: NodeConfig, ready: &mut Ready<'_>) -> Result<Option<Engine>, StartError> {
-    for _ in 0..HEALS_MAX {
-        match Engine::start(config.clone(), false).await {
-            Ok(engine) => return Ok(Some(engine)),
-            Err(cause) if mending::may_help(&cause) => {
-                error!("the log needs mending: {cause}");
-                // Without a pid file the node is harder to find, and heals all the same.
-                mending::heal(&config, || ready.say().unwrap_or_else(|cause| warn!("{cause}"))).await?;
-            }
-            Err(cause) => return Err(cause),
-        }
-    }
-    Engine::start(config, false).await.map(Some)
-}
-
-/// One heal closes every hole that was found. A second one is for what broke meanwhile; more would go around in circles.
-const HEALS_MAX: usize = 2;
 
 /// What tells the world that the listener answers: the pid file and a line, once.
 struct Ready<'a> {

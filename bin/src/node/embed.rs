@@ -16,10 +16,12 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::error;
 
 use super::daemon::{start_server, stop};
+use super::divergence;
 use super::engine::{Engine, Fatal, Shared, StartError};
 use super::failure::failure;
 use super::input::{Input, Waiter, Waiting, Who};
 use super::machine;
+use super::mending;
 use super::service::{NodeFeed, read_index};
 use crate::config::NodeConfig;
 use crate::replica::sessions::Placed;
@@ -149,12 +151,17 @@ pub(super) enum Command<M: StateMachine> {
 }
 
 impl<M: StateMachine> Node<M> {
-    /// Starts the node whose directory `config` names; `graven init` made it. Returns when it is recovered and listening.
+    /// Starts the node whose directory `config` names; `graven init` made it. Returns when it is recovered and listening. A damaged log
+    /// is mended before: that takes until a node that has what is missing was reached, and the listener says `recovering` meanwhile.
     ///
     /// # Errors
-    /// [`StartError`], as `graven start` would print it.
+    /// [`StartError`], as `graven start` would print it. [`StartError::Unmendable`]: the log is damaged, every other node has answered,
+    /// and none has what is missing; nothing was deleted. [`StartError::InDoubt`]: a vote may be lost, replace the node.
+    ///
+    /// # Cancel safety
+    /// Dropped while it mends, what is in place is mended and the rest as it was; call it again.
     pub async fn start(config: NodeConfig, machine: M) -> Result<Node<M>, StartError> {
-        let engine = Engine::start(config, true).await?;
+        let engine = mending::start(config, true, || {}).await?;
         let shared = Arc::clone(&engine.shared);
         let server = match start_server(&shared).await {
             Ok(server) => server,
@@ -271,7 +278,10 @@ impl<M: StateMachine> Node<M> {
     pub async fn failed(&mut self) -> Fatal {
         match &mut self.running {
             Some(running) => match running.engine.fatal.recv().await {
-                Some(fatal) => fatal,
+                Some(fatal) => {
+                    divergence::note(&self.shared.config.data_dir, &fatal);
+                    fatal
+                }
                 None => std::future::pending().await,
             },
             None => std::future::pending().await,

@@ -37,7 +37,7 @@ use super::mending::VOTE_IN_DOUBT;
 use super::pictures::{self, PICTURE_TASKS_MAX};
 use super::protocol::{Channels, Protocol};
 use super::scrub::{self, Scrubber};
-use super::{checkpoints, load_thread, log_thread, peers_file, states};
+use super::{checkpoints, divergence, load_thread, log_thread, peers_file, states};
 use crate::config::{NodeConfig, SyncMode};
 use crate::members::Members;
 use crate::replica::disk::DiskError;
@@ -132,6 +132,14 @@ pub enum StartError {
         /// Where it lives.
         dir: PathBuf,
         /// What may be lost.
+        why: String,
+    },
+    /// An earlier life of this node found that its log differs from another's.
+    #[error("{} is not used any more: {why} (the file `diverged` in it says so)", dir.display())]
+    Diverged {
+        /// Where it lives.
+        dir: PathBuf,
+        /// What was found.
         why: String,
     },
     /// The disk failed while the log was being mended.
@@ -239,6 +247,9 @@ impl Engine {
         let started = Instant::now();
         let tls = load_tls(&config)?;
         check_certificate(&config, &tls)?;
+        if let Some(why) = divergence::found(&config.data_dir) {
+            return Err(StartError::Diverged { dir: config.data_dir.clone(), why });
+        }
         let (wal, recovered) = open_log(&config, &tls)?;
         let identity = recovered.identity;
         let reader = wal.reader();
@@ -279,6 +290,9 @@ impl Engine {
             jobs: jobs.clone(),
             suspects: suspected,
             health,
+            inputs: inputs.clone(),
+            data_dir: config.data_dir.clone(),
+            counters: Arc::clone(&counters),
             bytes_per_second: config.wal.scrub_bytes_per_second,
         };
         let (stop_scrub, scrub_stopped) = watch::channel(false);

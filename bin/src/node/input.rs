@@ -53,6 +53,10 @@ pub(super) enum Input {
     StatesKept(StatesKept),
     /// A checkpoint was fetched, or could not be.
     Fetched(u64, Option<Box<Checkpoint>>),
+    /// The checkpoint of this entry turned out to be damaged, and is gone.
+    CheckpointLost(u64),
+    /// Damage in the log is known, or none any more.
+    Damaged(bool),
     /// The state machine has applied up to this index.
     Applied(u64),
     /// Frames were read for a follower.

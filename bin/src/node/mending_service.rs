@@ -1,10 +1,11 @@
-//! What a node says to clients and other nodes while its log is being mended: how it stands, and that it serves nothing.
+//! What a node says to clients and other nodes while its log is being mended: how it stands, that it serves no records, and to nodes
+//! that mend theirs the entries that it has.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
 use graven_frame::{Frame, Group};
-use graven_net::bulk::{BulkIdentity, BulkSource, Refusal, Wanted};
+use graven_net::bulk::{BulkIdentity, BulkSource, CheckpointReader, Only, Refusal, Wanted};
 use graven_net::peer::Roster;
 use graven_net::server::{
     AppendReply, Busy, Caller, ErrorCode, Failure, Feed, FeedItem, LeaderView, MemberReport, NodeReport, NodeStatus,
@@ -12,9 +13,12 @@ use graven_net::server::{
 };
 use graven_net::tls::{NodeIdentity, TlsIdentity};
 use graven_raft::NodeId;
+use graven_wal::RealDisk;
+use graven_wal::mend::{NotGiven, SoundFrames};
 use tokio::sync::watch;
 
 use super::bulk::Health;
+use super::checkpoints::{open_checkpoint, wanted_from};
 use super::peers_file::Peer;
 use super::service::free_bytes;
 use crate::config::NodeConfig;
@@ -26,8 +30,10 @@ pub(super) struct Phase {
     pub(super) peers: Vec<Peer>,
     /// 0 while it is not read yet.
     pub(super) incarnation: u128,
-    /// First and last entry of each hole, as they were found.
-    pub(super) holes: Vec<(u64, u64)>,
+    /// What can be given to others meanwhile; `None` while it is not read yet.
+    pub(super) sound: Option<SoundFrames<RealDisk>>,
+    /// The last entry before those that the log has.
+    pub(super) base: u64,
 }
 
 /// The listener's side of a node that is no replica yet.
@@ -148,36 +154,50 @@ impl Feed for NoFeed {
     }
 }
 
-/// What it gives other nodes: nothing, for now.
+/// What it gives other nodes: the entries that are right, so that nodes none of which is whole heal from each other.
 #[derive(Debug)]
-pub(super) struct NothingYet {
+pub(super) struct RecoveringBulk {
     cluster: u128,
     node: u64,
+    data_dir: PathBuf,
     phase: watch::Receiver<Phase>,
 }
 
-impl NothingYet {
-    pub(super) fn new(me: &NodeIdentity, phase: watch::Receiver<Phase>) -> NothingYet {
-        NothingYet { cluster: me.cluster, node: me.node, phase }
+impl RecoveringBulk {
+    pub(super) fn new(config: &NodeConfig, me: &NodeIdentity, phase: watch::Receiver<Phase>) -> RecoveringBulk {
+        RecoveringBulk { cluster: me.cluster, node: me.node, data_dir: config.data_dir.clone(), phase }
     }
 }
 
-impl BulkSource for NothingYet {
+impl BulkSource for RecoveringBulk {
     fn local(&self) -> BulkIdentity {
         BulkIdentity { cluster: self.cluster, node: self.node, incarnation: self.phase.borrow().incarnation }
     }
 
     fn roster(&self) -> Roster {
-        // The certificate vouches for the cluster and the id; beyond that everybody is told the same: later.
+        // The certificate vouches for the cluster and the id. Who of them is a member this node may not know now; what it gives, it
+        // gives to nodes of its cluster only.
         Roster { newest: NodeId(0), ..Roster::default() }
     }
 
-    fn frames(&self, wanted: Wanted, _max_bytes: usize) -> Result<Vec<Frame>, Refusal> {
-        // Two nodes that lack the same must not wait for each other; segments end at different entries on each.
-        let lacks = |(first, last): &(u64, u64)| *first <= wanted.last && wanted.first <= *last;
-        if self.phase.borrow().holes.iter().any(lacks) {
-            return Err(Refusal::Damaged { index: wanted.first });
+    fn frames(&self, wanted: Wanted, max_bytes: usize) -> Result<Vec<Frame>, Refusal> {
+        // Entries that are on its disk; which of them are committed it knows of none for sure.
+        if wanted.only != Only::Durable {
+            return Err(Refusal::Busy);
         }
-        Err(Refusal::Busy)
+        let sound = self.phase.borrow().sound.clone().ok_or(Refusal::Busy)?;
+        sound.frames(wanted.first, wanted.last, max_bytes).map_err(|why| match why {
+            NotGiven::Trimmed { first } => Refusal::Trimmed { first },
+            NotGiven::NotYet { last } => Refusal::NotYet { last },
+            _ => Refusal::Damaged { index: wanted.first },
+        })
+    }
+
+    fn checkpoint_from(&self, place: &[u8]) -> Result<Box<dyn CheckpointReader>, Refusal> {
+        let (base, known) = (self.phase.borrow().base, self.phase.borrow().sound.is_some());
+        if !known {
+            return Err(Refusal::Busy);
+        }
+        open_checkpoint(&self.data_dir, wanted_from(place, base)).0.map_err(Refusal::from)
     }
 }

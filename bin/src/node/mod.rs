@@ -6,6 +6,7 @@ mod checkpoints;
 mod counters;
 mod cursor_service;
 pub mod daemon;
+mod divergence;
 mod embed;
 mod engine;
 mod failure;

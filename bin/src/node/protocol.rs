@@ -290,6 +290,8 @@ impl Protocol {
                 Input::PictureLost(id) => self.replica.picture_lost(now, id),
                 Input::StatesKept(kept) => self.replica.states_kept(now, kept),
                 Input::Fetched(token, checkpoint) => self.replica.fetched(now, token, checkpoint.map(|it| *it)),
+                Input::CheckpointLost(index) => self.replica.checkpoint_lost(now, index),
+                Input::Damaged(damaged) => self.replica.note_damage(now, damaged),
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),
                 Input::StepDown(done) => self.step_down(now, done),

@@ -4,9 +4,15 @@
 //! and swapping it in, goes there as an [`Errand`] between two jobs. A reader that runs into damage first says so ([`Suspects`]), and
 //! that place is looked at next. The active segment is not its business: what rots there is found when the node starts.
 //!
+//! Opening a log reads little more than footers, so the first pass after a start is what finds what rotted before it: while nothing is
+//! written to the log it takes half of what the disk can do. As long as damage is known and may be mended, the protocol thread is told, and
+//! the node neither votes nor leads ([`crate::replica::Replica::note_damage`]).
+//!
 //! [`Suspects`]: super::bulk::Suspects
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
@@ -20,12 +26,23 @@ use tracing::{error, info, warn};
 
 use super::bulk::Health;
 use super::bulk_fetch::{Fetcher, Hole, Round};
+use super::checkpoints;
+use super::counters::Counters;
+use super::input::Input;
 use super::log_thread::{Errand, LogInput};
-use super::peers_file;
+use super::peers_file::{self, Peer};
 use crate::members::Members;
 
 /// Bytes read at a time: a fraction of what a disk does in the time a write may wait behind it.
 const STEP_BYTES: u64 = 256 << 10;
+/// The same while nothing is written, where the pause after each read is as long as the read.
+const IDLE_STEP_BYTES: u64 = 1 << 20;
+/// The log counts as idle when nothing was written to it for so long.
+const IDLE_AFTER: Duration = Duration::from_millis(200);
+/// For so long this node neither votes nor leads because of damage that was found. Mending takes seconds, once a node is reached that has
+/// what is missing. A cluster whose leader and followers are all damaged at a place that nobody can give now would else stand still
+/// for nothing: the end of each log, which elections are about, is whole.
+const ABSTAIN_MAX: Duration = Duration::from_secs(60);
 /// From the second pass on the rate is this much lower: what has been whole since the start rots in weeks, not in minutes.
 const LATER_SLOWER: u64 = 4;
 /// The shortest time from the end of one pass to the beginning of the next: a small log need not be read all day.
@@ -43,6 +60,9 @@ pub(super) struct Scrubber {
     pub(super) jobs: SyncSender<LogInput>,
     pub(super) suspects: mpsc::Receiver<u64>,
     pub(super) health: watch::Sender<Health>,
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) data_dir: PathBuf,
+    pub(super) counters: Arc<Counters>,
     /// 0: only what readers run into is looked at.
     pub(super) bytes_per_second: u64,
 }
@@ -54,6 +74,8 @@ enum Unmended {
     Mend(#[from] MendError),
     #[error("no node gave what fits: {}", .0.join("; "))]
     Nobody(Vec<String>),
+    #[error("no node can be asked now: {}", .0.join("; "))]
+    Later(Vec<String>),
     #[error("this node is alone in its cluster")]
     Alone,
     #[error("the log is closed")]
@@ -68,7 +90,16 @@ pub(super) fn run(scrubber: Scrubber, mut stopped: watch::Receiver<bool>) {
         Err(cause) => return error!("damage is not looked for while this node runs: {cause}"),
     };
     runtime.block_on(async {
-        let state = State { scrubber, broken: BTreeMap::new(), turn: 0, position: ScrubPosition::default() };
+        let now = Instant::now();
+        let state = State {
+            scrubber,
+            broken: BTreeMap::new(),
+            turn: 0,
+            position: ScrubPosition::default(),
+            first_pass: true,
+            written: (0, now),
+            told: false,
+        };
         tokio::select! {
             _ = stopped.wait_for(|stopped| *stopped) => {}
             () = state.run() => {}
@@ -78,11 +109,33 @@ pub(super) fn run(scrubber: Scrubber, mut stopped: watch::Receiver<bool>) {
 
 struct State {
     scrubber: Scrubber,
-    /// Damage found and not mended, and when to try again.
-    broken: BTreeMap<SegmentId, (Damage, Instant)>,
+    /// Damage found and not mended.
+    broken: BTreeMap<SegmentId, Broken>,
     /// Whom to ask first.
     turn: usize,
     position: ScrubPosition,
+    first_pass: bool,
+    /// Bytes written to the log as last seen, and since when.
+    written: (u64, Instant),
+    /// Whether the protocol thread was told of damage.
+    told: bool,
+}
+
+/// Damage that is not mended.
+struct Broken {
+    damage: Damage,
+    since: Instant,
+    /// When to try again.
+    again: Instant,
+    /// Every node that could have what is missing has answered, and none has it; or there is no other node.
+    hopeless: bool,
+}
+
+impl Broken {
+    /// Whether this node's say in elections is to wait for it.
+    fn keeps_from_voting(&self, now: Instant) -> bool {
+        !self.hopeless && now.saturating_duration_since(self.since) < ABSTAIN_MAX
+    }
 }
 
 impl State {
@@ -96,7 +149,7 @@ impl State {
                 }
                 tokio::time::sleep_until(next.into()).await;
             };
-            let due = self.broken.values().map(|(_, at)| *at).min();
+            let due = self.broken.values().map(|broken| broken.again).min();
             let due = async {
                 match due {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -117,15 +170,25 @@ impl State {
 
     /// Reads on; how long to wait before the next step.
     async fn step(&mut self, pace: &mut Pace) -> Duration {
-        match self.scrubber.reader.scrub(self.position, STEP_BYTES) {
+        let began = Instant::now();
+        let idle = self.first_pass && self.is_idle(began);
+        match self.scrubber.reader.scrub(self.position, if idle { IDLE_STEP_BYTES } else { STEP_BYTES }) {
             Ok(step) => {
-                let wait = pace.take(usize::try_from(step.bytes).unwrap_or(usize::MAX), Instant::now());
+                let now = Instant::now();
+                let wait = match idle {
+                    true => now - began,
+                    false => pace.take(usize::try_from(step.bytes).unwrap_or(usize::MAX), now),
+                };
                 match step.next {
                     Some(next) => {
                         self.position = next;
                         wait
                     }
                     None => {
+                        self.check_checkpoints(pace).await;
+                        if std::mem::take(&mut self.first_pass) {
+                            info!("every byte of the sealed segments was read once since the start");
+                        }
                         self.position = ScrubPosition::default();
                         *pace = Pace::new((self.scrubber.bytes_per_second / LATER_SLOWER).max(1));
                         wait + PASS_PAUSE
@@ -148,6 +211,20 @@ impl State {
         }
     }
 
+    /// Reads the checkpoints again. One that is damaged is set aside, and the replica makes another.
+    async fn check_checkpoints(&self, pace: &mut Pace) {
+        let dir = &self.scrubber.data_dir;
+        let Ok(stored) = graven_snapshot::stored(&RealDisk::open(dir)) else { return };
+        for index in stored {
+            let size = std::fs::metadata(dir.join(graven_snapshot::name_of(index))).map_or(0, |file| file.len());
+            pace.pass(usize::try_from(size).unwrap_or(usize::MAX)).await;
+            if checkpoints::is_damaged(dir, index) {
+                // A closed channel: the node is stopping.
+                let _ = self.scrubber.inputs.send(Input::CheckpointLost(index)).await;
+            }
+        }
+    }
+
     /// A reader could not use entry `index`.
     async fn look_at(&mut self, index: u64) {
         let Some(segment) = self.scrubber.reader.segment_of(index) else { return };
@@ -160,40 +237,83 @@ impl State {
 
     async fn found(&mut self, damage: Damage) {
         error!("damage found in the log of this running node: {damage}; its entries are fetched from other nodes");
-        self.broken.insert(damage.segment, (damage, Instant::now()));
+        let now = Instant::now();
+        let hopeless = self.others().is_empty();
+        self.broken.insert(damage.segment, Broken { damage, since: now, again: now, hopeless });
         self.retry().await;
     }
 
     /// Mends what is known to be broken and due.
     async fn retry(&mut self) {
         let now = Instant::now();
-        let due: Vec<Damage> = self.broken.values().filter(|(_, at)| *at <= now).map(|(it, _)| it.clone()).collect();
+        let due: Vec<Damage> =
+            self.broken.values().filter(|broken| broken.again <= now).map(|broken| broken.damage.clone()).collect();
         for damage in due {
             self.scrubber.health.send_replace(Health::mending(&damage));
+            self.tell_protocol().await;
             match self.mend(damage.segment).await {
                 Ok(()) => {
                     info!("segment {} is mended", damage.segment);
                     self.broken.remove(&damage.segment);
                 }
+                Err(Unmended::Mend(MendError::Whole { segment })) => {
+                    warn!("segment {segment} is whole when it is read again: a read failed once, look at the disk");
+                    self.broken.remove(&damage.segment);
+                }
                 Err(why) => {
                     warn!("segment {} cannot be mended now: {why}", damage.segment);
-                    self.broken.insert(damage.segment, (damage, Instant::now() + RETRY));
+                    if let Some(broken) = self.broken.get_mut(&damage.segment) {
+                        broken.hopeless = matches!(why, Unmended::Nobody(_) | Unmended::Alone);
+                        broken.again = Instant::now() + RETRY;
+                    }
                 }
             }
         }
         self.tell();
+        self.tell_protocol().await;
+    }
+
+    /// Tells the protocol thread whether damage keeps this node from voting; again and again while it does, so that a leader that could
+    /// not hand over tries again.
+    async fn tell_protocol(&mut self) {
+        let now = Instant::now();
+        let damaged = self.broken.values().any(|broken| broken.keeps_from_voting(now));
+        if damaged != self.told {
+            match damaged {
+                true => warn!("this node neither votes nor leads until its log is mended"),
+                false => info!("this node votes again"),
+            }
+        }
+        if damaged || self.told {
+            self.told = damaged;
+            // A closed channel: the node is stopping.
+            let _ = self.scrubber.inputs.send(Input::Damaged(damaged)).await;
+        }
     }
 
     fn tell(&self) {
         let health = match self.broken.values().next() {
             None => Health::whole(),
-            Some((damage, _)) => Health { state: NodeState::Damaged, ..Health::mending(damage) },
+            Some(broken) => Health { state: NodeState::Damaged, ..Health::mending(&broken.damage) },
         };
         self.scrubber.health.send_if_modified(|told| {
             let changed = *told != health;
             *told = health;
             changed
         });
+    }
+
+    /// Whether nothing was written to the log for a while.
+    fn is_idle(&mut self, now: Instant) -> bool {
+        let written = self.scrubber.counters.written_bytes.now();
+        if written != self.written.0 {
+            self.written = (written, now);
+        }
+        now.saturating_duration_since(self.written.1) >= IDLE_AFTER
+    }
+
+    fn others(&self) -> Vec<Peer> {
+        peers_file::others(&self.scrubber.members.borrow(), self.scrubber.fetcher.local.node)
     }
 
     async fn mend(&mut self, segment: SegmentId) -> Result<(), Unmended> {
@@ -211,13 +331,14 @@ impl State {
     }
 
     async fn fetch(&mut self, mending: &mut Mending) -> Result<(), Unmended> {
-        let peers = peers_file::others(&self.scrubber.members.borrow(), self.scrubber.fetcher.local.node);
+        let peers = self.others();
         if peers.is_empty() {
             return Err(Unmended::Alone);
         }
         match self.scrubber.fetcher.round(&peers, &mut self.turn, mending).await? {
             Round::Closed => Ok(()),
-            Round::Nobody(sentences) | Round::Later(sentences) => Err(Unmended::Nobody(sentences)),
+            Round::Nobody { sentences, .. } => Err(Unmended::Nobody(sentences)),
+            Round::Later(sentences) => Err(Unmended::Later(sentences)),
         }
     }
 

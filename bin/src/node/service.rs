@@ -459,6 +459,10 @@ impl Source for NodeFeed {
                 return FeedItem::End(failure.clone());
             }
             let mut view = *self.view.borrow_and_update();
+            if view.diverged {
+                let message = "this node's log differs from the others'; read from another node";
+                return FeedItem::End(Failure::refused(ErrorCode::Damaged, message));
+            }
             if self.trimmed_too {
                 view.first_offset = 0;
             }

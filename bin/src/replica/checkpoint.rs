@@ -214,6 +214,14 @@ impl Replica {
         }
     }
 
+    /// Takes in that the checkpoint of entry `index` turned out to be damaged, and is gone: another one is made at once, so that a
+    /// follower that needs one, and this node's next start, find one.
+    pub fn checkpoint_lost(&mut self, now: super::Now, index: u64) {
+        self.checkpoints.kept.retain(|kept| kept.index != index);
+        self.checkpoints.grown = self.checkpoints.grown.max(self.config.checkpoint_bytes);
+        self.settle(now);
+    }
+
     /// Lets go of the log in front of the last checkpoint before which everything is trimmed.
     pub(super) fn maybe_release(&mut self, now: graven_raft::Tick) {
         if self.installs.is_installing() {

@@ -167,7 +167,7 @@ impl Replica {
                 }
             }
         }
-        self.core.abstain(now.tick, self.recovering.is_some());
+        self.core.abstain(now.tick, self.abstains());
         self.core.answer_install(now.tick, from, base, saved);
     }
 }

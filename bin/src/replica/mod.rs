@@ -128,6 +128,8 @@ pub struct Replica {
     checkpoints: Checkpoints,
     installs: Installs,
     recovering: Option<Recovering>,
+    /// Damage in the log is known.
+    damaged: bool,
     sessions: Sessions,
     /// The members in the log, from the newest committed ones on.
     members: Vec<(u64, Members)>,
@@ -257,6 +259,7 @@ impl Replica {
             checkpoints,
             installs: Installs::default(),
             recovering,
+            damaged: false,
             config,
             core,
             log,
@@ -550,7 +553,10 @@ impl Replica {
                 self.members_version += u64::from(forget_older(&mut self.members, up_to.0));
                 self.acks.committed(up_to.0, &mut self.ready);
             }
-            Output::Role { role, term, leader } => self.on_role(role, term, leader),
+            Output::Role { role, term, leader } => {
+                self.on_role(role, term, leader);
+                self.core.abstain(now.tick, self.abstains());
+            }
             Output::ReadReady { id, index } => {
                 self.acks.round_confirmed(id, index.0, self.committed, &mut self.ready);
             }

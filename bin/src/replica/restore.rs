@@ -124,6 +124,15 @@ pub fn restore<D: Disk>(
     Ok((Restored::of(recovered, checkpoint, kept), aside))
 }
 
+/// The entry behind which the log once began, as far as what stands beside it tells: the beginning, if nothing was ever let go of, else the
+/// one of which the checkpoint was made when it was. `None` when that checkpoint cannot be read.
+pub fn origin<D: Disk>(disk: &D) -> Option<graven_wal::LogBase> {
+    match graven_snapshot::released(disk).ok()? {
+        0 => Some(graven_wal::LogBase::default()),
+        index => graven_snapshot::load(disk, index).ok().map(|found| found.base),
+    }
+}
+
 /// The members that the log names last, or else its checkpoint, committed or not.
 ///
 /// # Errors

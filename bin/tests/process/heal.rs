@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -11,34 +13,38 @@ use serde_json::Value;
 use crate::common::{self, Dev, run, wait_for};
 
 /// Enough for several segments of 64 KiB, in several entries each.
-fn cluster(nodes: u16) -> (Dev, Vec<u8>) {
+pub(crate) fn cluster(nodes: u16) -> (Dev, Vec<u8>) {
+    cluster_of(nodes, 16)
+}
+
+pub(crate) fn cluster_of(nodes: u16, parts: usize) -> (Dev, Vec<u8>) {
     let dev = Dev::start(nodes, &["wal.segment_bytes=65536"]);
     let mut all = Vec::new();
-    for part in 0..16 {
+    for part in 0..parts {
         all.extend(append(&dev, part));
     }
     (dev, all)
 }
 
-fn append(dev: &Dev, part: usize) -> Vec<u8> {
+pub(crate) fn append(dev: &Dev, part: usize) -> Vec<u8> {
     let line = |number: usize| format!("{part} {number:08} {}\n", "x".repeat(number % 200));
     let lines: String = (0..200).map(line).collect();
     dev.run_with(&["append", "--batch", "20"], lines.as_bytes()).expect(0);
     lines.into_bytes()
 }
 
-fn data(dev: &Dev, node: &str) -> PathBuf {
+pub(crate) fn data(dev: &Dev, node: &str) -> PathBuf {
     dev.dir.join(node).join("data")
 }
 
 /// A node that does not lead.
-fn follower(dev: &Dev) -> String {
+pub(crate) fn follower(dev: &Dev) -> String {
     let leader = dev.leader();
     (1..=dev.nodes).map(|node| format!("n{node}")).find(|node| *node != leader).expect("more than one node")
 }
 
 /// Entries with records and their segments, as `inspect` tells them: the segment's state, its name, the entry.
-fn entries(dir: &Path) -> Vec<(String, String, Value)> {
+pub(crate) fn entries(dir: &Path) -> Vec<(String, String, Value)> {
     let done = run(["wal", "inspect", "--json", "--entries", dir.to_str().expect("UTF-8")]).expect(0);
     let lines: Vec<Value> = done.text().lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let segments = lines[0]["segments"].as_array().expect("segments");
@@ -51,7 +57,7 @@ fn entries(dir: &Path) -> Vec<(String, String, Value)> {
 }
 
 /// The `nth` sealed segment that holds entries, and one of them from its middle.
-fn sealed(dir: &Path, nth: usize) -> (PathBuf, Value) {
+pub(crate) fn sealed(dir: &Path, nth: usize) -> (PathBuf, Value) {
     let all = entries(dir);
     let mut names: Vec<&String> = all.iter().filter(|it| it.0 == "sealed").map(|it| &it.1).collect();
     names.dedup();
@@ -69,7 +75,7 @@ fn active(dir: &Path) -> (PathBuf, Value) {
     (dir.join(format!("{name}.seg")), entry.clone())
 }
 
-fn flip(path: &Path, at: u64) {
+pub(crate) fn flip(path: &Path, at: u64) {
     use std::os::unix::fs::FileExt;
     let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("its file");
     let mut byte = [0];
@@ -81,12 +87,13 @@ fn body_of(entry: &Value) -> u64 {
     entry["at"].as_u64().expect("a place") + 200
 }
 
-/// What a node that was started by hand has logged.
-fn log(dev: &Dev, node: &str) -> String {
-    fs::read_to_string(dev.dir.join(node).join("by-hand.log")).unwrap_or_default()
+/// What a node has logged: under `graven dev`, and started by hand.
+pub(crate) fn log(dev: &Dev, node: &str) -> String {
+    let read = |file: &str| fs::read_to_string(dev.dir.join(node).join(file)).unwrap_or_default();
+    read("graven.log") + &read("by-hand.log")
 }
 
-fn state(dev: &Dev, node: &str) -> Value {
+pub(crate) fn state(dev: &Dev, node: &str) -> Value {
     let status = dev.status();
     let nodes = status["nodes"].as_array().expect("nodes");
     nodes.iter().find(|it| it["name"] == node).cloned().unwrap_or(Value::Null)
@@ -111,7 +118,7 @@ fn wait_whole(dev: &Dev, node: &str, all: &[u8]) {
 }
 
 /// Stops a node in order and verifies every byte of its log.
-fn verify_stopped(dev: &Dev, node: &str) {
+pub(crate) fn verify_stopped(dev: &Dev, node: &str) {
     let pid = dev.node_pid(node).expect("runs");
     common::signal(pid, Signal::TERM);
     wait_for("the node to be gone", || (!common::is_running(pid)).then_some(()));
@@ -179,6 +186,203 @@ fn two_nodes_with_damage_in_different_places_heal_from_the_third() {
     }
 }
 
+/// Nobody is whole, and the node that could lead is not even there: each has what another lacks.
+#[test]
+fn nodes_none_of_which_is_whole_heal_from_each_other() {
+    for damaged in [2, 3] {
+        let (mut dev, mut all) = cluster_of(3, 32);
+        let nodes = ["n1", "n2", "n3"];
+        nodes.iter().for_each(|node| dev.kill(node));
+        // Segments end at about the same entries on all of them.
+        for (node, nth) in nodes.iter().zip([1, 4, 7]).take(damaged) {
+            let (path, entry) = sealed(&data(&dev, node), nth);
+            eprintln!("{node}: {} is gone, with entry {}", path.display(), entry["index"]);
+            fs::remove_file(path).expect("removed");
+        }
+        nodes[..damaged].iter().for_each(|node| dev.start_node(node));
+        nodes[..damaged].iter().for_each(|node| wait_whole(&dev, node, &all));
+        all.extend(append(&dev, 100));
+        nodes[..damaged].iter().for_each(|node| verify_stopped(&dev, node));
+    }
+}
+
+/// Its log would be of no use to a follower that is behind, and its disk is in doubt.
+#[test]
+fn a_leader_that_finds_damage_hands_over_and_leads_again_when_it_is_mended() {
+    let (dev, all) = cluster(3);
+    let leader = dev.leader();
+    let (path, entry) = sealed(&data(&dev, &leader), 1);
+    flip(&path, body_of(&entry));
+    // Whoever reads finds it.
+    dev.run(&["read", "--node", &leader]);
+    wait_for("another leader", || (dev.leader() != leader).then_some(()));
+    wait_whole(&dev, &leader, &all);
+    let said = log(&dev, &leader);
+    assert!(said.contains("neither votes nor leads") && said.contains("votes again"), "{said}");
+    wait_for("the leadership to come back", || (dev.run(&["transfer", &leader]).code() == 0).then_some(()));
+    verify_stopped(&dev, &leader);
+}
+
+/// Two of three know of damage that only the third could mend. Neither gives its vote, and when the third is there all goes on.
+#[test]
+fn nodes_that_know_of_damage_do_not_vote_until_it_is_mended() {
+    let (mut dev, mut all) = cluster(3);
+    let first = dev.leader();
+    let others: Vec<String> = ["n1", "n2", "n3"].map(str::to_owned).into_iter().filter(|it| *it != first).collect();
+    let [away, second] = others.as_slice() else { panic!("three nodes") };
+    dev.kill(away);
+    let index = sealed(&data(&dev, &first), 1).1["index"].clone();
+    for node in [&first, second] {
+        let dir = data(&dev, node);
+        let (_, name, entry) = entries(&dir).into_iter().find(|it| it.2["index"] == index).expect("the entry");
+        flip(&dir.join(format!("{name}.seg")), body_of(&entry));
+    }
+    for node in [&first, second] {
+        dev.run(&["read", "--node", node]).expect(6);
+        wait_for("the damage to be told", || log(&dev, node).contains("neither votes nor leads").then_some(()));
+        wait_for("the state to be told", || (state(&dev, node)["state"] == "damaged").then_some(()));
+    }
+    // One of them still leads, as nobody can take it; both go on to acknowledge what comes: it is whole.
+    all.extend(append(&dev, 50));
+    let leader = dev.leader();
+    let follower = others.iter().chain([&first]).find(|node| **node != leader && *node != away).expect("the third");
+    dev.kill(&leader);
+    dev.start_node(&leader);
+    // Opened, it knows nothing of the damage before it has read all of its log, which it does first.
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < deadline {
+        let status = dev.status();
+        let leads = status["nodes"].as_array().expect("nodes").iter().any(|it| it["role"] == "leader");
+        assert!(!leads, "{follower} voted, or stood: {status}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    dev.start_node(away);
+    wait_whole(&dev, &leader, &all);
+    wait_whole(&dev, follower, &all);
+    append(&dev, 100);
+    [&leader, follower].iter().for_each(|node| verify_stopped(&dev, node));
+}
+
+/// Appends and trims so much that the first files go on every node.
+pub(crate) fn trimmed() -> (Dev, Vec<u8>) {
+    let (dev, all) = cluster_of(3, 32);
+    let before = 200 * 24;
+    dev.run(&["trim", "--before", &before.to_string()]).expect(0);
+    for node in ["n1", "n2", "n3"] {
+        let first = || run(["wal", "inspect", "--json", data(&dev, node).to_str().expect("UTF-8")]).text();
+        wait_for("the first files to go", || {
+            let seen: Value = serde_json::from_str(&first()).expect("JSON");
+            seen["segments"]
+                .as_array()
+                .is_some_and(|all| all.iter().all(|it| it["segment"] != format!("{:016x}", 1)))
+                .then_some(())
+        });
+    }
+    let kept = all.split_inclusive(|byte| *byte == b'\n').skip(before).flatten().copied().collect();
+    (dev, kept)
+}
+
+pub(crate) fn checkpoints(dir: &Path) -> Vec<PathBuf> {
+    let names = fs::read_dir(dir).expect("list").map(|entry| entry.expect("an entry").path());
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        name.starts_with("checkpoint-") && !name.contains('.')
+    };
+    names.filter(is_one).collect()
+}
+
+#[test]
+fn damaged_checkpoints_of_a_trimmed_log_are_fetched_from_another_node() {
+    let (mut dev, mut all) = trimmed();
+    let node = follower(&dev);
+    let dir = data(&dev, &node);
+    dev.kill(&node);
+    let damaged = checkpoints(&dir);
+    assert!(!damaged.is_empty());
+    damaged.iter().for_each(|path| flip(path, 150));
+    let done = run(["wal", "verify", dir.to_str().expect("UTF-8")]).expect(6);
+    assert!(done.stderr.contains("checkpoint-"), "{}", done.stderr);
+    dev.start_node(&node);
+    all.extend(append(&dev, 100));
+    wait_whole(&dev, &node, &all);
+    for path in &damaged {
+        let aside = PathBuf::from(format!("{}.damaged", path.display()));
+        assert!(aside.exists(), "{} is kept", aside.display());
+    }
+    verify_stopped(&dev, &node);
+    dev.start_node(&node);
+    all.extend(append(&dev, 101));
+    wait_for("the node to follow", || (dev.run(&["read", "--node", &node]).stdout == all).then_some(()));
+}
+
+#[test]
+fn missing_first_files_are_fetched_from_the_other_nodes() {
+    for is_trimmed in [false, true] {
+        let (mut dev, mut all) = if is_trimmed { trimmed() } else { cluster(3) };
+        let node = follower(&dev);
+        let dir = data(&dev, &node);
+        dev.kill(&node);
+        let (first, _) = sealed(&dir, 0);
+        eprintln!("{}", first.display());
+        fs::remove_file(&first).expect("removed");
+        let done = run(["wal", "verify", dir.to_str().expect("UTF-8")]).expect(6);
+        let name = first.file_stem().expect("a name").to_string_lossy().into_owned();
+        assert!(done.stderr.contains(&name), "{}", done.stderr);
+        dev.start_node(&node);
+        all.extend(append(&dev, 100));
+        wait_whole(&dev, &node, &all);
+        verify_stopped(&dev, &node);
+    }
+}
+
+/// Entries that only this node ever had, and that nobody acknowledged: they rotted, and nothing is lost with them.
+#[test]
+fn entries_that_nobody_has_and_nobody_acknowledged_are_given_up() {
+    // A leader that hears nobody stops after an election timeout: long enough for it to take something first.
+    let mut dev = Dev::start(3, &["wal.segment_bytes=65536", "raft.election_ms=3000"]);
+    let mut all: Vec<u8> = (0..8).flat_map(|part| append(&dev, part)).collect();
+    let leader = dev.leader();
+    let others: Vec<String> = ["n1", "n2", "n3"].map(str::to_owned).into_iter().filter(|it| *it != leader).collect();
+    let dir = data(&dev, &leader);
+    // Under a session that is open before: what opens one would wait for the others.
+    let mut command = dev.command(&["append", "--acks", "--batch", "1"]);
+    let mut appending =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("starts");
+    let mut input = appending.stdin.take().expect("piped");
+    let mut acks = BufReader::new(appending.stdout.take().expect("piped"));
+    input.write_all(b"the last one that is acknowledged\n").expect("it reads");
+    all.extend(b"the last one that is acknowledged\n");
+    acks.read_line(&mut String::new()).expect("an acknowledgement");
+    let before = entries(&dir).last().expect("entries").2["index"].as_u64().expect("a number");
+    others.iter().for_each(|node| dev.kill(node));
+    for number in 0..5 {
+        input.write_all(format!("{number} {}\n", "y".repeat(900)).as_bytes()).expect("it reads");
+        wait_for("the leader to take it", || {
+            let last = entries(&dir).last().expect("entries").2["index"].as_u64().expect("a number");
+            (last > before + number).then_some(())
+        });
+    }
+    appending.kill().expect("it runs");
+    appending.wait().expect("it ends");
+    dev.kill(&leader);
+    let lost = entries(&dir).into_iter().filter(|it| it.2["index"].as_u64() > Some(before)).collect::<Vec<_>>();
+    eprintln!("{} entries that only {leader} has", lost.len());
+    let [(_, name, entry), .., _] = lost.as_slice() else { panic!("{} entries are too few", lost.len()) };
+    flip(&dir.join(format!("{name}.seg")), body_of(entry));
+    others.iter().for_each(|node| dev.start_node(node));
+    all.extend(append(&dev, 100));
+    dev.start_node(&leader);
+    for part in 101..106 {
+        all.extend(append(&dev, part));
+    }
+    wait_for("the node to be whole", || {
+        let is_ok = state(&dev, &leader)["state"] == "ok";
+        (is_ok && dev.run(&["read", "--node", &leader]).stdout == all).then_some(())
+    });
+    assert!(log(&dev, &leader).contains("kept aside"), "{}", log(&dev, &leader));
+    verify_stopped(&dev, &leader);
+}
+
 /// While nobody can be asked a node says where it is damaged, serves nothing, and heals as soon as somebody is there.
 #[test]
 fn a_damaged_node_waits_for_the_others_and_says_so() {
@@ -197,7 +401,7 @@ fn a_damaged_node_waits_for_the_others_and_says_so() {
     assert!(range["first"].as_u64() <= index && range["last"].as_u64() >= index, "entry {index:?}: {status}");
     assert!(path.to_string_lossy().contains(range["segment"].as_str().expect("a segment")), "{status}");
     assert_eq!(status["role"], "unknown", "{status}");
-    let read = dev.run(&["read", "--node", "n3", "--json", "--timeout", "1s"]).expect(3);
+    let read = dev.run(&["read", "--node", "n3", "--json", "--timeout", "5s"]).expect(3);
     assert_eq!((read.error()["code"].as_str(), read.stdout.len()), (Some("unavailable"), 0), "{}", read.stderr);
     dev.run_with(&["append", "--timeout", "1s"], b"x\n").expect(3);
     dev.start_node("n1");

@@ -53,6 +53,15 @@ pub trait BulkSource: Send + Sync + 'static {
     fn checkpoint(&self) -> Result<Box<dyn CheckpointReader>, Refusal> {
         Err(Refusal::NoCheckpoint)
     }
+
+    /// The same for an asker that names a place (the `meta` of its request): one from there on, if this node knows what that means and
+    /// has one.
+    ///
+    /// # Errors
+    /// As [`BulkSource::checkpoint`].
+    fn checkpoint_from(&self, _place: &[u8]) -> Result<Box<dyn CheckpointReader>, Refusal> {
+        self.checkpoint()
+    }
 }
 
 /// A checkpoint file, open for reading: it stays what it is until this is dropped, whatever takes its place.

@@ -222,7 +222,8 @@ async fn write_frame(send: &mut SendStream, frame: &Frame) -> Result<(), String>
 
 async fn give_checkpoint(bulk: &Bulk, send: &mut SendStream, meta: &[u8], at: u64) -> Result<Option<Refusal>, String> {
     let source = bulk.source.clone();
-    let reader = match blocking(move || source.checkpoint()).await? {
+    let place = meta.to_vec();
+    let reader = match blocking(move || source.checkpoint_from(&place)).await? {
         Ok(reader) => reader,
         Err(refusal) => return Ok(Some(refusal)),
     };

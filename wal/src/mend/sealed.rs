@@ -16,12 +16,13 @@ use crate::format::{OPENING_BYTES, Opening, OpeningFound, segment_name};
 use crate::index::{Points, PointsInFile, SegmentIndex, View};
 use crate::log::Wal;
 use crate::mend::build::{At, Builder, Filling, Unfit};
+use crate::mend::error::io_of;
 use crate::mend::patient::Patient;
 use crate::mend::plan::{Group, plan};
 use crate::mend::replacement::{Closed, keep_aside, put_in_place, replacement_name};
 use crate::mend::sequence::Sequence;
 use crate::mend::survey::{Run, entry_of, read_segment};
-use crate::mend::{Filled, MendError, io_of};
+use crate::mend::{Filled, MendError};
 use crate::open::io_at;
 use crate::pool::Failure;
 use crate::types::{Counters, Identity, LogBase};
@@ -234,7 +235,7 @@ impl<D: Disk> SealedMender<D> {
         let plan = plan(&sequence, &segments, self.opened_at, segments[0].len);
         let mut groups = plan.groups.into_iter();
         match (groups.next(), groups.next()) {
-            (None, _) => Err(refuse("nothing is wrong with it")),
+            (None, _) => Err(MendError::Whole { segment: SegmentId(self.id) }),
             (Some(group), None) if group.targets.len() == 1 => {
                 let gaps = plan.gaps.into_iter().map(Filling::new).collect();
                 let builder = Builder::new(&group);

@@ -172,6 +172,24 @@ impl Sequence {
         Ok(())
     }
 
+    /// Ends the log before entry `from`, with which a gap begins: nobody has what was in it. `false` when none begins there, or one of
+    /// its entries is known to be committed.
+    ///
+    /// # Errors
+    /// As [`Sequence::segment`].
+    pub(crate) fn end_before(&mut self, from: u64, again: &ReadAgain<'_>) -> Result<bool, OpenError> {
+        let gap = self.pieces.iter().find_map(|piece| match piece {
+            Piece::Gap(gap) if gap.first == from => Some(gap.clone()),
+            _ => None,
+        });
+        let Some(gap) = gap.filter(|_| from > self.known_commit) else { return Ok(false) };
+        self.cut(from, again)?;
+        // What was cut away is not spare: it is all one gap now.
+        self.spare.retain(|broken| !gap.places.contains(broken));
+        self.pieces.push(Piece::Gap(Gap { last: None, after: None, ..gap }));
+        Ok(true)
+    }
+
     /// The last entry, where it is known.
     pub(crate) fn tail(&self) -> Option<LogBase> {
         self.pieces.last().map_or(Some(self.base), Piece::tail)

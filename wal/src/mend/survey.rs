@@ -358,3 +358,28 @@ pub(crate) fn entry_of<F: DiskFile>(file: &F, run: &Run, index: u64) -> Result<(
         what: "bytes that were right a moment ago are not any more",
     }))
 }
+
+/// What of a run stands behind the entry `origin`, if that entry is in it as it is said to be.
+///
+/// # Errors
+/// The disk's, and [`OpenError::Damaged`] when the run is not any more what it was.
+pub(crate) fn behind<F: DiskFile>(file: &F, run: &Run, origin: &LogBase) -> Result<Option<Run>, OpenError> {
+    let (base, _) = entry_of(file, run, origin.index)?;
+    if base != *origin {
+        return Ok(None);
+    }
+    let id = run.segment;
+    let len = file.len().map_err(io_at("open", id, 0))?;
+    let mut scanner = Scanner::new(file, id, Some(run.salt), len);
+    let mut at = run.from;
+    while at < run.to {
+        let Probe::Good(record) = scanner.probe(at).map_err(io_at("read", id, at))? else { break };
+        if let Content::Frame(head) = record.content
+            && head.index == origin.index + 1
+        {
+            return Ok(Some(Run { from: at, head, ..run.clone() }));
+        }
+        at = record.end;
+    }
+    Ok(None)
+}
