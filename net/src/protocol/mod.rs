@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::tls::Role;
 
 pub mod append;
+pub mod backup;
 pub(crate) mod budget;
 pub(crate) mod chunks;
 mod failure;
@@ -62,15 +63,16 @@ pub enum StreamKind {
     Subscribe = 4,
     /// Unidirectional, from the node: one [`LeaderView`] whenever it changes.
     Leader = 5,
+    /// A [`backup::BackupRequest`], answered by a whole log.
+    Backup = 6,
 }
 
 impl StreamKind {
     /// The kind with this number.
     #[must_use]
     pub fn from_u8(number: u8) -> Option<StreamKind> {
-        [StreamKind::Hello, StreamKind::Unary, StreamKind::Append, StreamKind::Subscribe, StreamKind::Leader]
-            .into_iter()
-            .find(|kind| *kind as u8 == number)
+        use StreamKind::{Append, Backup, Hello, Leader, Subscribe, Unary};
+        [Hello, Unary, Append, Subscribe, Leader, Backup].into_iter().find(|kind| *kind as u8 == number)
     }
 }
 
@@ -261,6 +263,8 @@ pub enum Action<'a> {
     Append,
     /// Opening a subscription.
     Subscribe,
+    /// Copying the whole log.
+    Backup,
 }
 
 /// The one table of who may do what: the least role for an action.
@@ -269,7 +273,7 @@ pub enum Action<'a> {
 /// |---|---|
 /// | subscribe, status, bounds, counters, health, members, damage, see and advance cursors | read |
 /// | open a session, append | append |
-/// | transfer, change members, trim, set and drop cursors | admin |
+/// | transfer, change members, trim, set and drop cursors, copy the whole log | admin |
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
@@ -287,6 +291,8 @@ pub fn role_needed(action: Action<'_>) -> Role {
             | Request::AdvanceCursor { .. },
         ) => Role::Read,
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
+        // Sessions and their numbers are in it, and whatever is trimmed and not yet gone.
+        Action::Backup => Role::Admin,
         Action::Unary(
             Request::Transfer { .. }
             | Request::ChangeMembers(_)

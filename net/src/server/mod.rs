@@ -15,6 +15,7 @@ use graven_frame::{Frame, Group};
 use tokio::sync::watch;
 
 pub use crate::protocol::append::{Ack, Rejection};
+pub use crate::protocol::backup::{BackupHead, BackupRequest};
 pub use crate::protocol::feed::{Start, SubscribeRequest};
 pub use crate::protocol::{
     Bounds, DamagedRange, ErrorCode, Failure, LeaderView, MemberChange, MemberEntry, MemberList, MemberReport,
@@ -23,11 +24,13 @@ pub use crate::protocol::{
 };
 pub use crate::tls::Role;
 pub use answers::AppendReply;
+pub use backup::OpenedBackup;
 pub use listener::{Server, ServerConfig, ServerStats, StartError};
 
 mod accounts;
 mod answers;
 mod append;
+mod backup;
 mod connection;
 mod listener;
 mod subscribe;
@@ -65,6 +68,18 @@ pub trait Service: Send + Sync + 'static {
         caller: Caller,
         request: SubscribeRequest,
     ) -> impl Future<Output = Result<Opened<Self::Feed>, Failure>> + Send;
+
+    /// Opens a copy of the whole log; the caller's role suffices.
+    fn backup(
+        &self,
+        _caller: Caller,
+        _request: BackupRequest,
+    ) -> impl Future<Output = Result<OpenedBackup, Failure>> + Send {
+        std::future::ready(Err(Failure::refused(
+            ErrorCode::Unavailable,
+            "this node gives no backups now; ask another one",
+        )))
+    }
 
     /// Who leads: changes are pushed to every client.
     fn leader(&self) -> watch::Receiver<LeaderView>;
