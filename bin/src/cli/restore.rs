@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use graven_wal::AppendError;
 use serde_json::json;
 
 use super::Global;
@@ -80,16 +79,14 @@ pub(crate) fn run(args: &RestoreArgs, global: &Global) -> CliResult {
 }
 
 fn failure(error: RestoreError) -> Failure {
-    let full = |dir: &str| {
-        let message = format!("the disk has no room for {dir}; nothing was made; name a directory with more room");
-        Failure::new(ErrorCode::DiskFull, message)
-    };
+    if error.is_full() {
+        let next = "nothing was made; name a directory with more room";
+        return Failure::new(ErrorCode::DiskFull, format!("the disk has no room for the new cluster; {next}"));
+    }
     match error {
         RestoreError::Files(error) => init::failure(error),
         RestoreError::Backup(error) => backup::failure(error),
-        RestoreError::Append { name, cause: AppendError::DiskFull { .. } } => full(&name),
         RestoreError::FeatureLevel { .. } | RestoreError::NoMembers => Failure::usage(error.to_string()),
-        error if error.is_full() => full("the new cluster"),
         error => Failure::internal(error.to_string()),
     }
 }

@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use graven_frame::{Body, Frame, HeaderSpec, Kind};
@@ -83,30 +84,21 @@ impl RestoreError {
     /// Whether it is only that the disk has no room.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        let full =
-            |cause: &io::Error| [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&cause.kind());
-        match self {
-            RestoreError::Files(InitError::Io { cause, .. }) => full(cause),
-            RestoreError::Files(InitError::Data { cause, .. }) => source_is(cause, full),
-            RestoreError::Open { cause, .. } => source_is(cause, full),
-            RestoreError::Append { cause: AppendError::DiskFull { .. }, .. } => true,
-            RestoreError::Append { cause, .. } => source_is(cause, full),
-            RestoreError::Checkpoint { cause, .. } => cause.is_full(),
-            _ => false,
-        }
-    }
-}
-
-/// Whether an I/O error lies under another one and is such a one.
-fn source_is(error: &(dyn std::error::Error + 'static), what: impl Fn(&io::Error) -> bool) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.downcast_ref::<io::Error>().is_some_and(&what) {
+        if matches!(self, RestoreError::Append { cause: AppendError::DiskFull { .. }, .. }) {
             return true;
         }
-        cause = error.source();
+        let full =
+            |cause: &io::Error| [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded].contains(&cause.kind());
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = cause {
+            let shared = error.downcast_ref::<Arc<io::Error>>().map(|shared| &**shared);
+            if error.downcast_ref().or(shared).is_some_and(full) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
     }
-    false
 }
 
 /// A restore into a place that is free.

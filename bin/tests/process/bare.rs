@@ -45,6 +45,16 @@ impl Bare {
         Bare { dir, nodes: (0..nodes).map(|_| None).collect(), mounts: None, _temp: temp }
     }
 
+    /// The nodes of a cluster whose files are there already, below `temp`; none of them runs.
+    pub(crate) fn over(dir: PathBuf, nodes: u16, temp: TempDir) -> Bare {
+        Bare { dir, nodes: (0..nodes).map(|_| None).collect(), mounts: None, _temp: temp }
+    }
+
+    /// One node more, whose files are there already.
+    pub(crate) fn grow(&mut self) {
+        self.nodes.push(None);
+    }
+
     /// Puts each node's directory on a file system of its own of this many mebibytes, in a mount namespace that goes with the
     /// test. `Err` says why that is not possible here.
     pub(crate) fn mount(&mut self, mebibytes: &[u32]) -> Result<(), String> {

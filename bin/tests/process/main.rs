@@ -5,6 +5,7 @@ mod attacker;
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backup;
 mod bare;
 mod bench;
 mod cli;

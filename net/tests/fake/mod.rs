@@ -10,9 +10,9 @@ use bytes::BytesMut;
 use graven_frame::{Body, Chain, Frame, Group, HeaderSpec, Kind};
 use graven_net::client::{Client, ClientConfig, ConnectError};
 use graven_net::server::{
-    Ack, AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed, FeedItem, LeaderView, MemberReport, NodeReport,
-    NodeRole, NodeState, NodeStats, NodeStatus, Opened, Rejection, Request, Response, Server, ServerConfig, Service,
-    Start, SubscribeRequest,
+    Ack, AppendReply, BackupHead, BackupRequest, Bounds, Busy, Caller, ErrorCode, Failure, Feed, FeedItem, LeaderView,
+    MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Opened, OpenedBackup, Rejection, Request,
+    Response, Server, ServerConfig, Service, Start, SubscribeRequest,
 };
 use graven_net::tls::{Authority, Role, TlsFiles, TlsIdentity};
 use tokio::sync::{Notify, watch};
@@ -96,6 +96,10 @@ pub struct Faults {
     /// Leave out one frame in the middle.
     pub skip_frame: AtomicBool,
     pub not_busy: Notify,
+    /// Frames of a backup after which it stops without a word; 0: it does not.
+    pub backup_stops_after: AtomicUsize,
+    /// Backups it was asked for.
+    pub backups_asked: AtomicUsize,
     /// Frames a feed was asked for.
     pub frames_given: AtomicUsize,
     limbo: Mutex<Vec<AppendReply>>,
@@ -199,6 +203,29 @@ impl Service for Node {
             committed: self.committed.subscribe(),
         };
         Ok(Opened { from, feed })
+    }
+
+    async fn backup(&self, _caller: Caller, request: BackupRequest) -> Result<OpenedBackup, Failure> {
+        self.faults.backups_asked.fetch_add(1, Ordering::SeqCst);
+        let world = self.world.lock().unwrap();
+        let (first, last) = match request {
+            BackupRequest::Begin => (2, world.frames.len() as u64 + 1),
+            BackupRequest::Resume { first, last } => (first, last),
+        };
+        let (sender, frames) = tokio::sync::mpsc::channel(1 + world.frames.len());
+        let wanted = world.frames.iter().filter(|frame| (first..=last).contains(&frame.header().index));
+        let most = match self.faults.backup_stops_after.load(Ordering::SeqCst) {
+            0 => usize::MAX,
+            most => most,
+        };
+        let corrupt = self.faults.corrupt.load(Ordering::SeqCst);
+        for frame in wanted.take(most) {
+            let frame = if corrupt { corrupted(frame) } else { frame.clone() };
+            sender.try_send(Ok(vec![frame])).unwrap();
+        }
+        let (first_offset, next_offset) = (world.first_offset, world.payloads.len() as u64);
+        let head = BackupHead { cluster: CLUSTER, first, last, first_offset, next_offset, checkpoint_bytes: 0 };
+        Ok(OpenedBackup { head, checkpoint: Default::default(), frames })
     }
 
     fn leader(&self) -> watch::Receiver<LeaderView> {
