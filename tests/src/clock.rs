@@ -30,6 +30,14 @@ impl Clock {
         }
     }
 
+    /// The same clock, off by up to a second, or by up to ten years into either direction.
+    #[must_use]
+    pub fn off(self, rng: &mut Rng, years: bool) -> Clock {
+        const TEN_YEARS_MS: u64 = 315_576_000_000;
+        let most = if years { TEN_YEARS_MS } else { 1_000 };
+        Clock { wall_ms: WALL_START_MS - most + rng.below(2 * most), ..self }
+    }
+
     /// What it shows at simulated time `now_us`.
     #[must_use]
     pub fn now(&self, now_us: u64) -> Now {

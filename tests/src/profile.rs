@@ -64,6 +64,8 @@ pub struct Profile {
     pub trim_us: u64,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
+    /// Whether nodes trim by themselves, with the first one's clock off by years.
+    pub retention: bool,
     /// Whether every node has a state machine whose snapshots are all that trims the log.
     pub states: bool,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
@@ -103,6 +105,7 @@ impl Profile {
         member_us: 0,
         trim_us: 0,
         picture_us: 0,
+        retention: false,
         states: false,
         depose: 0,
         drift: 10,
@@ -278,6 +281,15 @@ impl Profile {
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::STATES],
         ..Profile::TRIMS
     };
+    /// Every node trims by bytes and by age, and one of them has no idea what year it is.
+    pub const RETENTION: Profile = Profile {
+        name: "retention",
+        trim_us: 0,
+        retention: true,
+        transfer_us: 400_000,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::TRIMS_BY_AGE],
+        ..Profile::TRIMS
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -296,6 +308,7 @@ impl Profile {
         member_us: 0,
         trim_us: 1_000_000,
         picture_us: 1_000_000,
+        retention: false,
         states: false,
         depose: 150,
         drift: 50,
@@ -321,7 +334,7 @@ impl Profile {
             Counter::DEPOSED,
         ],
     };
-    /// All of them.
+    /// All that take turns; [`Profile::RETENTION`] has seeds of its own.
     pub const ALL: [Profile; 15] = [
         Profile::CHAOS,
         Profile::MEMBERS,
@@ -343,7 +356,7 @@ impl Profile {
     /// The profile of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Profile> {
-        Profile::ALL.into_iter().find(|profile| profile.name == name)
+        Profile::ALL.into_iter().chain([Profile::RETENTION]).find(|profile| profile.name == name)
     }
 
     /// What `sum`, over runs of this profile, owes to its promises: the first counter that did not move. Nothing is owed below

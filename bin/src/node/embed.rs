@@ -154,6 +154,9 @@ impl<M: StateMachine> Node<M> {
     /// # Errors
     /// [`StartError`], as `graven start` would print it.
     pub async fn start(config: NodeConfig, machine: M) -> Result<Node<M>, StartError> {
+        if config.retention.is_set() {
+            return Err(StartError::Retention { file: config.file });
+        }
         let engine = Engine::start(config, true).await?;
         let shared = Arc::clone(&engine.shared);
         let server = match start_server(&shared).await {

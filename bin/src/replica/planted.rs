@@ -74,6 +74,10 @@ pub enum Bug {
     TrimBeforeMajority,
     /// The log is let go of past the node's own snapshot of its state.
     ReleasePastState,
+    /// Retention by age goes by the leader's clock alone.
+    AgeBelievesLeader,
+    /// Retention by bytes leaves half of what is to stay.
+    RetentionTakesMore,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }

@@ -121,7 +121,10 @@ pub fn restore<D: Disk>(
         return Err(RestoreError::Headless { first: recovered.first_index });
     }
     kept.reverse();
-    Ok((Restored::of(recovered, checkpoint, kept), aside))
+    let mut restored = Restored::of(recovered, checkpoint, kept);
+    let start = restored.checkpoint.as_ref().map_or(recovered.base, |checkpoint| checkpoint.base);
+    restored.waypoints = reader.waypoints(&start)?;
+    Ok((restored, aside))
 }
 
 /// The members that the log names last, or else its checkpoint, committed or not.
@@ -175,6 +178,7 @@ impl Restored {
             last_index: recovered.last_index,
             checkpoint,
             kept,
+            waypoints: Vec::new(),
             pictures: Vec::new(),
             states: StatesKept::default(),
         }

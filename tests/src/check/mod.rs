@@ -42,6 +42,7 @@ pub mod records;
 pub mod refusals;
 pub mod repair;
 pub mod reserve;
+pub mod retention;
 pub mod trims;
 
 use graven::members::change::MemberChange;

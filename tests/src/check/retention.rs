@@ -1,0 +1,67 @@
+//! Retention takes what is too much or too old, and nothing else, whatever a leader's clock shows.
+
+use std::time::Duration;
+
+use graven::config::Retention;
+use graven_frame::{Frame, Kind};
+use graven_wal::Room;
+
+use super::{Checked, violated};
+
+/// Bytes that are kept in simulated clusters.
+const KEEP_BYTES: u64 = 48 << 10;
+/// How long records are kept.
+const KEEP_MS: u64 = 6_000;
+/// How much too old a record may look: a leader that heard of nobody yet stamps it like the entry before, or by a clock a second off.
+const SLACK_MS: u64 = 4_000;
+
+/// The settings of every node.
+#[must_use]
+pub fn settings() -> Retention {
+    Retention { bytes: Some(KEEP_BYTES), age: Some(Duration::from_millis(KEEP_MS)), ..Retention::default() }
+}
+
+/// What is committed, and since when.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Of each entry: offset of the record after it, bytes up to its end, when it was committed.
+    entries: Vec<(u64, u64, u64)>,
+    first_offset: u64,
+    /// Trims for which only age speaks.
+    pub by_age: u64,
+}
+
+impl Kept {
+    /// `frame` is committed, after all before it, at simulated time `now_us`. All trims are by retention.
+    ///
+    /// # Errors
+    /// It trims what was to be kept.
+    pub fn committed(&mut self, frame: &Frame, now_us: u64) -> Checked {
+        let bytes = self.entries.last().map_or(0, |(_, bytes, _)| *bytes);
+        if frame.header().kind == Kind::Trim {
+            let body = frame.body().concat();
+            let before = body.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+            self.trims(before, bytes, now_us)?;
+        }
+        self.entries.push((frame.next_offset(), bytes + Room::bytes_of(frame.encoded_len()), now_us));
+        Ok(())
+    }
+
+    fn trims(&mut self, before: u64, bytes: u64, now_us: u64) -> Checked {
+        if before <= self.first_offset {
+            return Ok(());
+        }
+        self.first_offset = before;
+        // The last entry of which a record goes.
+        let at = self.entries.partition_point(|(next, _, _)| *next < before);
+        let Some((_, upto, since_us)) = self.entries.get(at).copied() else { return Ok(()) };
+        let (stay, age_ms) = (bytes - upto, (now_us - since_us) / 1000);
+        let too_much = stay >= KEEP_BYTES;
+        self.by_age += u64::from(!too_much);
+        if !too_much && age_ms + SLACK_MS < KEEP_MS {
+            let kept = format!("{stay} of {KEEP_BYTES} bytes stay, and it is {age_ms} of {KEEP_MS} ms old");
+            return violated("retention", format!("the record before offset {before} is trimmed: {kept}"));
+        }
+        Ok(())
+    }
+}
