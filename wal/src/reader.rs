@@ -228,22 +228,23 @@ impl LogReader {
         {
             let index = self.shared.read();
             for segment in &index.segments {
-                starts.push((segment.view.id, bytes));
                 let points = segment.points.known();
+                let Some(first) = points.first().map(|point| point.position) else { continue };
+                starts.push((segment.view.id, first, bytes));
                 found.extend(points.iter().filter(|point| point.index <= upto.index).map(|point| Waypoint {
                     index: point.index.saturating_sub(1),
                     next_offset: point.base_offset,
-                    bytes: bytes + point.position,
+                    bytes: bytes + point.position.saturating_sub(first),
                     timestamp_ms: point.timestamp_ms,
                 }));
-                bytes += segment.view.written();
+                bytes += segment.view.written().saturating_sub(first);
             }
         }
         if upto.index < self.last_index() {
             let located = self.locate_near(upto.index + 1)?;
             let at = walk(&located, |met| met.header.index > upto.index)?.frame_at;
-            let start = starts.iter().find(|(id, _)| *id == located.view.id).map_or(0, |(_, bytes)| *bytes);
-            bytes = start + at;
+            let start = starts.iter().find(|(id, _, _)| *id == located.view.id);
+            bytes = start.map_or(0, |(_, first, bytes)| bytes + at.saturating_sub(*first));
         }
         let LogBase { index, next_offset, timestamp_ms, .. } = *upto;
         found.push(Waypoint { index, next_offset, bytes, timestamp_ms });
