@@ -16,7 +16,7 @@ pub struct Clock {
 }
 
 /// 2026-01-01, from which the wall clocks deviate.
-const WALL_START_MS: u64 = 1_767_225_600_000;
+pub(crate) const WALL_START_MS: u64 = 1_767_225_600_000;
 
 impl Clock {
     /// A clock that starts at simulated time `now_us`. `drift` is how many thousandths it may be fast or slow.

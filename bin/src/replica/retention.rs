@@ -185,10 +185,9 @@ impl Keeper {
 impl Replica {
     /// Trims what is too much or too old. Returns whether an entry was proposed.
     pub(super) fn maybe_retain(&mut self, now: Now) -> bool {
-        let leads = self.core.role() == Role::Leader && !self.config.state_machine && !self.diverged;
         let due = self.retention_deadline().is_some_and(|due| due <= now.tick)
             || self.keeper.as_ref().is_some_and(|keeper| keeper.has_news);
-        if !leads || !due || self.feature_level() < NAMES_LEVEL {
+        if !due || !self.retains() {
             return false;
         }
         let first = self.first_offset;
@@ -217,9 +216,15 @@ impl Replica {
         true
     }
 
+    /// Whether retention is this node's to decide.
+    fn retains(&self) -> bool {
+        let leads = self.core.role() == Role::Leader && !self.diverged;
+        leads && !self.config.state_machine && self.feature_level() >= NAMES_LEVEL
+    }
+
     /// When [`Replica::maybe_retain`] must be asked again though nothing is appended.
     pub(super) fn retention_deadline(&self) -> Option<Tick> {
-        let keeper = self.keeper.as_ref().filter(|_| self.core.role() == Role::Leader)?;
+        let keeper = self.keeper.as_ref().filter(|_| self.retains())?;
         Some(keeper.looked.map_or(Tick(0), |looked| looked.after(LOOK_EVERY_US)))
     }
 

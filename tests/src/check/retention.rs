@@ -7,6 +7,7 @@ use graven_frame::{Frame, Kind};
 use graven_wal::Room;
 
 use super::{Checked, violated};
+use crate::clock::WALL_START_MS;
 
 /// Bytes that are kept in simulated clusters.
 const KEEP_BYTES: u64 = 48 << 10;
@@ -14,8 +15,8 @@ const KEEP_BYTES: u64 = 48 << 10;
 const BESIDE_BYTES: u64 = KEEP_BYTES / 8;
 /// How long records are kept.
 const KEEP_MS: u64 = 6_000;
-/// How much too old a record may look: a leader that heard of nobody yet stamps it like the entry before, or by a clock a second off.
-const SLACK_MS: u64 = 4_000;
+/// How much too old a record may look: clocks that are in step are up to a second off, for stamps and for trims.
+const SLACK_MS: u64 = 2_000;
 
 /// The settings of every node.
 #[must_use]
@@ -23,10 +24,10 @@ pub fn settings() -> Retention {
     Retention { bytes: Some(KEEP_BYTES), age: Some(Duration::from_millis(KEEP_MS)), ..Retention::default() }
 }
 
-/// What is committed, and since when.
+/// What is committed, and of what age it says it is.
 #[derive(Debug, Default)]
 pub struct Kept {
-    /// Of each entry: offset of the record after it, bytes up to its end, when it was committed.
+    /// Of each entry: offset of the record after it, bytes up to its end, its timestamp.
     entries: Vec<(u64, u64, u64)>,
     first_offset: u64,
     /// Trims for which only age speaks.
@@ -45,7 +46,8 @@ impl Kept {
             let before = body.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
             self.trims(before, bytes, now_us)?;
         }
-        self.entries.push((frame.next_offset(), bytes + Room::bytes_of(frame.encoded_len()), now_us));
+        let timestamp_ms = frame.header().timestamp_ms;
+        self.entries.push((frame.next_offset(), bytes + Room::bytes_of(frame.encoded_len()), timestamp_ms));
         Ok(())
     }
 
@@ -56,8 +58,8 @@ impl Kept {
         self.first_offset = before;
         // The last entry of which a record goes.
         let at = self.entries.partition_point(|(next, _, _)| *next < before);
-        let Some((_, upto, since_us)) = self.entries.get(at).copied() else { return Ok(()) };
-        let (stay, age_ms) = (bytes - upto, (now_us - since_us) / 1000);
+        let Some((_, upto, since_ms)) = self.entries.get(at).copied() else { return Ok(()) };
+        let (stay, age_ms) = (bytes - upto, (WALL_START_MS + now_us / 1000).saturating_sub(since_ms));
         let too_much = stay + BESIDE_BYTES >= KEEP_BYTES;
         self.by_age += u64::from(!too_much);
         if !too_much && age_ms + SLACK_MS < KEEP_MS {
