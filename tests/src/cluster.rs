@@ -14,6 +14,7 @@ use graven_raft::invariants::check_step;
 use graven_raft::{AppendHead, Message, NodeId, Role};
 
 use crate::check::membership::Maker;
+use crate::check::retention::Kept;
 use crate::check::{Checked, Checkers, Violation, bounds};
 use crate::client::{Follower, Writer};
 use crate::faults::Fault;
@@ -36,6 +37,8 @@ pub struct Cluster {
     /// Node 1 stands at 0.
     pub(crate) nodes: Vec<Node>,
     pub(crate) checkers: Checkers,
+    /// What retention left.
+    pub(crate) kept: Kept,
     pub(crate) writers: Vec<Writer>,
     pub(crate) followers: Vec<Follower>,
     pub(crate) requests: Vec<Request>,
@@ -169,6 +172,7 @@ impl Cluster {
             network,
             nodes: (1..=nodes).map(|id| Node::new(id, rng.draw(), (id <= members).then_some(&first))).collect(),
             checkers: Checkers::new(nodes, FOLLOWERS),
+            kept: Kept::default(),
             client_lanes: vec![[0; 2 * LANES]; writers.len()],
             writers,
             followers: (0..FOLLOWERS).map(|_| Follower::new()).collect(),
@@ -474,6 +478,9 @@ impl Cluster {
         let known = self.checkers.log().len();
         self.checkers.committed(node, view.term.0, view.commit_index)?;
         for frame in &self.checkers.log()[known..] {
+            if self.profile.retention {
+                self.kept.committed(frame, self.now_us)?;
+            }
             if let Some(before) = trimmed_by(frame) {
                 self.states_reach(before)?;
             }

@@ -110,6 +110,7 @@ pub fn run(seed: u64, settings: &Settings) -> Outcome {
     stats.retries = cluster.retries();
     (stats.lost, stats.doubled, stats.reordered) =
         (cluster.network.lost, cluster.network.doubled, cluster.network.reordered);
+    stats.trims_by_age = cluster.kept.by_age;
     stats.violations = u64::from(violation.is_some());
     let trace_hash = cluster.trace.hash();
     Outcome { seed, profile, nodes, stats, violation, trace_hash, trace: cluster.trace.into_text() }

@@ -167,6 +167,8 @@ pub const ALL: &[Planted] = &[
         .under(Profile::CURSORS),
     in_replica("trim-before-majority", replica::Bug::TrimBeforeMajority, 100, &["P2"]).under(Profile::STATES),
     in_replica("release-past-state", replica::Bug::ReleasePastState, 100, &["P2"]).under(Profile::STATES),
+    in_replica("age-believes-leader", replica::Bug::AgeBelievesLeader, 100, &["retention"]).under(Profile::RETENTION),
+    in_replica("retention-takes-more", replica::Bug::RetentionTakesMore, 100, &["retention"]).under(Profile::RETENTION),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),
     in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 100, &["recovery"]).under(Profile::DISKS),
     in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 100, &["recovery"]),

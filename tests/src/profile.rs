@@ -69,6 +69,8 @@ pub struct Profile {
     /// Records after which a node's state machine is saved, which is all that trims the log then; 0: nodes have none, or one that is never
     /// saved.
     pub states: u64,
+    /// Whether nodes trim by themselves, with the first one's clock off by years.
+    pub retention: bool,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
     pub depose: u64,
     /// How much clocks may be fast or slow.
@@ -108,6 +110,7 @@ impl Profile {
         picture_us: 0,
         cursor_us: 0,
         states: 0,
+        retention: false,
         depose: 0,
         drift: 10,
         client_loss: 0,
@@ -290,6 +293,15 @@ impl Profile {
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::CURSORS],
         ..Profile::TRIMS
     };
+    /// Every node trims by bytes and by age, and one of them has no idea what year it is.
+    pub const RETENTION: Profile = Profile {
+        name: "retention",
+        trim_us: 0,
+        retention: true,
+        transfer_us: 400_000,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::TRIMS_BY_AGE],
+        ..Profile::TRIMS
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -310,6 +322,7 @@ impl Profile {
         picture_us: 1_000_000,
         cursor_us: 0,
         states: 0,
+        retention: false,
         depose: 150,
         drift: 50,
         client_loss: 20,
@@ -334,7 +347,7 @@ impl Profile {
             Counter::DEPOSED,
         ],
     };
-    /// All of them.
+    /// All that take turns; [`Profile::RETENTION`] has seeds of its own.
     pub const ALL: [Profile; 16] = [
         Profile::CHAOS,
         Profile::MEMBERS,
@@ -357,7 +370,7 @@ impl Profile {
     /// The profile of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Profile> {
-        Profile::ALL.into_iter().find(|profile| profile.name == name)
+        Profile::ALL.into_iter().chain([Profile::RETENTION]).find(|profile| profile.name == name)
     }
 
     /// What `sum`, over runs of this profile, owes to its promises: the first counter that did not move. Nothing is owed below

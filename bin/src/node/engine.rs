@@ -150,6 +150,12 @@ pub enum StartError {
         /// What the disk said.
         cause: String,
     },
+    /// Retention is for nodes without a state machine.
+    #[error("[retention] is set in {}, and the log of a state machine is trimmed behind its snapshots alone: remove the section and see [snapshot]", file.display())]
+    Retention {
+        /// The configuration.
+        file: PathBuf,
+    },
     /// A socket cannot be bound, or the peers' endpoint does not start.
     #[error(transparent)]
     Peers(#[from] graven_net::peer::StartError),
@@ -535,6 +541,7 @@ fn restore<D: Disk>(
         cluster: recovered.identity.cluster,
         checkpoint_bytes: config.wal.segment_bytes,
         recovering: read_marker(disk, config)?,
+        retention: config.retention,
     };
     Replica::new::<FrameOrRead>(replica_config, &restored, frames, now)
         .map_err(|cause| StartError::Read { dir, cause: cause.to_string() })

@@ -31,6 +31,7 @@ mod received;
 mod recovering;
 mod report;
 pub mod restore;
+mod retention;
 mod room;
 pub mod sessions;
 pub mod snapshots;
@@ -46,8 +47,9 @@ use graven_raft::{
     AppendHead, Core, Index, LogId, Membership, Message, NodeId, Output, ProposeError, Role, Term, Tick, Write,
 };
 use graven_snapshot::Checkpoint;
-use graven_wal::Room;
+use graven_wal::{Room, Waypoint};
 
+use crate::config::Retention;
 use crate::members::Members;
 use acks::Acks;
 use checkpoint::{Checkpoints, State};
@@ -62,6 +64,7 @@ use planted::{Bug, is_planted};
 use received::Refused;
 use recovering::Recovering;
 use report::Reports;
+use retention::Keeper;
 use sessions::Sessions;
 use snapshots::{Pictures, StatesKept};
 #[doc(hidden)]
@@ -90,6 +93,8 @@ pub struct ReplicaConfig {
     /// An entry that this node may have acknowledged and has lost with the end of its log: until it has everything that it may once
     /// have acknowledged, it neither votes nor stands.
     pub recovering: Option<u64>,
+    /// When old records are trimmed while this node leads.
+    pub retention: Retention,
 }
 
 /// What a node finds on its disk when it starts.
@@ -109,6 +114,8 @@ pub struct Restored {
     pub checkpoint: Option<Checkpoint>,
     /// All that are durable, oldest first.
     pub kept: Vec<Kept>,
+    /// Places in the log up to where the frames begin that are read at the start.
+    pub waypoints: Vec<Waypoint>,
     /// The pictures of applications whose files are durable, by their ids.
     pub pictures: Vec<u64>,
     /// The durable snapshots of this node's own state machine.
@@ -124,6 +131,7 @@ pub struct Replica {
     first_offset: u64,
     tables: Tables,
     reports: Reports,
+    keeper: Option<Keeper>,
     pictures: Pictures,
     checkpoints: Checkpoints,
     installs: Installs,
@@ -220,6 +228,7 @@ impl Replica {
             }
             None => (0, Vec::new(), Sessions::default(), Tables::default(), 0),
         };
+        let mut keeper = Keeper::found(config.retention, &restored.waypoints, start);
         for frame in frames {
             let frame = frame?;
             let index = frame.header().index;
@@ -231,6 +240,7 @@ impl Replica {
             grown += frame.encoded_len() as u64;
             log.push(frame);
             if index <= restored.known_commit {
+                Keeper::passes(keeper.as_mut(), &log, index);
                 log.advance_readable(index);
                 log.shrink(index);
             }
@@ -255,6 +265,7 @@ impl Replica {
             first_offset,
             tables,
             reports: Reports::found(&restored.pictures, restored.states.newest),
+            keeper,
             pictures: Pictures::found(restored.pictures.iter().copied(), restored.states),
             checkpoints,
             installs: Installs::default(),
@@ -310,8 +321,13 @@ impl Replica {
     /// When [`Replica::tick`] must be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        let own =
-            [self.changing.deadline(), self.installs.deadline(), self.report_deadline(), self.pictures.deadline()];
+        let own = [
+            self.changing.deadline(),
+            self.installs.deadline(),
+            self.report_deadline(),
+            self.pictures.deadline(),
+            self.retention_deadline(),
+        ];
         self.core.next_deadline().into_iter().chain(own.into_iter().flatten()).min()
     }
 
@@ -518,7 +534,8 @@ impl Replica {
                 || self.maybe_leave_joint(now)
                 || self.maybe_raise_level(now)
                 || self.maybe_commit_picture(now)
-                || self.maybe_trim_behind_states(now);
+                || self.maybe_trim_behind_states(now)
+                || self.maybe_retain(now);
             if !proposed {
                 break;
             }
@@ -680,7 +697,7 @@ impl Replica {
             index: last.index + 1,
             base_offset: last.next_offset,
             count: 0,
-            timestamp_ms: now.wall_ms.max(last.timestamp_ms),
+            timestamp_ms: self.stamp(now),
         };
         let body = Body::from_chunks(vec![body.into()]);
         let crc = body.crc();
@@ -712,7 +729,7 @@ impl Replica {
             index,
             base_offset: last.next_offset,
             count: 0,
-            timestamp_ms: now.wall_ms.max(last.timestamp_ms),
+            timestamp_ms: self.stamp_of_noop(now),
         };
         (Frame::seal(spec, last.chain, Body::default(), 0), true)
     }
@@ -742,6 +759,7 @@ impl Replica {
     fn advance_readable(&mut self, now: Now) {
         let commit = if is_planted(Bug::ReadableBeforeCommit) { u64::MAX } else { self.core.commit().0 };
         let readable = commit.min(self.durable);
+        Keeper::passes(self.keeper.as_mut(), &self.log, readable);
         if self.log.advance_readable(readable) && !self.config.state_machine {
             self.applied = readable;
             self.core.applied(now.tick, Index(readable));

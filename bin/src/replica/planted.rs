@@ -82,6 +82,10 @@ pub enum Bug {
     CursorsForgotten,
     /// An installed checkpoint leaves the cursors as they were.
     InstallKeepsCursors,
+    /// Retention by age goes by the leader's clock alone.
+    AgeBelievesLeader,
+    /// Retention by bytes leaves half of what is to stay.
+    RetentionTakesMore,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }

@@ -121,7 +121,10 @@ pub fn restore<D: Disk>(
         return Err(RestoreError::Headless { first: recovered.first_index });
     }
     kept.reverse();
-    Ok((Restored::of(recovered, checkpoint, kept), aside))
+    let mut restored = Restored::of(recovered, checkpoint, kept);
+    let start = restored.checkpoint.as_ref().map_or(recovered.base, |checkpoint| checkpoint.base);
+    restored.waypoints = reader.waypoints(&start)?;
+    Ok((restored, aside))
 }
 
 /// The entry behind which the log once began, as far as what stands beside it tells: the beginning, if nothing was ever let go of, else the
@@ -184,6 +187,7 @@ impl Restored {
             last_index: recovered.last_index,
             checkpoint,
             kept,
+            waypoints: Vec::new(),
             pictures: Vec::new(),
             states: StatesKept::default(),
         }

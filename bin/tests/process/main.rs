@@ -19,6 +19,7 @@ mod hostile;
 mod identity;
 mod member;
 mod recover;
+mod retention;
 mod rot;
 mod stall;
 mod states;

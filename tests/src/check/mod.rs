@@ -44,6 +44,7 @@ pub mod records;
 pub mod refusals;
 pub mod repair;
 pub mod reserve;
+pub mod retention;
 pub mod trims;
 
 use graven::members::change::MemberChange;
