@@ -5,7 +5,7 @@
 //! - [`Partial`] receives one from another node, and goes on after a restart where it stood.
 //! - [`stored`], [`remove`], [`set_aside`] and [`sweep`] look after the files of a directory.
 //!
-//! All of it is synchronous and holds at most two chunks ([`CHUNK_BYTES`]) in memory. Nothing here looks at a clock: whoever wants a
+//! All of it is synchronous and holds little more than two chunks ([`CHUNK_BYTES`]) in memory. Nothing here looks at a clock: whoever wants a
 //! rate gives [`Options::pace`].
 //!
 //! ```
