@@ -69,6 +69,7 @@ pub(crate) enum Event {
     DiskIdle { node: u64, life: u64 },
     Loaded { node: u64, life: u64, load: Load },
     Fetched { node: u64, life: u64, fetch: Fetch },
+    PictureFetched { node: u64, life: u64, id: u64 },
     Start { node: u64 },
     Request { node: u64, request: u64 },
     Answer { request: u64, answer: Result<Answer, Rejection> },
@@ -93,6 +94,7 @@ impl Event {
             | Event::DiskIdle { node, .. }
             | Event::Loaded { node, .. }
             | Event::Fetched { node, .. }
+            | Event::PictureFetched { node, .. }
             | Event::Request { node, .. } => Some(*node),
             Event::Start { .. }
             | Event::Answer { .. }
@@ -288,6 +290,7 @@ impl Cluster {
             Event::DiskIdle { node, life } => self.on_disk_idle(node, life),
             Event::Loaded { node, life, load } => self.on_loaded(node, life, load),
             Event::Fetched { node, life, fetch } => self.on_fetched(node, life, fetch),
+            Event::PictureFetched { node, life, id } => self.on_picture_fetched(node, life, id),
             Event::Start { node } => self.on_start(node),
             Event::Request { node, request } => self.on_request(node, request),
             Event::Answer { request, answer } => {
@@ -362,6 +365,12 @@ impl Cluster {
                 }
                 Effect::Load(load) => self.after(50, 800, Event::Loaded { node, life, load }),
                 Effect::Fetch(fetch) => self.after(200, 20_000, Event::Fetched { node, life, fetch }),
+                Effect::FetchPicture { picture, .. } => {
+                    self.after(200, 20_000, Event::PictureFetched { node, life, id: picture.id });
+                }
+                Effect::ForgetPicture(id) => {
+                    self.nodes[node as usize - 1].pictures.remove(&id);
+                }
                 Effect::Recovered => {}
                 Effect::Answer { request, answer } => answers.push((request, answer)),
                 Effect::Role { role, term, leader } => {
@@ -393,7 +402,11 @@ impl Cluster {
         let Some((from, head)) = self.appending.filter(|(_, head)| head.request == request) else { return Ok(()) };
         let leads = |replica: &Replica| replica.leads() && replica.view().term == head.term;
         // An append of a passed term is refused for that alone.
-        let follows = |replica: &Replica| replica.view().term == head.term;
+        // One that begins behind its log tells that it is short: an install that found no room left it so.
+        let follows = |replica: &Replica| {
+            let view = replica.view();
+            view.term == head.term && head.prev.index.0 <= view.last_index
+        };
         if from != to || !self.replica(to).is_some_and(leads) || !self.replica(node).is_some_and(follows) {
             return Ok(());
         }
@@ -453,7 +466,14 @@ impl Cluster {
         if applies {
             self.after(0, 3_000, Event::Applied { node, life, index: view.readable_index });
         }
+        let known = self.checkers.log().len();
         self.checkers.committed(node, view.term.0, view.commit_index)?;
+        for frame in &self.checkers.log()[known..] {
+            if let Some(before) = trimmed_by(frame) {
+                self.states_reach(before)?;
+            }
+        }
+        self.check_names(node)?;
         self.checkers.begins(node, view.readable_index, view.first_offset)?;
         self.checkers.readable(node, view.readable_index, view.next_offset)
     }
@@ -489,7 +509,9 @@ impl Cluster {
     fn on_applied(&mut self, node: u64, life: u64, index: u64) -> Checked {
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         process.applying = false;
-        self.input_of(node, life, |replica, now| replica.applied(now, index))
+        let offset = self.checkers.log().get(index as usize - 1).map_or(0, Frame::next_offset);
+        self.input_of(node, life, |replica, now| replica.applied(now, index))?;
+        self.maybe_save_state(node, life, offset)
     }
 
     fn on_loaded(&mut self, node: u64, life: u64, load: Load) -> Checked {
@@ -536,6 +558,7 @@ impl Cluster {
         let hard_state = recovered.hard_state;
         self.checkers.durability.recovered_hard_state(node, hard_state.term, hard_state.vote)?;
         self.checkers.started(node, &recovered.base, &frames, recovered.known_commit)?;
+        self.begins_elsewhere(node, recovered.base.next_offset)?;
         self.carry_out(node)
     }
 }
@@ -555,4 +578,10 @@ fn first_frame(nodes: u64) -> Frame {
     let crc = body.crc();
     let spec = HeaderSpec { kind: Kind::Membership, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: 0 };
     Frame::seal(spec, Chain::START, body, crc)
+}
+
+/// The first offset that a trim asks for.
+fn trimmed_by(frame: &Frame) -> Option<u64> {
+    let body = (frame.header().kind == Kind::Trim).then(|| frame.body().concat())?;
+    body.get(8..16)?.try_into().ok().map(u64::from_le_bytes)
 }

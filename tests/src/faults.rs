@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     Member,
     /// The log is trimmed.
     Trim,
+    /// Somebody puts or drops a snapshot with a name, or the file of one is lost.
+    Picture,
     /// The node was just elected.
     Depose(u64),
     CutOff(u64),
@@ -41,6 +43,7 @@ impl Cluster {
             Fault::Pause => self.profile.pause_us,
             Fault::Member => self.profile.member_us,
             Fault::Trim => self.profile.trim_us,
+            Fault::Picture => self.profile.picture_us,
             Fault::Mend | Fault::Room | Fault::Depose(_) | Fault::CutOff(_) => 0,
         }
     }
@@ -55,6 +58,7 @@ impl Cluster {
             Fault::Pause,
             Fault::Member,
             Fault::Trim,
+            Fault::Picture,
         ];
         for fault in all {
             self.schedule_fault(fault);
@@ -101,6 +105,8 @@ impl Cluster {
             Fault::Pause => self.pause(node),
             Fault::Member => self.change_members(),
             Fault::Trim => self.trim_somewhere(node),
+            Fault::Picture if self.rng.chance(80) => self.lose_picture(node)?,
+            Fault::Picture => self.put_somewhere(node),
             Fault::Depose(node) => {
                 let power = self.rng.chance(self.profile.power);
                 self.crash(node, power);

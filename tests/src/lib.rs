@@ -18,6 +18,7 @@ mod log_thread;
 pub mod network;
 pub mod node;
 mod phases;
+mod pictures;
 pub mod planted;
 pub mod profile;
 pub mod report;

@@ -74,6 +74,7 @@ impl Cluster {
             match &job.chore {
                 Some(Chore::Install(checkpoint)) if done && ran.saved.has(checkpoint.base.index) => {
                     self.checkers.installed(node, &checkpoint.base)?;
+                    self.begins_elsewhere(node, checkpoint.base.next_offset)?;
                 }
                 Some(Chore::Save(saved)) if done && ran.saved.has(saved.base.index) => self.stats.checkpoints += 1,
                 Some(Chore::Release(_)) if done => {
@@ -81,6 +82,7 @@ impl Cluster {
                     let before = first.checked_sub(2).map(|at| self.checkers.log().get(at as usize));
                     let offset = before.map_or(0, |frame| frame.map_or(u64::MAX, Frame::next_offset));
                     self.checkers.holds(node, offset)?;
+                    self.released_to(node, offset)?;
                 }
                 _ => {}
             }

@@ -3,7 +3,7 @@
 //! A process is what the daemon is without threads and sockets: the replica, its log, and the queue between them. The log
 //! thread is simulated: it wakes a moment after a job was queued, takes all that wait, and is done a sync later.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use graven::replica::disk::{self, DiskReport};
 use graven::replica::{DiskJob, Replica, ReplicaConfig, StateError};
@@ -47,6 +47,10 @@ pub struct Node {
     /// Changes the daemon's settings for each life. Without it, appends and windows are drawn anew each time, mostly tiny.
     pub(crate) configure: Option<fn(&mut graven_raft::Config)>,
     segment_bytes: u64,
+    /// The named snapshots whose files are on its disk, durably.
+    pub(crate) pictures: BTreeSet<u64>,
+    /// The offset up to which its state machine's state is on its disk, durably.
+    pub(crate) state_offset: u64,
     /// Until when the process stands still; it goes on by itself.
     pub paused_until: u64,
     /// Until when its disk finishes nothing.
@@ -83,6 +87,8 @@ pub struct Process {
     pub state_machine: bool,
     /// Whether that state machine is at work.
     pub applying: bool,
+    /// The version of the names that the checkers looked at last.
+    pub(crate) names_seen: Option<u64>,
 }
 
 fn options(segment_bytes: u64) -> Options {
@@ -102,7 +108,18 @@ impl Node {
         let created =
             Wal::create(disk.clone(), identity, options(segment_bytes), first.map_or(&[], std::slice::from_ref));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
-        Node { id, disk, life: 0, process: None, configure: None, segment_bytes, paused_until: 0, hangs_until: 0 }
+        Node {
+            id,
+            disk,
+            life: 0,
+            process: None,
+            configure: None,
+            segment_bytes,
+            pictures: BTreeSet::new(),
+            state_offset: 0,
+            paused_until: 0,
+            hangs_until: 0,
+        }
     }
 
     /// Opens the disk and starts a process on what is found there. Returns what was found.
@@ -125,8 +142,10 @@ impl Node {
             frame.verify(None).map_err(|error| StartError::Read(format!("entry {index}: {error}")))?;
             frames.push(frame);
         }
-        let (restored, _) = graven::replica::restore::restore(&self.disk, &recovered, &reader)
+        let (mut restored, _) = graven::replica::restore::restore(&self.disk, &recovered, &reader)
             .map_err(|error| StartError::Read(error.to_string()))?;
+        restored.pictures = self.pictures.iter().copied().collect();
+        restored.state_offset = self.state_offset;
         self.life += 1;
         let clock = Clock::start(rng, now_us, profile.drift);
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
@@ -137,7 +156,7 @@ impl Node {
             raft.max_append_bytes = if profile.tiny { APPEND_BYTES[0] } else { *rng.pick(&APPEND_BYTES) };
             raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
         }
-        let state_machine = rng.chance(250);
+        let state_machine = rng.chance(250) || profile.states;
         let config = ReplicaConfig {
             raft,
             ring_bytes: RING_BYTES,
@@ -164,6 +183,7 @@ impl Node {
             flushing: false,
             state_machine,
             applying: false,
+            names_seen: None,
         });
         Ok((recovered, frames))
     }

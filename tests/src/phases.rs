@@ -186,6 +186,7 @@ impl Cluster {
             nodes: behind.collect(),
             leaderless: self.leader().is_none(),
             changing,
+            pictures: self.without_pictures(),
         }
     }
 

@@ -144,6 +144,23 @@ pub const ALL: &[Planted] = &[
     in_replica("install-keeps-sessions", replica::Bug::InstallKeepsSessions, 400, &["answers", "P7", "P11"])
         .under(Profile::TRIMS),
     in_replica("install-unsaved", replica::Bug::InstallUnsaved, 100, &["recovery"]).under(Profile::TRIMS),
+    in_replica(
+        "install-keeps-members",
+        replica::Bug::InstallKeepsMembers,
+        400,
+        &["P1", "P2", "membership safety", "invariant"],
+    )
+    .under(Profile::MEMBERS),
+    in_replica("install-keeps-log", replica::Bug::InstallKeepsLog, 100, &["P2", "recovery", "disk"])
+        .under(Profile::TRIMS),
+    in_replica("newest-offered", replica::Bug::NewestOffered, 100, &["P2"]).under(Profile::TRIMS),
+    in_replica("names-judged-late", replica::Bug::NamesJudgedLate, 400, &["P2"]).under(Profile::SNAPSHOTS),
+    in_replica("names-forgotten", replica::Bug::NamesForgotten, 100, &["P2"]).under(Profile::SNAPSHOTS),
+    in_replica("trim-past-snapshot", replica::Bug::TrimPastSnapshot, 100, &["P2"]).under(Profile::SNAPSHOTS),
+    in_replica("picture-unspread", replica::Bug::PictureUnspread, 100, &["P1"]).under(Profile::SNAPSHOTS),
+    in_replica("picture-gone-early", replica::Bug::PictureGoneEarly, 300, &["liveness"]).under(Profile::SNAPSHOTS),
+    in_replica("trim-before-majority", replica::Bug::TrimBeforeMajority, 100, &["P2"]).under(Profile::STATES),
+    in_replica("release-past-state", replica::Bug::ReleasePastState, 100, &["P2"]).under(Profile::STATES),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),
     in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 100, &["recovery"]).under(Profile::DISKS),
     in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 100, &["recovery"]),

@@ -62,6 +62,10 @@ pub struct Profile {
     pub member_us: u64,
     /// Pause between trims.
     pub trim_us: u64,
+    /// Pause between snapshots with names that are put, dropped or lost.
+    pub picture_us: u64,
+    /// Whether every node has a state machine whose snapshots are all that trims the log.
+    pub states: bool,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
     pub depose: u64,
     /// How much clocks may be fast or slow.
@@ -98,6 +102,8 @@ impl Profile {
         transfer_us: 0,
         member_us: 0,
         trim_us: 0,
+        picture_us: 0,
+        states: false,
         depose: 0,
         drift: 10,
         client_loss: 0,
@@ -227,6 +233,7 @@ impl Profile {
     pub const MEMBERS: Profile = Profile {
         name: "members",
         member_us: 120_000,
+        trim_us: 60_000,
         crash_us: 900_000,
         power: 600,
         partition_us: 2_000_000,
@@ -256,6 +263,21 @@ impl Profile {
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::FULL_DISKS],
         ..Profile::CALM
     };
+    /// Applications put snapshots under names, and the log is trimmed behind them; files are lost and fetched again.
+    pub const SNAPSHOTS: Profile = Profile {
+        name: "snapshots",
+        picture_us: 40_000,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::SNAPSHOTS, Counter::SPREAD],
+        ..Profile::TRIMS
+    };
+    /// State machines save what they are, and the log goes behind that by itself.
+    pub const STATES: Profile = Profile {
+        name: "states",
+        trim_us: 0,
+        states: true,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::STATES],
+        ..Profile::TRIMS
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -273,6 +295,8 @@ impl Profile {
         transfer_us: 1_500_000,
         member_us: 0,
         trim_us: 1_000_000,
+        picture_us: 1_000_000,
+        states: false,
         depose: 150,
         drift: 50,
         client_loss: 20,
@@ -298,7 +322,7 @@ impl Profile {
         ],
     };
     /// All of them.
-    pub const ALL: [Profile; 13] = [
+    pub const ALL: [Profile; 15] = [
         Profile::CHAOS,
         Profile::MEMBERS,
         Profile::CRASHES,
@@ -312,6 +336,8 @@ impl Profile {
         Profile::DEPOSED,
         Profile::CALM,
         Profile::TRIMS,
+        Profile::SNAPSHOTS,
+        Profile::STATES,
     ];
 
     /// The profile of this name.

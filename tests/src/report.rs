@@ -75,6 +75,15 @@ pub struct Stats {
     /// Checkpoints of others put in the place of a log.
     #[serde(skip)]
     pub installs: u64,
+    /// Snapshots with names that were committed and acknowledged.
+    #[serde(skip)]
+    pub snapshots: u64,
+    /// Files of snapshots fetched from other nodes.
+    #[serde(skip)]
+    pub spread: u64,
+    /// Times that a state machine saved its state.
+    #[serde(skip)]
+    pub states: u64,
 }
 
 /// A counter that a profile promises to move.
@@ -105,6 +114,7 @@ counters! {
     VIOLATIONS violations, LOST lost, DOUBLED doubled, REORDERED reordered, PAUSES pauses, SLOW_LIVES slow_lives,
     STALLS stalls, FULL_DISKS full_disks, FLIPS flips, TRANSFERS transfers, DEPOSED deposed, READS reads, JUDGED judged,
     RETRIES retries, CHECKPOINTS checkpoints, RELEASES releases, INSTALLS installs,
+    SNAPSHOTS snapshots, SPREAD spread, STATES states,
 }
 
 impl std::fmt::Debug for Counter {

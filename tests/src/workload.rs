@@ -2,6 +2,7 @@
 
 use graven::members::change::MemberChange;
 use graven::replica::feed::{Feed, Step};
+use graven::replica::names::Picture;
 use graven::replica::{Answer, Rejection, RequestId};
 use graven_frame::{Group, GroupBuilder, GroupHeaderSpec};
 use graven_raft::NodeId;
@@ -41,6 +42,15 @@ pub(crate) enum Request {
     Trim {
         before: u64,
     },
+    /// A snapshot with a name.
+    Put {
+        name: String,
+        picture: Picture,
+    },
+    /// A wish that a name stands for nothing.
+    DropName {
+        name: String,
+    },
     /// Of somebody who is none of the simulated clients and looks for the answer himself.
     Outside {
         group: Group,
@@ -79,6 +89,8 @@ impl Cluster {
             Request::Transfer { to } => self.input(node, |replica, now| replica.transfer(now, id, NodeId(to))),
             Request::Change(change) => self.input(node, |replica, now| replica.change_members(now, id, &change)),
             Request::Trim { before } => self.input(node, |replica, now| replica.trim(now, id, before)),
+            Request::Put { name, picture } => self.on_put(node, request, name, picture),
+            Request::DropName { name } => self.input(node, |replica, now| replica.drop_snapshot(now, id, &name)),
             Request::Outside { group } => self.input(node, |replica, now| {
                 replica.append(id, group);
                 replica.flush(now);
@@ -131,11 +143,14 @@ impl Cluster {
                 return match answer {
                     Ok(Answer::Trimmed { first_offset }) => self.checkers.trimmed(*before, first_offset),
                     // What is refused for reaching too far reached too far.
+                    Err(Rejection::NeededBySnapshot { offset, .. }) if offset >= *before => unexpected(answer),
                     Err(Rejection::TrimBeyond { next_offset }) if next_offset >= *before => unexpected(answer),
                     Ok(other) => unexpected(Ok(other)),
                     Err(_) => Ok(()),
                 };
             }
+            Request::Put { picture, .. } => return self.put_answered(*picture, answer),
+            Request::DropName { .. } => return Ok(()),
             Request::Outside { group } => {
                 if let Ok(Answer::Appended(placed)) = answer {
                     self.checkers.acknowledged(node, placed.index, placed.first, group)?;
@@ -203,7 +218,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn ask(&mut self, node: u64, request: Request) {
+    pub(crate) fn ask(&mut self, node: u64, request: Request) {
         self.next_request += 1;
         self.requests.push(request);
         self.after(30, 300, Event::Request { node, request: self.next_request });

@@ -18,8 +18,8 @@ use tracing::error;
 
 use super::daemon::{start_server, stop};
 use super::engine::{Engine, Fatal, Shared, StartError};
+use super::failure::failure;
 use super::input::{Input, Waiter, Waiting, Who};
-use super::protocol::failure;
 use super::service::{NodeFeed, read_index};
 use crate::config::NodeConfig;
 use crate::replica::sessions::Placed;

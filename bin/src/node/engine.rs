@@ -34,12 +34,14 @@ use super::bulk_fetch::Fetcher;
 use super::counters::Counters;
 use super::input::{Budget, INPUTS_MAX, Input};
 use super::mending::VOTE_IN_DOUBT;
+use super::pictures::{self, PICTURE_TASKS_MAX};
 use super::protocol::{Channels, Protocol};
 use super::scrub::{self, Scrubber};
 use super::{checkpoints, load_thread, log_thread, peers_file};
 use crate::config::{NodeConfig, SyncMode};
 use crate::members::Members;
 use crate::replica::disk::DiskError;
+use crate::replica::names::Directory;
 use crate::replica::restore::{self, RestoreError};
 use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, StateError, View};
 
@@ -204,6 +206,7 @@ pub(super) struct Shared {
     pub(super) view: watch::Receiver<View>,
     pub(super) leader: watch::Receiver<LeaderView>,
     pub(super) members: watch::Receiver<Members>,
+    pub(super) names: watch::Receiver<Arc<Directory>>,
     pub(super) health: watch::Receiver<Health>,
     pub(super) suspects: Suspects,
     pub(super) inputs: mpsc::Sender<Input>,
@@ -256,6 +259,8 @@ impl Engine {
         let (view, view_end) = watch::channel(replica.view());
         let (leader, leader_end) = watch::channel(LeaderView::default());
         let (members_sender, members_end) = watch::channel(members);
+        let (names, names_end) = watch::channel(Arc::new(replica.names().clone()));
+        let (pictures, pictures_end) = mpsc::channel(PICTURE_TASKS_MAX);
         let (fatal_sender, fatal) = mpsc::channel(FATALS_MAX);
         let (health, health_end) = watch::channel(Health::whole());
         let (suspects, suspected) = Suspects::new();
@@ -284,9 +289,11 @@ impl Engine {
             jobs,
             loads,
             fetches,
+            pictures,
             view,
             leader,
             members: members_sender,
+            names,
             fatal: fatal_sender.clone(),
         };
         let shared = Arc::new(Shared {
@@ -299,6 +306,7 @@ impl Engine {
             view: view_end,
             leader: leader_end,
             members: members_end,
+            names: names_end,
             health: health_end,
             suspects: suspects.clone(),
             inputs: inputs.clone(),
@@ -315,6 +323,7 @@ impl Engine {
         threads.push(spawn("graven-scrub", move || scrub::run(scrubber, scrub_stopped))?);
         tokio::spawn(peers_file::keep(shared.members.clone(), shared.config.clone(), identity.node));
         tokio::spawn(checkpoints::fetch_all(Arc::clone(&shared), fetches_end));
+        tokio::spawn(pictures::keep(Arc::clone(&shared), pictures_end));
         Ok(Engine { shared, fatal, fatal_sender, threads, stop_scrub })
     }
 

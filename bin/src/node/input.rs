@@ -8,6 +8,7 @@ use graven_net::server::{AppendReply, MemberChange};
 use graven_snapshot::Checkpoint;
 use tokio::sync::{Notify, oneshot};
 
+use crate::replica::names::Picture;
 use crate::replica::sessions::Placed;
 use crate::replica::{Answer, Rejection};
 
@@ -30,6 +31,18 @@ pub(super) enum Input {
     ChangeMembers(MemberChange, Reply),
     /// Records before this offset should go.
     Trim(u64, Reply),
+    /// Whether a snapshot of this name and offset may be sent: asked before its bytes are.
+    MayOffer(String, u64, Reply),
+    /// The file of a snapshot with this name is durable here.
+    Offer(String, Picture, Reply),
+    /// A name should stand for nothing any more.
+    DropSnapshot(String, Reply),
+    /// The file of a snapshot was fetched, or could not be.
+    PictureFetched(u64, bool),
+    /// The file of a snapshot is gone or damaged.
+    PictureLost(u64),
+    /// A snapshot of this node's state machine is durable up to this offset.
+    StateSaved(u64),
     /// A checkpoint was fetched, or could not be.
     Fetched(u64, Option<Box<Checkpoint>>),
     /// The state machine has applied up to this index.

@@ -9,7 +9,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use graven_net::peer::{Held, PeerEvent, PeerPlane, RefusedBy};
-use graven_net::server::{Ack, Failure, LeaderView, PeerHealth, Rejection as Rejected, SocketHealth};
+use graven_net::server::{Ack, LeaderView, PeerHealth, Rejection as Rejected, SocketHealth};
 use graven_raft::{NodeId, Role, Tick};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
@@ -17,10 +17,12 @@ use tracing::{debug, error, info, warn};
 use super::checkpoints::Wanted;
 use super::counters::Counters;
 use super::engine::{Fatal, roster_of};
+use super::failure::failure;
 use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
+use super::pictures::PictureTask;
 use crate::members::Members;
-use crate::members::change::ChangeRefused;
+use crate::replica::names::Directory;
 use crate::replica::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, Replica, RequestId, View};
 
 /// Inputs taken in one turn at most, so that time is looked at between bursts.
@@ -38,9 +40,11 @@ pub(super) struct Channels {
     pub(super) jobs: SyncSender<LogInput>,
     pub(super) loads: SyncSender<Load>,
     pub(super) fetches: mpsc::Sender<Wanted>,
+    pub(super) pictures: mpsc::Sender<PictureTask>,
     pub(super) view: watch::Sender<View>,
     pub(super) leader: watch::Sender<LeaderView>,
     pub(super) members: watch::Sender<Members>,
+    pub(super) names: watch::Sender<Arc<Directory>>,
     pub(super) fatal: mpsc::Sender<Fatal>,
 }
 
@@ -54,6 +58,7 @@ pub(super) struct Protocol {
     waiting: HashMap<RequestId, Waiting>,
     next_request: u64,
     members_version: u64,
+    names_version: u64,
     stepping_down: Option<SteppingDown>,
     led_in: u64,
     /// What appends of this turn hold of the peers' bound on memory.
@@ -113,6 +118,7 @@ impl Protocol {
             waiting: HashMap::new(),
             next_request: 0,
             members_version: 0,
+            names_version: 0,
             stepping_down: None,
             led_in: 0,
             arrived: Vec::new(),
@@ -257,6 +263,21 @@ impl Protocol {
                     let request = self.register(Waiting::Other(reply));
                     self.replica.trim(now, request, before);
                 }
+                Input::MayOffer(name, offset, reply) => {
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(self.replica.may_offer(&name, offset).map(|()| Answer::Welcome));
+                }
+                Input::Offer(name, picture, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.offer(now, request, name, picture);
+                }
+                Input::DropSnapshot(name, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.drop_snapshot(now, request, &name);
+                }
+                Input::PictureFetched(id, fetched) => self.replica.picture_fetched(now, id, fetched),
+                Input::PictureLost(id) => self.replica.picture_lost(now, id),
+                Input::StateSaved(offset) => self.replica.state_saved(now, offset),
                 Input::Fetched(token, checkpoint) => self.replica.fetched(now, token, checkpoint.map(|it| *it)),
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),
@@ -355,6 +376,14 @@ impl Protocol {
                     self.replica.fetched(now, fetch.token, None);
                 }
             }
+            Effect::FetchPicture { name, picture } => {
+                if self.channels.pictures.try_send(PictureTask::Fetch { name, picture }).is_err() {
+                    let now = self.now();
+                    self.replica.picture_fetched(now, picture.id, false);
+                }
+            }
+            // What finds no place in the queue is found, and removed, by the next start.
+            Effect::ForgetPicture(id) => drop(self.channels.pictures.try_send(PictureTask::Forget(id))),
             Effect::Recovered => info!("this node has everything again that it may have acknowledged; it votes"),
             Effect::Answer { request, answer } => self.answer(request, answer),
             Effect::Role { role, term, leader } => self.on_role(role, term.0, leader),
@@ -467,6 +496,10 @@ impl Protocol {
             }
             self.channels.members.send_replace(members);
         }
+        if self.names_version != self.replica.names_version() {
+            self.names_version = self.replica.names_version();
+            self.channels.names.send_replace(Arc::new(self.replica.names().clone()));
+        }
         let view = self.replica.view();
         // Readers are woken only by what concerns them; the rest is there for whoever looks.
         self.channels.view.send_if_modified(|published| {
@@ -505,67 +538,5 @@ impl Protocol {
                 SocketHealth { wanted: size(socket.wanted), receive: size(socket.receive), send: size(socket.send) };
             seen.peers = stats.peers.iter().map(peer).collect();
         });
-    }
-}
-
-/// A rejection that ends a session's pipeline, as clients see it.
-pub(super) fn failure(rejection: Rejection) -> Failure {
-    use graven_net::server::ErrorCode;
-    match rejection {
-        Rejection::Conflict { next_offset } => {
-            let message = format!("the next record lands at offset {next_offset}, not at the expected one");
-            Failure::refused(ErrorCode::Conflict, message).with("next_offset", next_offset)
-        }
-        Rejection::TrimBeyond { next_offset } => {
-            let message = format!("nothing was trimmed: there is no record behind offset {next_offset} yet");
-            Failure::refused(ErrorCode::OutOfRange, message).with("next_offset", next_offset)
-        }
-        Rejection::Fenced { fence } => {
-            let message = format!("a fencing token of {fence} has been used; this append carries a lower one");
-            Failure::refused(ErrorCode::Fenced, message).with("fence", fence)
-        }
-        Rejection::SessionExpired => Failure::unknown(
-            ErrorCode::SessionExpired,
-            "the session is no longer known, so nobody can tell whether the append is in the log; read it and compare",
-        ),
-        Rejection::DiskFull => Failure::refused(
-            ErrorCode::DiskFull,
-            "a majority of the nodes has no room for records; free space on their disks, or give up old records with \
-             `graven trim --before OFFSET`, and appends go on by themselves",
-        ),
-        Rejection::MembersChanging => Failure::refused(
-            ErrorCode::Unavailable,
-            "another change of the members is not over yet; see `graven member list`",
-        ),
-        Rejection::Change(why) => change_refused(&why),
-        Rejection::Malformed => Failure::refused(ErrorCode::Usage, "the append has no record, or half a session"),
-        Rejection::TransferFailed => Failure::refused(
-            ErrorCode::Conflict,
-            "the node cannot take the leadership: it is unknown, unreachable or too far behind; see `graven status`",
-        ),
-        Rejection::NotLeader { .. } => Failure::refused(ErrorCode::Unavailable, "this node does not lead"),
-        Rejection::LostLeadership { .. } => {
-            Failure::unknown(ErrorCode::Unavailable, "this node stopped leading before the outcome was certain")
-        }
-        Rejection::Transferring => Failure::refused(ErrorCode::Unavailable, "the leadership is being handed over"),
-        Rejection::ReadFailed => {
-            Failure::refused(ErrorCode::Unavailable, "no leader confirmed the read; check that a majority is up")
-        }
-        Rejection::Gap { expected } => {
-            Failure::refused(ErrorCode::Conflict, format!("the session goes on with sequence {expected}"))
-        }
-    }
-}
-
-/// Why the members were not changed, as clients see it.
-fn change_refused(why: &ChangeRefused) -> Failure {
-    use graven_net::server::ErrorCode;
-    match why {
-        ChangeRefused::Unknown { .. } => Failure::refused(ErrorCode::Usage, why.to_string()).with("unknown_member", 1),
-        ChangeRefused::NotKnown => Failure::refused(ErrorCode::Usage, why.to_string()),
-        ChangeRefused::Behind { entries, .. } => {
-            Failure::refused(ErrorCode::Conflict, why.to_string()).with("behind_entries", *entries)
-        }
-        _ => Failure::refused(ErrorCode::Conflict, why.to_string()),
     }
 }

@@ -101,6 +101,19 @@ impl State {
 pub(super) struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Fields<'a> {
+        Fields(bytes)
+    }
+
+    /// All that is left.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(super) fn u128(&mut self) -> Option<u128> {
+        self.bytes(16)?.try_into().ok().map(u128::from_le_bytes)
+    }
+
     pub(super) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
@@ -203,12 +216,14 @@ impl Replica {
 
     /// Lets go of the log in front of the last checkpoint before which everything is trimmed.
     pub(super) fn maybe_release(&mut self, now: graven_raft::Tick) {
-        // A state machine replays the log from its first entry.
-        if self.config.state_machine || self.installs.is_installing() {
+        if self.installs.is_installing() {
             return;
         }
         let readable = self.log.readable().index;
-        let trimmed = |kept: &&Kept| kept.next_offset <= self.first_offset || is_planted(Bug::ReleasePastTrim);
+        // A state machine needs what is not in a snapshot of its own.
+        let own = if self.config.state_machine { self.reports.own().snapshot } else { u64::MAX };
+        let limit = self.first_offset.min(if is_planted(Bug::ReleasePastState) { u64::MAX } else { own });
+        let trimmed = |kept: &&Kept| kept.next_offset <= limit || is_planted(Bug::ReleasePastTrim);
         let found = self.checkpoints.kept.iter().rev().find(|kept| trimmed(kept) && kept.index <= readable);
         let Some(at) = found.copied().filter(|kept| kept.index > self.checkpoints.released) else { return };
         self.checkpoints.released = at.index;
@@ -272,7 +287,7 @@ mod tests {
         bytes.push(0);
         assert!(State::decode(&bytes).is_err());
         bytes.pop();
-        bytes[0] = 2;
-        assert!(State::decode(&bytes).expect_err("version 2").to_string().contains("newer"));
+        bytes[0] = 3;
+        assert!(State::decode(&bytes).expect_err("version 3").to_string().contains("newer"));
     }
 }

@@ -6,6 +6,7 @@ use graven_frame::Frame;
 use graven_raft::{AppendHead, HardState, LogId, Message, NodeId, Role, Term, Tick};
 use graven_snapshot::Checkpoint;
 
+use super::names::Picture;
 use super::sessions::Placed;
 use crate::members::change::ChangeRefused;
 
@@ -47,6 +48,15 @@ pub enum Effect {
     Load(Load),
     /// Fetch a checkpoint from a peer; report [`super::Replica::fetched`], whatever becomes of it.
     Fetch(Fetch),
+    /// Fetch the file of an application's snapshot from any peer; report [`super::Replica::picture_fetched`], whatever becomes of it.
+    FetchPicture {
+        /// Its name.
+        name: String,
+        /// Which one.
+        picture: Picture,
+    },
+    /// Remove the file of a snapshot that the log no longer names.
+    ForgetPicture(u64),
     /// Answer a request.
     Answer {
         /// Which.
@@ -145,6 +155,15 @@ pub enum Answer {
         /// The first offset now.
         first_offset: u64,
     },
+    /// A majority of the voters holds the snapshot, and its name means it.
+    SnapshotNamed {
+        /// Its offset.
+        offset: u64,
+    },
+    /// The name stands for nothing any more, and that is committed.
+    SnapshotDropped,
+    /// A snapshot may come.
+    Welcome,
 }
 
 /// A request that was not carried out, or may not have been.
@@ -169,6 +188,41 @@ pub enum Rejection {
     TrimBeyond {
         /// Where the next record lands.
         next_offset: u64,
+    },
+    /// Refused: those records are what follows a named snapshot.
+    NeededBySnapshot {
+        /// Its name.
+        name: String,
+        /// Its offset.
+        offset: u64,
+    },
+    /// Refused: that offset is not committed yet.
+    Beyond {
+        /// Where the next record lands.
+        next_offset: u64,
+    },
+    /// Refused: records behind that offset are trimmed, so nobody could go on from the snapshot.
+    TrimmedAway {
+        /// The first offset.
+        first_offset: u64,
+    },
+    /// Refused: the name's snapshot is of a later offset.
+    OlderSnapshot {
+        /// That offset.
+        current: u64,
+    },
+    /// Refused: another snapshot of that name is being taken in.
+    SnapshotComing,
+    /// Refused: there are as many names, or uploads, as there may be.
+    TooManySnapshots,
+    /// Did not happen: a later snapshot of the name, or its end, came first.
+    SnapshotReplaced,
+    /// Refused: no snapshot has that name.
+    NoSuchSnapshot,
+    /// Refused: not all nodes of the cluster understand it yet.
+    Level {
+        /// The feature level that is needed.
+        needed: u32,
     },
     /// Refused: a higher fencing token has been used.
     Fenced {

@@ -75,7 +75,10 @@ impl Replica {
     /// Offers checkpoints to whoever waits for one and was not offered it lately.
     pub(super) fn make_offers(&mut self, now: Tick) {
         let base = self.core.base().index.0;
-        let kept = self.checkpoints.kept.iter().find(|kept| kept.index >= base).copied();
+        let mut kept = self.checkpoints.kept.iter().find(|kept| kept.index >= base).copied();
+        if is_planted(Bug::NewestOffered) {
+            kept = self.checkpoints.kept.last().copied();
+        }
         let due: Vec<NodeId> = self.installs.offers.iter().filter(|(_, at)| **at <= now).map(|(to, _)| *to).collect();
         for to in due {
             // None yet: one that is on its way to the disk comes.
@@ -141,10 +144,13 @@ impl Replica {
             if !is_planted(Bug::InstallKeepsSessions) {
                 self.sessions = state.sessions;
             }
-            self.tables = state.tables;
+            self.tables.replace(state.tables);
+            self.doubt_pictures();
             self.stash.clear();
             self.first_offset = self.first_offset.max(state.first_offset).max(mark.next_offset);
-            self.members = vec![(state.members_index, state.members)];
+            if !is_planted(Bug::InstallKeepsMembers) {
+                self.members = vec![(state.members_index, state.members)];
+            }
             self.members_version += 1;
             self.durable = mark.index;
             self.committed = mark.index;

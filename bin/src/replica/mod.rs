@@ -23,6 +23,7 @@ mod install;
 mod intake;
 pub mod log;
 mod membership;
+pub mod names;
 #[doc(hidden)]
 pub mod planted;
 mod received;
@@ -31,6 +32,7 @@ mod report;
 pub mod restore;
 mod room;
 pub mod sessions;
+pub mod snapshots;
 mod status;
 mod tables;
 mod trim;
@@ -59,6 +61,7 @@ use received::Refused;
 use recovering::Recovering;
 use report::Reports;
 use sessions::Sessions;
+use snapshots::Pictures;
 #[doc(hidden)]
 pub use status::Footprint;
 use tables::Tables;
@@ -104,6 +107,10 @@ pub struct Restored {
     pub checkpoint: Option<Checkpoint>,
     /// All that are durable, oldest first.
     pub kept: Vec<Kept>,
+    /// The pictures of applications whose files are durable, by their ids.
+    pub pictures: Vec<u64>,
+    /// The offset up to which the newest durable snapshot of this node's own state machine goes; 0 without one.
+    pub state_offset: u64,
 }
 
 /// See the module's documentation.
@@ -115,6 +122,7 @@ pub struct Replica {
     first_offset: u64,
     tables: Tables,
     reports: Reports,
+    pictures: Pictures,
     checkpoints: Checkpoints,
     installs: Installs,
     recovering: Option<Recovering>,
@@ -223,6 +231,7 @@ impl Replica {
         }
         let commit = log.readable().index;
         first_offset = first_offset.max(restored.base.next_offset).max(tables.trims.pass(commit).unwrap_or(0));
+        tables.pass(commit);
         sessions.commit(commit);
         forget_older(&mut members, commit);
         // A state machine is given everything from the first entry on.
@@ -239,7 +248,8 @@ impl Replica {
             applied,
             first_offset,
             tables,
-            reports: Reports::default(),
+            reports: Reports::found(&restored.pictures, restored.state_offset),
+            pictures: Pictures::found(restored.pictures.iter().copied()),
             checkpoints,
             installs: Installs::default(),
             recovering,
@@ -292,7 +302,8 @@ impl Replica {
     /// When [`Replica::tick`] must be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        let own = [self.changing.deadline(), self.installs.deadline(), self.report_deadline()];
+        let own =
+            [self.changing.deadline(), self.installs.deadline(), self.report_deadline(), self.pictures.deadline()];
         self.core.next_deadline().into_iter().chain(own.into_iter().flatten()).min()
     }
 
@@ -488,7 +499,12 @@ impl Replica {
                 self.on_output(now, output);
             }
             self.maybe_begin_change(now);
-            if !self.propose_waiting(now) && !self.maybe_leave_joint(now) && !self.maybe_raise_level(now) {
+            let proposed = self.propose_waiting(now)
+                || self.maybe_leave_joint(now)
+                || self.maybe_raise_level(now)
+                || self.maybe_commit_picture(now)
+                || self.maybe_trim_behind_states(now);
+            if !proposed {
                 break;
             }
         }
@@ -541,6 +557,7 @@ impl Replica {
         if role != Role::Leader {
             let rejection = Rejection::LostLeadership { leader };
             self.give_up_change(leader, &rejection);
+            self.give_up_uploads(&rejection);
             if !is_planted(Bug::AcksSurviveDeposition) {
                 self.acks.deposed(&rejection, &mut self.ready);
             }
@@ -715,6 +732,8 @@ impl Replica {
         // Not at the commit, which may be ahead: a checkpoint of what is readable here needs the table as it was there.
         self.sessions.commit(self.log.readable().index);
         self.advance_first_offset();
+        self.tables.pass(self.log.readable().index);
+        self.maybe_fetch_pictures(now.tick);
         self.maybe_checkpoint();
         self.maybe_release(now.tick);
         let at = self.log.readable();

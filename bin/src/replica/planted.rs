@@ -54,6 +54,26 @@ pub enum Bug {
     InstallKeepsSessions,
     /// The log is reset to an offered checkpoint that is not durable.
     InstallUnsaved,
+    /// What stands in the log about names, uncommitted, is not looked at.
+    NamesJudgedLate,
+    /// A trim goes past the offset of a named snapshot.
+    TrimPastSnapshot,
+    /// The file of a snapshot goes when the log says so, committed or not.
+    PictureGoneEarly,
+    /// The names are not in a checkpoint.
+    NamesForgotten,
+    /// An installed checkpoint leaves the members as they were.
+    InstallKeepsMembers,
+    /// Whoever is behind the beginning is offered the newest checkpoint, trimmed up to there or not.
+    NewestOffered,
+    /// The log goes on behind an installed checkpoint as it was.
+    InstallKeepsLog,
+    /// A snapshot is committed that only the leader holds.
+    PictureUnspread,
+    /// The log is trimmed to what one node has in a snapshot of its state.
+    TrimBeforeMajority,
+    /// The log is let go of past the node's own snapshot of its state.
+    ReleasePastState,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }

@@ -39,6 +39,12 @@ pub(super) struct Reports {
 }
 
 impl Reports {
+    /// What a start found.
+    pub(super) fn found(held: &[u64], snapshot: u64) -> Reports {
+        let own = Report { wall_ms: 0, snapshot, held: held.to_vec() };
+        Reports { own, ..Reports::default() }
+    }
+
     /// Changes what this node says of its snapshots.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Report)) {
         let before = self.own.clone();

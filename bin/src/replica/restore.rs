@@ -174,6 +174,8 @@ impl Restored {
             last_index: recovered.last_index,
             checkpoint,
             kept,
+            pictures: Vec::new(),
+            state_offset: 0,
         }
     }
 

@@ -9,37 +9,57 @@
 use graven_frame::{Frame, FrameError};
 
 use super::checkpoint::Fields;
+use super::names::{Names, Word};
+use super::planted::{Bug, is_planted};
 use super::trim::{Trims, trim_of};
 
 /// A table's bytes in a checkpoint, under its tag.
 type Section = (u32, Vec<u8>);
 
+/// Snapshots with names.
+const NAMES: u32 = 2;
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     pub(super) trims: Trims,
+    pub(super) names: Names,
 }
 
 impl Tables {
     /// Whether the frame is a control entry that these tables can read: what they cannot is never stored.
     pub(super) fn check(frame: &Frame) -> Result<(), FrameError> {
         trim_of(frame)?;
+        Word::of(frame)?;
         Ok(())
     }
 
     /// Takes in a frame that is in the log now.
     pub(super) fn note(&mut self, frame: &Frame) -> Result<(), FrameError> {
         self.trims.note(frame)?;
-        Ok(())
+        self.names.note(frame)
     }
 
     /// Everything from `index` on is gone from the log.
     pub(super) fn truncate(&mut self, index: u64) {
         self.trims.truncate(index);
+        self.names.truncate(index);
+    }
+
+    /// Entries up to `index` may be seen. Trims are passed by whoever moves the first offset.
+    pub(super) fn pass(&mut self, index: u64) {
+        self.names.pass(index);
+    }
+
+    /// A checkpoint takes the place of everything before it.
+    pub(super) fn replace(&mut self, by: Tables) {
+        let names = self.names.replaced(by.names);
+        *self = Tables { names, ..by };
     }
 
     fn sections(&self) -> Vec<Section> {
-        Vec::new()
+        let names = self.names.encode().filter(|_| !is_planted(Bug::NamesForgotten)).map(|bytes| (NAMES, bytes));
+        names.into_iter().collect()
     }
 
     /// Puts what readers may see behind the other state of a checkpoint. Returns whether there was any.
@@ -59,17 +79,21 @@ impl Tables {
 
     /// Reads what [`Tables::encode`] wrote; `None` when it contradicts itself or has a table that this version does not know.
     pub(super) fn decode(from: &mut Fields<'_>) -> Option<Tables> {
-        let tables = Tables::default();
+        let mut tables = Tables::default();
         let mut before = 0;
         for _ in 0..from.u32()? {
             let (tag, len) = (from.u32()?, from.u32()?);
-            let _bytes = from.bytes(usize::try_from(len).ok()?)?;
+            let mut table = Fields::new(from.bytes(usize::try_from(len).ok()?)?);
             if tag <= before {
                 return None;
             }
             before = tag;
             match tag {
+                NAMES => tables.names = Names::decode(&mut table)?,
                 _ => return None,
+            }
+            if !table.rest().is_empty() {
+                return None;
             }
         }
         Some(tables)

@@ -49,7 +49,7 @@ impl Trims {
     }
 
     /// The highest first offset that is on its way.
-    fn highest(&self) -> u64 {
+    pub(super) fn highest(&self) -> u64 {
         self.0.iter().map(|(_, offset)| *offset).max().unwrap_or(0)
     }
 }
@@ -81,21 +81,23 @@ impl Replica {
         if before > last.next_offset {
             let rejection = Rejection::TrimBeyond { next_offset: last.next_offset };
             self.hold(now, last.index, vec![(request, Err(rejection))]);
+        } else if let Some((name, offset)) = self.needed_by_snapshot().filter(|(_, offset)| before > *offset) {
+            let rejection = Rejection::NeededBySnapshot { name, offset };
+            self.hold(now, last.index, vec![(request, Err(rejection))]);
         } else if before <= first_offset {
             self.hold(now, last.index, vec![(request, Ok(Answer::Trimmed { first_offset }))]);
         } else {
-            match self.propose_control(now, Kind::Trim, body_of(before), None) {
+            match self.propose_trim(now, before) {
                 Ok(index) => self.acks.on_commit(index, request, Answer::Trimmed { first_offset: before }),
-                Err(error) => {
-                    let rejection = match error {
-                        ProposeError::Transferring { .. } => Rejection::Transferring,
-                        _ => Rejection::NotLeader { leader: self.core.leader() },
-                    };
-                    self.answer(request, Err(rejection));
-                }
+                Err(error) => self.answer(request, Err(self.not_proposed(&error))),
             }
         }
         self.settle(now);
+    }
+
+    /// Puts a trim into the log. Whether it may be is the caller's to say.
+    pub(super) fn propose_trim(&mut self, now: Now, before: u64) -> Result<u64, ProposeError> {
+        self.propose_control(now, Kind::Trim, body_of(before), None)
     }
 
     /// Moves the first offset behind what trims that readers may see by now took away.

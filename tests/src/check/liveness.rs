@@ -19,6 +19,8 @@ pub struct Left {
     pub leaderless: bool,
     /// Whether a change of voters is under way.
     pub changing: bool,
+    /// Nodes that do not have exactly the snapshots that have a name.
+    pub pictures: Vec<u64>,
 }
 
 impl Left {

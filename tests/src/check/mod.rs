@@ -17,6 +17,7 @@
 //! | P10: a refusal tells the truth about the committed log | [`refusals`] |
 //! | P11: memory stays within its bounds | [`bounds`] |
 //! | P2, P4: the log begins where committed trims say, and no file goes before | [`trims`] |
+//! | P1, P2: a named snapshot is on a majority, and no trim takes what it goes on with | [`names`] |
 //! | consecutive memberships' quorums meet; one change at a time | [`membership`] |
 //! | a divergent tail is repaired in as many refusals as it has terms, and one | [`repair`] |
 //! | records never take the segment that is kept for votes and control entries | [`reserve`] |
@@ -33,6 +34,7 @@ pub mod linearizability;
 pub mod liveness;
 pub mod matching;
 pub mod membership;
+pub mod names;
 pub mod offsets;
 pub mod once;
 pub mod reads;
@@ -91,6 +93,9 @@ pub struct Checkers {
     changes: membership::Changes,
     repair: repair::Repair,
     trims: trims::Trims,
+    /// Snapshots with names.
+    pub names: names::Names,
+    voters: u64,
     /// Membership changes that were committed.
     pub membership_changes: u64,
 }
@@ -117,6 +122,8 @@ impl Checkers {
             changes: membership::Changes::new(nodes),
             repair: repair::Repair::default(),
             trims: trims::Trims::default(),
+            names: names::Names::default(),
+            voters: nodes,
             membership_changes: 0,
         }
     }
@@ -284,6 +291,7 @@ impl Checkers {
             self.once.committed(frame, &mut self.history)?;
             self.refusals.committed(frame);
             self.trims.committed(frame)?;
+            self.names.committed(frame, self.voters)?;
             self.membership_changes += u64::from(index > 1 && frame.header().kind == Kind::Membership);
         }
         let last = &log[news.end as usize - 2];
