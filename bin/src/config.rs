@@ -34,6 +34,8 @@ pub struct NodeConfig {
     pub wal: WalSection,
     /// Bounds on what clients may do.
     pub limits: Limits,
+    /// How snapshots travel between nodes.
+    pub snapshot: SnapshotSection,
     /// When old records are trimmed by themselves.
     pub retention: Retention,
     /// What is logged to stderr, and how.
@@ -108,6 +110,14 @@ pub enum SyncMode {
     Direct,
     /// Not at all: a power failure loses acknowledged records. Needs `unsafe_no_sync = true` beside it.
     None,
+}
+
+/// `[snapshot]`: how snapshots travel between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotSection {
+    /// Bytes a second at most in which this node fetches snapshots from others; 0 sets no bound.
+    pub transfer_rate: u64,
 }
 
 /// `[limits]`: bounds on what clients may do.
@@ -240,6 +250,7 @@ impl NodeConfig {
                 queue_bytes: clamp_usize(raw.limits.queue_bytes.0),
                 connections: raw.limits.connections,
             },
+            snapshot: SnapshotSection { transfer_rate: raw.snapshot.transfer_rate.0 },
             retention: Retention { bytes: raw.retention.bytes.map(|b| b.0), age: raw.retention.age.map(|a| a.0) },
             log: LogSection { level: raw.log.level, format: raw.log.format },
             feature_level: graven_net::protocol::FEATURE_LEVEL,
@@ -393,6 +404,8 @@ struct RawConfig {
     #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
+    snapshot: RawSnapshot,
+    #[serde(default)]
     retention: RawRetention,
     #[serde(default)]
     log: RawLog,
@@ -451,6 +464,21 @@ impl Default for RawWal {
             unsafe_no_sync: false,
             scrub_bytes_per_second: Size(32 << 20),
         }
+    }
+}
+
+/// What a network of 1 Gbit/s carries, and a small part of what disks and faster networks do: a transfer takes its time and is not noticed.
+const TRANSFER_RATE: u64 = 100 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSnapshot {
+    transfer_rate: Size,
+}
+
+impl Default for RawSnapshot {
+    fn default() -> RawSnapshot {
+        RawSnapshot { transfer_rate: Size(TRANSFER_RATE) }
     }
 }
 

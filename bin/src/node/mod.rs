@@ -18,6 +18,8 @@ mod pictures;
 mod protocol;
 mod scrub;
 mod service;
+mod snapshot_fetch;
+mod snapshot_source;
 
 pub use counters::{Counter, Counters};
 pub use embed::{ApplyError, ClientError, LocalStream, Node, NodeError, Offset, Proposal, StateMachine, WriteSnapshot};
