@@ -34,10 +34,10 @@ pub struct NodeConfig {
     pub wal: WalSection,
     /// Bounds on what clients may do.
     pub limits: Limits,
-    /// How snapshots travel between nodes.
-    pub snapshot: SnapshotSection,
     /// When old records are trimmed by themselves.
     pub retention: Retention,
+    /// When a state machine is saved.
+    pub snapshot: SnapshotSection,
     /// What is logged to stderr, and how.
     pub log: LogSection,
     /// The highest cluster feature level this node takes part in: that of this software. No setting of the file; a program
@@ -112,14 +112,6 @@ pub enum SyncMode {
     None,
 }
 
-/// `[snapshot]`: how snapshots travel between nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct SnapshotSection {
-    /// Bytes a second at most in which this node fetches snapshots from others; 0 sets no bound.
-    pub transfer_rate: u64,
-}
-
 /// `[limits]`: bounds on what clients may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -139,6 +131,19 @@ pub struct Retention {
     pub bytes: Option<u64>,
     /// Keep records at most about this long.
     pub age: Option<Duration>,
+}
+
+/// `[snapshot]`: when an embedded state machine is saved, whatever comes first, and how snapshots travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotSection {
+    /// After so many bytes of log, from 64K.
+    pub bytes: u64,
+    /// After so many entries, when set.
+    pub entries: Option<u64>,
+    /// After so long, when set and there was an entry.
+    pub age: Option<Duration>,
+    /// Bytes a second at most in which this node fetches snapshots from others; 0 sets no bound.
+    pub transfer_rate: u64,
 }
 
 /// `[log]`: what is logged to stderr.
@@ -250,8 +255,13 @@ impl NodeConfig {
                 queue_bytes: clamp_usize(raw.limits.queue_bytes.0),
                 connections: raw.limits.connections,
             },
-            snapshot: SnapshotSection { transfer_rate: raw.snapshot.transfer_rate.0 },
             retention: Retention { bytes: raw.retention.bytes.map(|b| b.0), age: raw.retention.age.map(|a| a.0) },
+            snapshot: SnapshotSection {
+                bytes: raw.snapshot.bytes.0,
+                entries: raw.snapshot.entries,
+                age: raw.snapshot.age.map(|age| age.0),
+                transfer_rate: raw.snapshot.transfer_rate.0,
+            },
             log: LogSection { level: raw.log.level, format: raw.log.format },
             feature_level: graven_net::protocol::FEATURE_LEVEL,
         };
@@ -300,6 +310,13 @@ impl NodeConfig {
             ));
         }
         range("limits.connections", self.limits.connections as u64, 1, 65_536, plain)?;
+        range("snapshot.bytes", self.snapshot.bytes, 64 << 10, u64::MAX >> 1, show_size)?;
+        if let Some(entries) = self.snapshot.entries {
+            range("snapshot.entries", entries, 1, u64::MAX, plain)?;
+        }
+        if let Some(age) = self.snapshot.age {
+            range("snapshot.age", age.as_secs(), 1, 365 * 86_400, |s| format!("{s}s"))?;
+        }
         if let Some(bytes) = self.retention.bytes {
             range("retention.bytes", bytes, 1 << 20, u64::MAX >> 1, show_size)?;
         }
@@ -404,9 +421,9 @@ struct RawConfig {
     #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
-    snapshot: RawSnapshot,
-    #[serde(default)]
     retention: RawRetention,
+    #[serde(default)]
+    snapshot: RawSnapshot,
     #[serde(default)]
     log: RawLog,
 }
@@ -472,18 +489,6 @@ const TRANSFER_RATE: u64 = 100 << 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawSnapshot {
-    transfer_rate: Size,
-}
-
-impl Default for RawSnapshot {
-    fn default() -> RawSnapshot {
-        RawSnapshot { transfer_rate: Size(TRANSFER_RATE) }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct RawLimits {
     max_record_bytes: Size,
     queue_bytes: Size,
@@ -501,6 +506,22 @@ impl Default for RawLimits {
 struct RawRetention {
     bytes: Option<Size>,
     age: Option<Age>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSnapshot {
+    bytes: Size,
+    entries: Option<u64>,
+    age: Option<Age>,
+    transfer_rate: Size,
+}
+
+impl Default for RawSnapshot {
+    fn default() -> RawSnapshot {
+        // Four segments: a restart applies at most so much again, and a state of a gigabyte is written once for each of them.
+        RawSnapshot { bytes: Size(256 << 20), entries: None, age: None, transfer_rate: Size(TRANSFER_RATE) }
+    }
 }
 
 #[derive(Deserialize)]

@@ -64,8 +64,11 @@ pub struct Profile {
     pub trim_us: u64,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
-    /// Whether every node has a state machine whose snapshots are all that trims the log.
-    pub states: bool,
+    /// Pause between moves of cursors and looks at them.
+    pub cursor_us: u64,
+    /// Records after which a node's state machine is saved, which is all that trims the log then; 0: nodes have none, or one that is never
+    /// saved.
+    pub states: u64,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
     pub depose: u64,
     /// How much clocks may be fast or slow.
@@ -103,7 +106,8 @@ impl Profile {
         member_us: 0,
         trim_us: 0,
         picture_us: 0,
-        states: false,
+        cursor_us: 0,
+        states: 0,
         depose: 0,
         drift: 10,
         client_loss: 0,
@@ -274,8 +278,16 @@ impl Profile {
     pub const STATES: Profile = Profile {
         name: "states",
         trim_us: 0,
-        states: true,
+        states: 12,
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::STATES],
+        ..Profile::TRIMS
+    };
+    /// Consumers keep their place in the log, which is trimmed under their feet.
+    pub const CURSORS: Profile = Profile {
+        name: "cursors",
+        cursor_us: 10_000,
+        depose: 150,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::CURSORS],
         ..Profile::TRIMS
     };
     /// Everything at once.
@@ -296,7 +308,8 @@ impl Profile {
         member_us: 0,
         trim_us: 1_000_000,
         picture_us: 1_000_000,
-        states: false,
+        cursor_us: 0,
+        states: 0,
         depose: 150,
         drift: 50,
         client_loss: 20,
@@ -322,7 +335,7 @@ impl Profile {
         ],
     };
     /// All of them.
-    pub const ALL: [Profile; 15] = [
+    pub const ALL: [Profile; 16] = [
         Profile::CHAOS,
         Profile::MEMBERS,
         Profile::CRASHES,
@@ -338,6 +351,7 @@ impl Profile {
         Profile::TRIMS,
         Profile::SNAPSHOTS,
         Profile::STATES,
+        Profile::CURSORS,
     ];
 
     /// The profile of this name.
@@ -356,10 +370,16 @@ impl Profile {
         sum.unmoved(ALWAYS).or_else(|| sum.unmoved(self.promises))
     }
 
-    /// The profile a seed runs under when none is asked for: they take turns, chaos twice as often.
+    /// The profile a seed runs under when none is asked for: they take turns, chaos twice as often; trims and cursors, which are trims with
+    /// cursors, share theirs.
     #[must_use]
     pub fn of_seed(seed: u64) -> Profile {
-        let turn = (seed % (Profile::ALL.len() as u64 + 1)) as usize;
-        Profile::ALL.get(turn).copied().unwrap_or(Profile::CHAOS)
+        let turns = Profile::ALL.len() as u64;
+        let (round, turn) = (seed / turns, (seed % turns) as usize);
+        match Profile::ALL[turn] {
+            profile if profile.name == Profile::CURSORS.name => Profile::CHAOS,
+            profile if profile.name == Profile::TRIMS.name && round % 2 == 1 => Profile::CURSORS,
+            profile => profile,
+        }
     }
 }

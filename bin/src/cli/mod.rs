@@ -17,6 +17,7 @@ mod append;
 mod bench;
 mod certs;
 mod context;
+mod cursor;
 mod dev;
 mod doctor;
 mod error;
@@ -90,6 +91,8 @@ enum Command {
     Transfer(status::TransferArgs),
     /// Let go of all records before an offset
     Trim(trim::TrimArgs),
+    /// Show and move named cursors: where consumers stand in the log
+    Cursor(cursor::CursorArgs),
     /// Show and change who belongs to the cluster
     Member(member::MemberArgs),
     /// Make a new cluster from the survivor of a lost majority
@@ -146,6 +149,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Doctor(args) => doctor::run(&args, &global),
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
         Command::Trim(args) => trim::run(&args, &global).map(|()| 0),
+        Command::Cursor(args) => cursor::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),
         Command::Recover(args) => recover::run(&args, &global).map(|()| 0),
         Command::Certs(args) => certs::run(&args, &global).map(|()| 0),

@@ -8,8 +8,10 @@ use graven_net::server::{AppendReply, MemberChange};
 use graven_snapshot::Checkpoint;
 use tokio::sync::{Notify, oneshot};
 
+use crate::replica::cursors::Move;
 use crate::replica::names::Picture;
 use crate::replica::sessions::Placed;
+use crate::replica::snapshots::StatesKept;
 use crate::replica::{Answer, Rejection};
 
 /// Inputs that may wait for the protocol thread. Appends are bounded by bytes before they get here; this bounds their
@@ -31,6 +33,12 @@ pub(super) enum Input {
     ChangeMembers(MemberChange, Reply),
     /// Records before this offset should go.
     Trim(u64, Reply),
+    /// A cursor should move.
+    MoveCursor(Move, Reply),
+    /// Where the cursor of this name stands here.
+    Cursor(String, oneshot::Sender<Option<u64>>),
+    /// The first so many cursors behind this name.
+    Cursors(String, usize, oneshot::Sender<Vec<(String, u64)>>),
     /// Whether a snapshot of this name and offset may be sent: asked before its bytes are.
     MayOffer(String, u64, Reply),
     /// The file of a snapshot with this name is durable here.
@@ -41,8 +49,8 @@ pub(super) enum Input {
     PictureFetched(u64, bool),
     /// The file of a snapshot is gone or damaged.
     PictureLost(u64),
-    /// A snapshot of this node's state machine is durable up to this offset.
-    StateSaved(u64),
+    /// These snapshots of this node's state machine are durable.
+    StatesKept(StatesKept),
     /// A checkpoint was fetched, or could not be.
     Fetched(u64, Option<Box<Checkpoint>>),
     /// The state machine has applied up to this index.
@@ -72,6 +80,16 @@ pub(super) enum Who {
     Client(AppendReply),
     /// The program that embeds this node. Its answer goes through the thread of the state machine.
     Embedded(Box<dyn Waiting>),
+}
+
+impl Who {
+    /// Whose turn it takes.
+    pub(super) fn client(&self) -> u64 {
+        match self {
+            Who::Client(reply) => reply.client(),
+            Who::Embedded(_) => 0,
+        }
+    }
 }
 
 /// Somebody in this process who waits for an append.

@@ -240,8 +240,9 @@ impl Protocol {
         for input in inputs.drain(..) {
             match input {
                 Input::Append(group, waiter) => {
+                    let client = waiter.who.client();
                     let request = self.register(Waiting::Append(waiter));
-                    self.replica.append(request, group);
+                    self.replica.append_of(client, request, group);
                 }
                 Input::OpenSession(reply) => {
                     let request = self.register(Waiting::Other(reply));
@@ -263,6 +264,16 @@ impl Protocol {
                     let request = self.register(Waiting::Other(reply));
                     self.replica.trim(now, request, before);
                 }
+                Input::MoveCursor(wanted, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.move_cursor(now, request, wanted);
+                }
+                // Whoever asked may have gone away.
+                Input::Cursor(name, reply) => drop(reply.send(self.replica.cursor(&name))),
+                Input::Cursors(after, count, reply) => {
+                    let found = self.replica.cursors_after(&after).take(count);
+                    let _ = reply.send(found.map(|(name, offset)| (name.to_owned(), offset)).collect());
+                }
                 Input::MayOffer(name, offset, reply) => {
                     // Whoever asked may have gone away.
                     let _ = reply.send(self.replica.may_offer(&name, offset).map(|()| Answer::Welcome));
@@ -277,7 +288,7 @@ impl Protocol {
                 }
                 Input::PictureFetched(id, fetched) => self.replica.picture_fetched(now, id, fetched),
                 Input::PictureLost(id) => self.replica.picture_lost(now, id),
-                Input::StateSaved(offset) => self.replica.state_saved(now, offset),
+                Input::StatesKept(kept) => self.replica.states_kept(now, kept),
                 Input::Fetched(token, checkpoint) => self.replica.fetched(now, token, checkpoint.map(|it| *it)),
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),

@@ -40,6 +40,8 @@ pub struct Footprint {
     pub undo: usize,
     /// Followers that are offered a checkpoint.
     pub offers: usize,
+    /// Words about named snapshots that readers do not see yet, uploads that wait, and files to be fetched.
+    pub names: usize,
 }
 
 impl Replica {
@@ -148,7 +150,7 @@ impl Replica {
         let (ring_bytes, tail_bytes, marks) = self.log.footprint();
         let (sessions, results, undo) = self.sessions.footprint();
         Footprint {
-            intake: self.intake.len(),
+            intake: self.intake.len() + self.moves.len(),
             waiting: self.acks.waiting(),
             jobs: self.jobs.len(),
             held: self.held.len(),
@@ -163,6 +165,7 @@ impl Replica {
             results,
             undo,
             offers: self.installs.offers(),
+            names: self.tables.names.ahead() + self.pictures.waiting(),
         }
     }
 

@@ -168,6 +168,35 @@ pub enum Request {
     },
     /// The first damage in the node's log, of one that reports itself `recovering` or `damaged`.
     Damage,
+    /// Where a cursor stands. Linearizable.
+    Cursor {
+        /// Its name.
+        name: String,
+    },
+    /// The cursors whose names come behind this one, some hundred of them at most. Linearizable.
+    Cursors {
+        /// A name, or nothing.
+        after: String,
+    },
+    /// Moves a cursor forward, or leaves it where it is; at the leader only. Answered when that is committed. Safe to repeat.
+    AdvanceCursor {
+        /// Its name: 1 to 64 letters, digits, `.`, `_` and `-`, the first of them no dot and no dash.
+        name: String,
+        /// The record that is wanted next.
+        offset: u64,
+    },
+    /// Puts a cursor anywhere in the log; at the leader only. Answered when that is committed.
+    SetCursor {
+        /// Its name.
+        name: String,
+        /// The record that is wanted next.
+        offset: u64,
+    },
+    /// Takes a cursor away; at the leader only. Answered when that is committed.
+    DropCursor {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -204,6 +233,23 @@ pub enum Response {
     },
     /// To [`Request::Damage`].
     Damage(Option<DamagedRange>),
+    /// To [`Request::Cursor`], [`Request::AdvanceCursor`] and [`Request::SetCursor`].
+    Cursor {
+        /// Where it stands, if it is there.
+        offset: Option<u64>,
+    },
+    /// To [`Request::Cursors`].
+    Cursors {
+        /// Names and offsets, by name, ascending.
+        cursors: Vec<(String, u64)>,
+        /// Whether there are more behind the last of them.
+        more: bool,
+    },
+    /// To [`Request::DropCursor`].
+    CursorDropped {
+        /// Where it stood, if it was there.
+        offset: Option<u64>,
+    },
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -221,9 +267,9 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters, health, members, damage | read |
+/// | subscribe, status, bounds, counters, health, members, damage, see and advance cursors | read |
 /// | open a session, append | append |
-/// | transfer, change members, trim | admin |
+/// | transfer, change members, trim, set and drop cursors | admin |
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
@@ -234,9 +280,19 @@ pub fn role_needed(action: Action<'_>) -> Role {
             | Request::NodeStats
             | Request::NodeHealth
             | Request::Members
-            | Request::Damage,
+            | Request::Damage
+            | Request::Cursor { .. }
+            | Request::Cursors { .. }
+            // Whoever may follow the log may keep its place in it.
+            | Request::AdvanceCursor { .. },
         ) => Role::Read,
         Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
-        Action::Unary(Request::Transfer { .. } | Request::ChangeMembers(_) | Request::Trim { .. }) => Role::Admin,
+        Action::Unary(
+            Request::Transfer { .. }
+            | Request::ChangeMembers(_)
+            | Request::Trim { .. }
+            | Request::SetCursor { .. }
+            | Request::DropCursor { .. },
+        ) => Role::Admin,
     }
 }
