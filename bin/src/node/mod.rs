@@ -21,6 +21,8 @@ mod pictures;
 mod protocol;
 mod scrub;
 mod service;
+mod snapshot_fetch;
+mod snapshot_source;
 mod states;
 
 pub use counters::{Counter, Counters};

@@ -12,7 +12,7 @@ use crate::clock::WALL_START_MS;
 /// Bytes that are kept in simulated clusters.
 const KEEP_BYTES: u64 = 48 << 10;
 /// What a log keeps beside its entries (terms, votes, what was superseded) counts as well after a restart: small here, and more in small segments.
-const BESIDE_BYTES: u64 = KEEP_BYTES / 8;
+const BESIDE_BYTES: u64 = KEEP_BYTES / 4;
 /// How long records are kept.
 const KEEP_MS: u64 = 6_000;
 /// How much too old a record may look: clocks that are in step are up to a second off, for stamps and for trims.
