@@ -36,6 +36,8 @@ pub struct NodeConfig {
     pub limits: Limits,
     /// When old records are trimmed by themselves.
     pub retention: Retention,
+    /// When a state machine is saved.
+    pub snapshot: SnapshotSection,
     /// What is logged to stderr, and how.
     pub log: LogSection,
     /// The highest cluster feature level this node takes part in: that of this software. No setting of the file; a program
@@ -128,6 +130,17 @@ pub struct Retention {
     /// Keep at most about this many bytes of log.
     pub bytes: Option<u64>,
     /// Keep records at most about this long.
+    pub age: Option<Duration>,
+}
+
+/// `[snapshot]`: when an embedded state machine is saved. Whatever comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotSection {
+    /// After so many bytes of log, from 64K.
+    pub bytes: u64,
+    /// After so many entries, when set.
+    pub entries: Option<u64>,
+    /// After so long, when set and there was an entry.
     pub age: Option<Duration>,
 }
 
@@ -241,6 +254,11 @@ impl NodeConfig {
                 connections: raw.limits.connections,
             },
             retention: Retention { bytes: raw.retention.bytes.map(|b| b.0), age: raw.retention.age.map(|a| a.0) },
+            snapshot: SnapshotSection {
+                bytes: raw.snapshot.bytes.0,
+                entries: raw.snapshot.entries,
+                age: raw.snapshot.age.map(|age| age.0),
+            },
             log: LogSection { level: raw.log.level, format: raw.log.format },
             feature_level: graven_net::protocol::FEATURE_LEVEL,
         };
@@ -289,6 +307,13 @@ impl NodeConfig {
             ));
         }
         range("limits.connections", self.limits.connections as u64, 1, 65_536, plain)?;
+        range("snapshot.bytes", self.snapshot.bytes, 64 << 10, u64::MAX >> 1, show_size)?;
+        if let Some(entries) = self.snapshot.entries {
+            range("snapshot.entries", entries, 1, u64::MAX, plain)?;
+        }
+        if let Some(age) = self.snapshot.age {
+            range("snapshot.age", age.as_secs(), 1, 365 * 86_400, |s| format!("{s}s"))?;
+        }
         if let Some(bytes) = self.retention.bytes {
             range("retention.bytes", bytes, 1 << 20, u64::MAX >> 1, show_size)?;
         }
@@ -395,6 +420,8 @@ struct RawConfig {
     #[serde(default)]
     retention: RawRetention,
     #[serde(default)]
+    snapshot: RawSnapshot,
+    #[serde(default)]
     log: RawLog,
 }
 
@@ -473,6 +500,21 @@ impl Default for RawLimits {
 struct RawRetention {
     bytes: Option<Size>,
     age: Option<Age>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSnapshot {
+    bytes: Size,
+    entries: Option<u64>,
+    age: Option<Age>,
+}
+
+impl Default for RawSnapshot {
+    fn default() -> RawSnapshot {
+        // Four segments: a restart applies at most so much again, and a state of a gigabyte is written once for each of them.
+        RawSnapshot { bytes: Size(256 << 20), entries: None, age: None }
+    }
 }
 
 #[derive(Deserialize)]

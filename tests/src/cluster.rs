@@ -220,6 +220,11 @@ impl Cluster {
         &mut self.network
     }
 
+    /// Everything that is committed, from entry 1 on.
+    pub(crate) fn checkers_log(&self) -> &[Frame] {
+        self.checkers.log()
+    }
+
     /// How many records are committed.
     #[must_use]
     pub fn committed_records(&self) -> u64 {

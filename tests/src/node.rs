@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use graven::replica::disk::{self, DiskReport};
+use graven::replica::snapshots::StatesKept;
 use graven::replica::{DiskJob, Replica, ReplicaConfig, StateError};
 use graven_frame::{Frame, FrameError};
 use graven_raft::NodeId;
@@ -49,8 +50,8 @@ pub struct Node {
     segment_bytes: u64,
     /// The named snapshots whose files are on its disk, durably.
     pub(crate) pictures: BTreeSet<u64>,
-    /// The offset up to which its state machine's state is on its disk, durably.
-    pub(crate) state_offset: u64,
+    /// The snapshots of its state machine that are on its disk, durably.
+    pub(crate) states: StatesKept,
     /// Until when the process stands still; it goes on by itself.
     pub paused_until: u64,
     /// Until when its disk finishes nothing.
@@ -116,7 +117,7 @@ impl Node {
             configure: None,
             segment_bytes,
             pictures: BTreeSet::new(),
-            state_offset: 0,
+            states: StatesKept::default(),
             paused_until: 0,
             hangs_until: 0,
         }
@@ -145,7 +146,7 @@ impl Node {
         let (mut restored, _) = graven::replica::restore::restore(&self.disk, &recovered, &reader)
             .map_err(|error| StartError::Read(error.to_string()))?;
         restored.pictures = self.pictures.iter().copied().collect();
-        restored.state_offset = self.state_offset;
+        restored.states = self.states;
         self.life += 1;
         let clock = Clock::start(rng, now_us, profile.drift);
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
@@ -156,7 +157,7 @@ impl Node {
             raft.max_append_bytes = if profile.tiny { APPEND_BYTES[0] } else { *rng.pick(&APPEND_BYTES) };
             raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
         }
-        let state_machine = rng.chance(250) || profile.states;
+        let state_machine = rng.chance(250) || profile.states > 0;
         let config = ReplicaConfig {
             raft,
             ring_bytes: RING_BYTES,

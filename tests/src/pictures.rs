@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use graven::replica::names::Picture;
+use graven::replica::snapshots::StatesKept;
 use graven::replica::{Answer, Rejection, Replica};
 
 use crate::check::names::Meaning;
@@ -121,23 +122,27 @@ impl Cluster {
         nodes.map(|node| node.id).collect()
     }
 
-    /// The state machine of `node` has applied everything below `offset`: now and then it saves what it is.
+    /// The state machine of `node` has applied everything below `offset`: every so many records it saves what it is.
     pub(crate) fn maybe_save_state(&mut self, node: u64, life: u64, offset: u64) -> Checked {
-        if !self.profile.states || !self.rng.chance(300) || offset <= self.node(node).state_offset {
+        let every = self.profile.states;
+        if every == 0 || offset < self.node(node).states.newest + every {
             return Ok(());
         }
-        self.node_mut(node).state_offset = offset;
+        let kept = StatesKept { newest: offset, oldest: self.node(node).states.newest };
+        self.node_mut(node).states = kept;
         self.stats.states += 1;
-        self.input_of(node, life, |replica, now| replica.state_saved(now, offset))
+        self.input_of(node, life, |replica, now| replica.states_kept(now, kept))
     }
 
     /// `node` let go of its log up to offset `first`: its state machine must be able to go on from a snapshot of its own.
     pub(crate) fn released_to(&self, node: u64, first: u64) -> Checked {
-        let own = self.node(node).state_offset;
-        match self.profile.states && own < first {
+        let own = self.node(node).states.oldest;
+        match self.profile.states > 0 && own < first {
             true => violated(
                 "P2",
-                format!("node {node} let go of its log up to {first}, its state machine's snapshot ends at {own}"),
+                format!(
+                    "node {node} let go of its log up to {first}, the snapshot that its state machine can fall back on ends at {own}"
+                ),
             ),
             false => Ok(()),
         }
@@ -145,24 +150,25 @@ impl Cluster {
 
     /// The log of `node` begins at offset `first`, as another node made it: its state machine is given the state of one that has it.
     pub(crate) fn begins_elsewhere(&mut self, node: u64, first: u64) -> Checked {
-        if !self.profile.states || self.node(node).state_offset >= first {
+        if self.profile.states == 0 || self.node(node).states.newest >= first {
             return Ok(());
         }
-        let best = self.nodes.iter().map(|node| node.state_offset).max().unwrap_or(0);
+        let best = self.nodes.iter().map(|node| node.states.newest).max().unwrap_or(0);
         if best < first {
             let detail = format!("the log of node {node} begins at {first}, and no node has a state beyond {best}");
             return Err(Violation { property: "P2", detail });
         }
         let place = self.node_mut(node);
-        place.state_offset = best;
+        let kept = StatesKept { newest: best, oldest: 0 };
+        place.states = kept;
         let life = place.life;
-        self.input_of(node, life, |replica, now| replica.state_saved(now, best))
+        self.input_of(node, life, |replica, now| replica.states_kept(now, kept))
     }
 
     /// A committed trim to `before`, in a run where only state machines trim: a majority must have what it takes away.
     pub(crate) fn states_reach(&self, before: u64) -> Checked {
-        let reached = self.nodes.iter().filter(|node| node.state_offset >= before).count();
-        if self.profile.states && reached * 2 <= self.nodes.len() {
+        let reached = self.nodes.iter().filter(|node| node.states.newest >= before).count();
+        if self.profile.states > 0 && reached * 2 <= self.nodes.len() {
             return violated("P2", format!("trimmed up to {before}, and {reached} nodes have a snapshot of that"));
         }
         Ok(())

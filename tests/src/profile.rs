@@ -64,8 +64,9 @@ pub struct Profile {
     pub trim_us: u64,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
-    /// Whether every node has a state machine whose snapshots are all that trims the log.
-    pub states: bool,
+    /// Records after which a node's state machine is saved, which is all that trims the log then; 0: nodes have none, or one that is never
+    /// saved.
+    pub states: u64,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
     pub depose: u64,
     /// How much clocks may be fast or slow.
@@ -103,7 +104,7 @@ impl Profile {
         member_us: 0,
         trim_us: 0,
         picture_us: 0,
-        states: false,
+        states: 0,
         depose: 0,
         drift: 10,
         client_loss: 0,
@@ -274,7 +275,7 @@ impl Profile {
     pub const STATES: Profile = Profile {
         name: "states",
         trim_us: 0,
-        states: true,
+        states: 12,
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::STATES],
         ..Profile::TRIMS
     };
@@ -296,7 +297,7 @@ impl Profile {
         member_us: 0,
         trim_us: 1_000_000,
         picture_us: 1_000_000,
-        states: false,
+        states: 0,
         depose: 150,
         drift: 50,
         client_loss: 20,

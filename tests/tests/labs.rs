@@ -1,4 +1,4 @@
-//! The Raft labs of MIT 6.5840 (once 6.824), 3A to 3C, each under its own name, with the labs' limits or tighter ones.
+//! The Raft labs of MIT 6.5840 (once 6.824), 3A to 3D, each under its own name, with the labs' limits or tighter ones.
 //!
 //! See [`graven_tests::lab`] for what the labs' words mean here.
 
@@ -17,7 +17,7 @@ const SHORT: u64 = 20;
 const LONG: u64 = 4;
 
 fn reliable(servers: u64, seeds: u64) -> Setting {
-    Setting { servers, reliable: true, pace: Pace::Default, seeds }
+    Setting { servers, reliable: true, pace: Pace::Default, states: 0, seeds }
 }
 
 fn unreliable(servers: u64, seeds: u64) -> Setting {

@@ -3,7 +3,6 @@
 //! The state machine runs on its own thread and is given committed records in order; what it answers goes to whoever
 //! proposed the record. Nothing it does holds up the protocol: a slow machine lags behind, visibly (`applied_index`).
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use super::daemon::{start_server, stop};
 use super::engine::{Engine, Fatal, Shared, StartError};
 use super::failure::failure;
 use super::input::{Input, Waiter, Waiting, Who};
+use super::machine;
 use super::service::{NodeFeed, read_index};
 use crate::config::NodeConfig;
 use crate::replica::sessions::Placed;
@@ -44,14 +44,18 @@ pub trait StateMachine: Send + 'static {
     /// number of responses.
     fn apply(&mut self, batch: &[Record], out: &mut Vec<Self::Response>) -> Result<(), ApplyError>;
 
-    /// The first offset that a machine with its own durable store has not applied. `None`: it starts empty, and every
-    /// record is applied again after a restart.
+    /// The first offset that a machine with its own durable store has not applied. `None`: it has no store of its own; a restart goes on from
+    /// the newest snapshot, and applies again what came after it.
+    ///
+    /// Such a machine is given a state of another node ([`StateMachine::restore`]) only when records that it lacks are gone everywhere.
     fn applied(&self) -> Option<Offset> {
         None
     }
 
-    /// A picture of the state now. Not called by this version, which replays the log; write it now and restarts get
-    /// shorter with the version that does.
+    /// A picture of the state now, after the last record applied. Called on the machine's thread between two batches, so it should be cheap:
+    /// a copy-on-write clone, a handle. It is written in the background. When: the `[snapshot]` section of the configuration.
+    ///
+    /// Behind what a majority of the voters has in snapshots the log is trimmed, so a snapshot holds all that the records did.
     fn snapshot(&mut self) -> Self::Snapshot;
 
     /// The machine that [`WriteSnapshot::write`] wrote.
@@ -107,6 +111,9 @@ pub enum NodeError {
         /// The limit.
         limit: usize,
     },
+    /// The record is committed and applied, in a state that this node was given by another one: the response is not known here.
+    #[error("the record is committed, and this node took over a state that holds it: its response is not known")]
+    Skipped,
     /// Unknown: the node has stopped.
     #[error("the node has stopped")]
     Stopped,
@@ -131,16 +138,10 @@ struct Running {
 
 /// Proposals and queries that may wait for the state machine's thread; beyond that their callers wait.
 const COMMANDS_MAX: usize = 65_536;
-/// Bytes of records given to one `apply` call, about.
-const APPLY_BYTES: usize = 256 << 10;
-
-/// How soon a state machine tries an entry again that its node found damaged.
-const DAMAGE_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
-
 /// Somebody's look at the state machine.
-type Query<M> = Box<dyn FnOnce(&M) + Send>;
+pub(super) type Query<M> = Box<dyn FnOnce(&M) + Send>;
 
-enum Command<M: StateMachine> {
+pub(super) enum Command<M: StateMachine> {
     /// The record at this offset was proposed here: its response goes there.
     Expect(Offset, oneshot::Sender<Result<M::Response, NodeError>>),
     /// Run this once everything below the offset is applied.
@@ -166,7 +167,7 @@ impl<M: StateMachine> Node<M> {
         let (for_thread, fatal) = (Arc::clone(&shared), engine.fatal_sender.clone());
         let machine = std::thread::Builder::new()
             .name("graven-apply".to_owned())
-            .spawn(move || run_machine(machine, &for_thread, commands_end, &fatal))
+            .spawn(move || machine::run(machine, &for_thread, commands_end, &fatal))
             .map_err(StartError::Thread)?;
         Ok(Node { shared, commands, running: Some(Running { engine, server, machine }) })
     }
@@ -370,129 +371,6 @@ impl<M: StateMachine> Waiting for Proposed<M> {
                 let _ = self.response.send(Err(failure(rejection).into()));
             }
         }
-    }
-}
-
-/// The thread of the state machine.
-struct MachineThread<'a, M: StateMachine> {
-    machine: M,
-    shared: &'a Arc<Shared>,
-    feed: NodeFeed,
-    next: Offset,
-    expected: BTreeMap<Offset, oneshot::Sender<Result<M::Response, NodeError>>>,
-    queries: BTreeMap<Offset, Vec<Query<M>>>,
-    out: Vec<M::Response>,
-}
-
-fn run_machine<M: StateMachine>(
-    machine: M,
-    shared: &Arc<Shared>,
-    commands: mpsc::Receiver<Command<M>>,
-    fatal: &mpsc::Sender<Fatal>,
-) {
-    let run = std::panic::AssertUnwindSafe(|| {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
-            Ok(runtime) => runtime,
-            Err(cause) => return Err(cause.to_string()),
-        };
-        let next = machine.applied().unwrap_or(0);
-        let feed = NodeFeed::of_machine(shared, next);
-        let (expected, queries) = (BTreeMap::new(), BTreeMap::new());
-        let thread = MachineThread { machine, shared, feed, next, expected, queries, out: Vec::new() };
-        runtime.block_on(thread.run(commands))
-    });
-    let result = std::panic::catch_unwind(run).unwrap_or_else(|_| Err("it panicked".to_owned()));
-    if let Err(cause) = result {
-        let _ = fatal.try_send(Fatal::Machine(cause));
-        let _ = shared.inputs.blocking_send(Input::Stop);
-    }
-}
-
-impl<M: StateMachine> MachineThread<'_, M> {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command<M>>) -> Result<(), String> {
-        loop {
-            let item = tokio::select! {
-                biased;
-                command = commands.recv() => match command {
-                    Some(command) => {
-                        self.on_command(command);
-                        continue;
-                    }
-                    None => return Ok(()),
-                },
-                item = self.feed.next(APPLY_BYTES) => item,
-            };
-            // Whoever waits for a record registered before the record became visible.
-            while let Ok(command) = commands.try_recv() {
-                self.on_command(command);
-            }
-            match item {
-                FeedItem::Frames(frames) => self.apply(&frames)?,
-                FeedItem::Trimmed { from, to } => {
-                    return Err(format!("records {from} to {to} were trimmed before they were applied"));
-                }
-                FeedItem::CaughtUp { .. } | FeedItem::Progress { .. } => self.report(),
-                FeedItem::Done => return Ok(()),
-                FeedItem::End(failure) if failure.code == ErrorCode::Unavailable => return Ok(()),
-                // The scrubber was told and fetches it from another node; until then the machine lags behind.
-                FeedItem::End(failure) if failure.code == ErrorCode::Damaged => {
-                    error!("the state machine waits: {failure}");
-                    tokio::time::sleep(DAMAGE_RETRY).await;
-                    self.feed = NodeFeed::new(self.shared, self.next, None);
-                }
-                FeedItem::End(failure) => return Err(failure.message),
-            }
-        }
-    }
-
-    fn on_command(&mut self, command: Command<M>) {
-        match command {
-            Command::Expect(offset, response) => {
-                self.expected.insert(offset, response);
-            }
-            Command::Query(from, run) if from <= self.next => run(&self.machine),
-            Command::Query(from, run) => self.queries.entry(from).or_default().push(run),
-        }
-    }
-
-    fn apply(&mut self, frames: &[graven_frame::Frame]) -> Result<(), String> {
-        for frame in frames {
-            let mut batch = Vec::with_capacity(frame.header().count as usize);
-            for record in frame.records() {
-                let record = record.map_err(|cause| cause.to_string())?;
-                if record.offset >= self.next {
-                    batch.push(Record {
-                        offset: record.offset,
-                        timestamp: record.timestamp_ms,
-                        meta: record.meta,
-                        payload: record.payload,
-                    });
-                }
-            }
-            self.machine.apply(&batch, &mut self.out).map_err(|cause| cause.0)?;
-            if self.out.len() != batch.len() {
-                return Err(format!("{} records were applied, {} responses returned", batch.len(), self.out.len()));
-            }
-            for (record, response) in batch.iter().zip(self.out.drain(..)) {
-                if let Some(waiting) = self.expected.remove(&record.offset) {
-                    // Whoever proposed it may have gone away.
-                    let _ = waiting.send(Ok(response));
-                }
-            }
-            self.next = self.next.max(frame.next_offset());
-        }
-        while let Some(entry) = self.queries.first_entry()
-            && *entry.key() <= self.next
-        {
-            entry.remove().into_iter().for_each(|run| run(&self.machine));
-        }
-        self.report();
-        Ok(())
-    }
-
-    /// Tells the replica how far the machine is. A full channel loses nothing: the next report says more.
-    fn report(&self) {
-        let _ = self.shared.inputs.try_send(Input::Applied(self.feed.passed()));
     }
 }
 

@@ -37,7 +37,7 @@ use super::mending::VOTE_IN_DOUBT;
 use super::pictures::{self, PICTURE_TASKS_MAX};
 use super::protocol::{Channels, Protocol};
 use super::scrub::{self, Scrubber};
-use super::{checkpoints, load_thread, log_thread, peers_file};
+use super::{checkpoints, load_thread, log_thread, peers_file, states};
 use crate::config::{NodeConfig, SyncMode};
 use crate::members::Members;
 use crate::replica::disk::DiskError;
@@ -499,10 +499,13 @@ fn restore<D: Disk>(
     state_machine: bool,
 ) -> Result<Replica, StartError> {
     let dir = config.data_dir.clone();
-    let (restored, set_aside) =
+    let (mut restored, set_aside) =
         restore::restore(disk, recovered, reader).map_err(|source| StartError::Restore { dir: dir.clone(), source })?;
     for name in set_aside {
         warn!("a damaged checkpoint was set aside as {name}; an older one is used, look at the disk");
+    }
+    if state_machine {
+        restored.states = states::kept(&RealDisk::open(&config.data_dir));
     }
     let mut raft = graven_raft::Config::new(NodeId(recovered.identity.node), rand::random());
     raft.heartbeat_us = config.raft.heartbeat_ms * 1000;

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::replica::names::Picture;
 use crate::replica::sessions::Placed;
+use crate::replica::snapshots::StatesKept;
 use crate::replica::{Answer, Rejection};
 
 /// Inputs that may wait for the protocol thread. Appends are bounded by bytes before they get here; this bounds their
@@ -41,8 +42,8 @@ pub(super) enum Input {
     PictureFetched(u64, bool),
     /// The file of a snapshot is gone or damaged.
     PictureLost(u64),
-    /// A snapshot of this node's state machine is durable up to this offset.
-    StateSaved(u64),
+    /// These snapshots of this node's state machine are durable.
+    StatesKept(StatesKept),
     /// A checkpoint was fetched, or could not be.
     Fetched(u64, Option<Box<Checkpoint>>),
     /// The state machine has applied up to this index.

@@ -11,6 +11,7 @@ mod failure;
 mod input;
 mod load_thread;
 mod log_thread;
+mod machine;
 mod mending;
 mod mending_service;
 mod peers_file;
@@ -18,6 +19,7 @@ mod pictures;
 mod protocol;
 mod scrub;
 mod service;
+mod states;
 
 pub use counters::{Counter, Counters};
 pub use embed::{ApplyError, ClientError, LocalStream, Node, NodeError, Offset, Proposal, StateMachine, WriteSnapshot};

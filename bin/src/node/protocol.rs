@@ -277,7 +277,7 @@ impl Protocol {
                 }
                 Input::PictureFetched(id, fetched) => self.replica.picture_fetched(now, id, fetched),
                 Input::PictureLost(id) => self.replica.picture_lost(now, id),
-                Input::StateSaved(offset) => self.replica.state_saved(now, offset),
+                Input::StatesKept(kept) => self.replica.states_kept(now, kept),
                 Input::Fetched(token, checkpoint) => self.replica.fetched(now, token, checkpoint.map(|it| *it)),
                 Input::Applied(index) => self.replica.applied(now, index),
                 Input::Loaded(token, frames) => self.replica.loaded(now, token, frames),

@@ -220,8 +220,8 @@ impl Replica {
             return;
         }
         let readable = self.log.readable().index;
-        // A state machine needs what is not in a snapshot of its own.
-        let own = if self.config.state_machine { self.reports.own().snapshot } else { u64::MAX };
+        // A state machine needs what is not in a snapshot that it can fall back on.
+        let own = if self.config.state_machine { self.pictures.state_needs } else { u64::MAX };
         let limit = self.first_offset.min(if is_planted(Bug::ReleasePastState) { u64::MAX } else { own });
         let trimmed = |kept: &&Kept| kept.next_offset <= limit || is_planted(Bug::ReleasePastTrim);
         let found = self.checkpoints.kept.iter().rev().find(|kept| trimmed(kept) && kept.index <= readable);

@@ -75,7 +75,8 @@ impl Feed {
         if self.next < view.next_offset {
             return Step::Read;
         }
-        if self.next == view.next_offset {
+        // A state machine that goes on from a snapshot may be ahead of what this node knows to be committed.
+        if self.next >= view.next_offset {
             self.passed = self.passed.max(view.readable_index);
         }
         if self.next == view.next_offset && self.told != Some(self.next) {

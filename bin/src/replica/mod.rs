@@ -61,7 +61,7 @@ use received::Refused;
 use recovering::Recovering;
 use report::Reports;
 use sessions::Sessions;
-use snapshots::Pictures;
+use snapshots::{Pictures, StatesKept};
 #[doc(hidden)]
 pub use status::Footprint;
 use tables::Tables;
@@ -109,8 +109,8 @@ pub struct Restored {
     pub kept: Vec<Kept>,
     /// The pictures of applications whose files are durable, by their ids.
     pub pictures: Vec<u64>,
-    /// The offset up to which the newest durable snapshot of this node's own state machine goes; 0 without one.
-    pub state_offset: u64,
+    /// The durable snapshots of this node's own state machine.
+    pub states: StatesKept,
 }
 
 /// See the module's documentation.
@@ -248,8 +248,8 @@ impl Replica {
             applied,
             first_offset,
             tables,
-            reports: Reports::found(&restored.pictures, restored.state_offset),
-            pictures: Pictures::found(restored.pictures.iter().copied()),
+            reports: Reports::found(&restored.pictures, restored.states.newest),
+            pictures: Pictures::found(restored.pictures.iter().copied(), restored.states),
             checkpoints,
             installs: Installs::default(),
             recovering,

@@ -200,7 +200,8 @@ impl Names {
 
     /// Entries up to `index` may be seen.
     pub(super) fn pass(&mut self, index: u64) {
-        while let Some((_, word)) = self.ahead.pop_front_if(|(at, _)| *at <= index) {
+        while self.ahead.front().is_some_and(|(at, _)| *at <= index) {
+            let Some((_, word)) = self.ahead.pop_front() else { break };
             self.visible.apply(&word);
             self.version += 1;
         }

@@ -61,9 +61,10 @@ impl Reports {
         &self.heard
     }
 
-    fn due(&self) -> Option<Tick> {
+    /// A leader that was told nothing yet is told at once.
+    fn due(&self) -> Tick {
         let every = if self.has_news { NEWS_EVERY_US } else { REPORT_EVERY_US };
-        self.sent.map(|sent| sent.after(every))
+        self.sent.map_or(Tick(0), |sent| sent.after(every))
     }
 }
 
@@ -71,7 +72,7 @@ impl Replica {
     /// Tells the leader how this node stands, when it is time.
     pub(super) fn maybe_report(&mut self, now: Now) {
         let Some(leader) = self.core.leader().filter(|leader| *leader != self.id()) else { return };
-        if self.feature_level() < REPORTS_LEVEL || self.reports.due().is_some_and(|due| due > now.tick) {
+        if self.feature_level() < REPORTS_LEVEL || self.reports.due() > now.tick {
             return;
         }
         let report = Report { wall_ms: now.wall_ms, ..self.reports.own.clone() };
@@ -84,7 +85,7 @@ impl Replica {
     /// When [`Replica::maybe_report`] has something to do.
     pub(super) fn report_deadline(&self) -> Option<Tick> {
         let follows = self.core.leader().is_some_and(|leader| leader != self.id());
-        if follows && self.feature_level() >= REPORTS_LEVEL { self.reports.due() } else { None }
+        (follows && self.feature_level() >= REPORTS_LEVEL).then(|| self.reports.due())
     }
 
     /// Takes in what a member tells this leader.

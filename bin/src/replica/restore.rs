@@ -6,6 +6,7 @@ use graven_wal::{Disk, LogReader, ReadError, Recovered};
 
 use super::Restored;
 use super::checkpoint::{Kept, State, StateError};
+use super::snapshots::StatesKept;
 use crate::members::Members;
 
 /// Why a log that opened is nothing to start from. Nothing was changed.
@@ -175,7 +176,7 @@ impl Restored {
             checkpoint,
             kept,
             pictures: Vec::new(),
-            state_offset: 0,
+            states: StatesKept::default(),
         }
     }
 

@@ -24,6 +24,15 @@ const FETCH_AGAIN_US: u64 = 500_000;
 /// Uploads that wait for their commit at most: each holds a file that is not spread yet.
 pub const UPLOADS_MAX: usize = 16;
 
+/// The durable snapshots of a node's own state machine, by the offsets of what follows them. Zero: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StatesKept {
+    /// Of the newest. A majority of these is what the log is trimmed to.
+    pub newest: u64,
+    /// Of the oldest that a start can fall back on: a node keeps its log from there on, for the day on which the newest does not read back.
+    pub oldest: u64,
+}
+
 /// What this node knows of pictures' files, and who waits for one.
 #[derive(Debug, Default)]
 pub(super) struct Pictures {
@@ -39,12 +48,15 @@ pub(super) struct Pictures {
     seen: u64,
     /// Whether held files that the log does not name are kept: entries that name them may be on other nodes, and come.
     unsure: bool,
+    /// From this offset on the state machine of this node needs records.
+    pub(super) state_needs: u64,
 }
 
 impl Pictures {
     /// What a start found.
-    pub(super) fn found(held: impl IntoIterator<Item = u64>) -> Pictures {
-        Pictures { held: held.into_iter().collect(), unsure: true, seen: u64::MAX, ..Pictures::default() }
+    pub(super) fn found(held: impl IntoIterator<Item = u64>, states: StatesKept) -> Pictures {
+        let held = held.into_iter().collect();
+        Pictures { held, unsure: true, seen: u64::MAX, state_needs: states.oldest, ..Pictures::default() }
     }
 
     pub(super) fn deadline(&self) -> Option<Tick> {
@@ -171,9 +183,10 @@ impl Replica {
         self.settle(now);
     }
 
-    /// Takes in that a snapshot of this node's state machine is durable: the state after all records below `offset`.
-    pub fn state_saved(&mut self, now: Now, offset: u64) {
-        self.reports.change(|own| own.snapshot = own.snapshot.max(offset));
+    /// Takes in which snapshots of this node's state machine are durable.
+    pub fn states_kept(&mut self, now: Now, kept: StatesKept) {
+        self.reports.change(|own| own.snapshot = kept.newest);
+        self.pictures.state_needs = kept.oldest;
         self.settle(now);
     }
 

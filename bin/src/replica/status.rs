@@ -40,6 +40,8 @@ pub struct Footprint {
     pub undo: usize,
     /// Followers that are offered a checkpoint.
     pub offers: usize,
+    /// Words about named snapshots that readers do not see yet, uploads that wait, and files to be fetched.
+    pub names: usize,
 }
 
 impl Replica {
@@ -163,6 +165,7 @@ impl Replica {
             results,
             undo,
             offers: self.installs.offers(),
+            names: self.tables.names.ahead() + self.pictures.waiting(),
         }
     }
 

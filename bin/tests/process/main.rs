@@ -19,6 +19,7 @@ mod identity;
 mod member;
 mod recover;
 mod stall;
+mod states;
 mod trim;
 mod upgrade;
 mod wal;

@@ -10,13 +10,16 @@
 //! | loads of old frames | [`LOADS_PER_FOLLOWER`] for each follower |
 //! | wishes to hand over | one |
 //! | offers of a checkpoint | one for each follower |
+//! | words about snapshots, files to fetch | one for each entry above the readable index; [`SNAPSHOTS_MAX`] |
 //! | disk jobs, held messages | [`JOBS_MAX`], [`HELD_MAX`] |
 //! | requests | [`REQUESTS_MAX`], the budget of the driver |
 //! | effects, answers | none, once they were fetched |
 //! | frames of the input | the one that was proposed last |
 
 use graven::replica::Footprint;
+use graven::replica::names::NAMES_MAX;
 use graven::replica::sessions::{RESULTS_MAX, SESSIONS_MAX};
+use graven::replica::snapshots::UPLOADS_MAX;
 use graven_raft::Follower;
 
 use super::{Checked, violated};
@@ -30,6 +33,8 @@ pub const JOBS_MAX: usize = 1024;
 /// At most one answer for each message of a peer that rests on a job: a window of appends for each term, and every vote asked for
 /// again while the disk stands still.
 pub const HELD_MAX: usize = 2048;
+/// Two files for each name, and uploads that wait.
+pub const SNAPSHOTS_MAX: usize = 2 * NAMES_MAX + UPLOADS_MAX;
 /// The daemon takes requests within a budget of bytes; these writers have 24 appends in flight, and send them again every
 /// 60 ms at the soonest while a disk stands still for 2.5 s or a process for 3 s.
 pub const REQUESTS_MAX: usize = 4096;
@@ -66,6 +71,7 @@ pub fn check(node: u64, held: &Footprint, standing: &Standing, followers: impl I
         ("loads", held.loads, LOADS_PER_FOLLOWER * standing.peers),
         ("wishes to hand over", held.transfers, 1),
         ("offers of a checkpoint", held.offers, standing.peers),
+        ("words about snapshots", held.names, above_readable + SNAPSHOTS_MAX),
         ("disk jobs", held.jobs, JOBS_MAX),
         ("held messages", held.held, HELD_MAX),
         ("requests", held.intake + held.waiting, REQUESTS_MAX),

@@ -86,13 +86,15 @@ pub struct Started {
 }
 
 impl Lab {
-    /// `servers` servers at `pace`, up and connected. `reliable` is the network's.
+    /// The servers of `setting`, up and connected.
     ///
     /// # Errors
     /// The property that does not hold.
-    pub fn new(seed: u64, servers: u64, reliable: bool, pace: Pace, trace: TraceTo) -> Result<Lab, Violation> {
+    pub fn new(seed: u64, setting: Setting, trace: TraceTo) -> Result<Lab, Violation> {
+        let Setting { servers, reliable, pace, states, .. } = setting;
         let mut rng = Rng::new(seed);
-        let mut cluster = Cluster::idle(rng.draw(), servers, Profile::CALM, Trace::new(trace));
+        let profile = Profile { states, ..Profile::CALM };
+        let mut cluster = Cluster::idle(rng.draw(), servers, profile, Trace::new(trace));
         let mut traffic = Traffic::new(rng.fork());
         traffic.set_reliable(reliable);
         cluster.network.traffic = Some(traffic);
@@ -351,9 +353,10 @@ impl Lab {
         let (mut count, mut found) = (0, None::<Bytes>);
         for server in 1..=self.servers {
             let Some(process) = &self.cluster.node(server).process else { continue };
-            let life = self.cluster.node(server).life;
+            let node = self.cluster.node(server);
+            let state = (node.states.newest, self.cluster.checkers_log());
             let applied = &mut self.applied[server as usize];
-            applied.catch_up(server, life, process)?;
+            applied.catch_up(server, node.life, process, state)?;
             let Some(command) = applied.at(offset) else { continue };
             if found.as_ref().is_some_and(|found| found != command) {
                 let detail = format!("server {server} applied another command at {offset} than those before it");
@@ -372,9 +375,10 @@ impl Lab {
     pub fn find(&mut self, command: &Bytes) -> Result<Option<(u64, u64)>, Violation> {
         for server in 1..=self.servers {
             let Some(process) = &self.cluster.node(server).process else { continue };
-            let life = self.cluster.node(server).life;
+            let node = self.cluster.node(server);
+            let state = (node.states.newest, self.cluster.checkers_log());
             let applied = &mut self.applied[server as usize];
-            applied.catch_up(server, life, process)?;
+            applied.catch_up(server, node.life, process, state)?;
             if let Some(offset) = applied.offset_of(command) {
                 return Ok(Some((offset, self.committed_at(offset)?.0)));
             }
@@ -442,6 +446,13 @@ impl Lab {
                 return Ok(None);
             }
         }
+    }
+
+    /// What servers did with snapshots: those saved, the times that a log was let go of, and those that were put in the place of a log.
+    #[must_use]
+    pub fn snapshots(&self) -> (u64, u64, u64) {
+        let stats = &self.cluster.stats;
+        (stats.states, stats.releases, stats.installs)
     }
 
     /// Nobody has applied anything at `offset`.
@@ -513,6 +524,8 @@ pub struct Setting {
     pub reliable: bool,
     /// How long the servers' patience is.
     pub pace: Pace,
+    /// Records after which each server takes a snapshot, by which the log is trimmed; 0: never.
+    pub states: u64,
     /// Seeds at smoke size.
     pub seeds: u64,
 }
@@ -540,7 +553,7 @@ pub fn run(name: &str, setting: Setting, test: fn(&mut Lab) -> Checked) {
             }
             Err(Violation { property, detail }) => panic!(
                 "{name}, seed {seed}: {property} does not hold: {detail}\n\
-                 run it alone: GRAVEN_LAB_SEED={seed} GRAVEN_LAB_TRACE=1 cargo test -p graven-tests --test labs {name} -- --nocapture"
+                 run it alone: GRAVEN_LAB_SEED={seed} GRAVEN_LAB_TRACE=1 cargo test -p graven-tests {name} -- --nocapture"
             ),
         }
     }
@@ -559,8 +572,7 @@ fn run_seed(seed: u64, setting: Setting, trace: TraceTo, test: fn(&mut Lab) -> C
 }
 
 fn run_lab(seed: u64, setting: Setting, trace: TraceTo, test: fn(&mut Lab) -> Checked) -> Result<Spent, Violation> {
-    let Setting { servers, reliable, pace, .. } = setting;
-    let mut lab = Lab::new(seed, servers, reliable, pace, trace)?;
+    let mut lab = Lab::new(seed, setting, trace)?;
     test(&mut lab)?;
     let spent = Spent {
         ms: lab.now_us() / MS,
