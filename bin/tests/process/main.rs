@@ -18,6 +18,7 @@ mod hostile;
 mod identity;
 mod member;
 mod recover;
+mod snapshot;
 mod stall;
 mod states;
 mod trim;

@@ -1,7 +1,8 @@
 //! Snapshots of applications: putting one, getting one, and the reader of one.
 //!
 //! A body is put in one go: what was read from its source cannot be read again, so it is sent only when the leader has said that it
-//! wants it. It is got from any node, chunk by chunk; a lost node costs at most the chunk that was on its way.
+//! wants it. It is got from any node, chunk by chunk; a lost node costs at most the chunk that was on its way. Each goes over a connection of its
+//! own.
 
 use std::fmt;
 use std::io;
@@ -189,6 +190,7 @@ impl Upload {
                         return Err("no leader is known".to_owned());
                     }
                 };
+                let link = network.apart(&link).await.map_err(|failure| failure.message)?;
                 let (send, mut incoming) = open(link.clone(), StreamKind::PutSnapshot, &message).await?;
                 let answer = tokio::select! {
                     answer = incoming.message::<PutAnswer>() => answer?,
@@ -466,6 +468,7 @@ async fn connect(
         let attempt = async {
             let link = network.any_link_but(|name| avoid.iter().any(|other| other == name)).await?;
             asked = Some(link.name.clone());
+            let link = network.apart(&link).await?;
             let (mut send, mut incoming) = open(link, StreamKind::GetSnapshot, &message).await.map_err(unavailable)?;
             // Stopped already: the answer says why.
             let _ = send.finish();
