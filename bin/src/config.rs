@@ -133,7 +133,7 @@ pub struct Retention {
     pub age: Option<Duration>,
 }
 
-/// `[snapshot]`: when an embedded state machine is saved. Whatever comes first.
+/// `[snapshot]`: when an embedded state machine is saved, whatever comes first, and how snapshots travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotSection {
     /// After so many bytes of log, from 64K.
@@ -142,6 +142,8 @@ pub struct SnapshotSection {
     pub entries: Option<u64>,
     /// After so long, when set and there was an entry.
     pub age: Option<Duration>,
+    /// Bytes a second at most in which this node takes snapshots in, from clients and from other nodes; 0 sets no bound.
+    pub transfer_rate: u64,
 }
 
 /// `[log]`: what is logged to stderr.
@@ -258,6 +260,7 @@ impl NodeConfig {
                 bytes: raw.snapshot.bytes.0,
                 entries: raw.snapshot.entries,
                 age: raw.snapshot.age.map(|age| age.0),
+                transfer_rate: raw.snapshot.transfer_rate.0,
             },
             log: LogSection { level: raw.log.level, format: raw.log.format },
             feature_level: graven_net::protocol::FEATURE_LEVEL,
@@ -481,6 +484,9 @@ impl Default for RawWal {
     }
 }
 
+/// What a network of 1 Gbit/s carries, and a small part of what disks and faster networks do: a transfer takes its time and is not noticed.
+const TRANSFER_RATE: u64 = 100 << 20;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawLimits {
@@ -508,12 +514,13 @@ struct RawSnapshot {
     bytes: Size,
     entries: Option<u64>,
     age: Option<Age>,
+    transfer_rate: Size,
 }
 
 impl Default for RawSnapshot {
     fn default() -> RawSnapshot {
         // Four segments: a restart applies at most so much again, and a state of a gigabyte is written once for each of them.
-        RawSnapshot { bytes: Size(256 << 20), entries: None, age: None }
+        RawSnapshot { bytes: Size(256 << 20), entries: None, age: None, transfer_rate: Size(TRANSFER_RATE) }
     }
 }
 

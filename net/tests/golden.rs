@@ -130,6 +130,12 @@ fn requests(all: &mut Captures) {
     message(all, "request-node-health", Request::NodeHealth);
     message(all, "request-trim", Request::Trim { before: 70_000 });
     message(all, "request-damage", Request::Damage);
+    let (name, offset) = ("billing".to_owned(), 70_000);
+    message(all, "request-cursor", Request::Cursor { name: name.clone() });
+    message(all, "request-cursors", Request::Cursors { after: name.clone() });
+    message(all, "request-advance-cursor", Request::AdvanceCursor { name: name.clone(), offset });
+    message(all, "request-set-cursor", Request::SetCursor { name: name.clone(), offset });
+    message(all, "request-drop-cursor", Request::DropCursor { name });
     let (old, name) = ("n1".to_owned(), "n4".to_owned());
     let changes = [
         ("add", MemberChange::Add(new_member())),
@@ -181,6 +187,9 @@ fn responses(all: &mut Captures) {
     message(all, "response-trimmed", Response::Trimmed { first_offset: 70_000 });
     let range = DamagedRange { first: 7, last: Some(9), segment: "2".into(), from: 4096, to: 8192 };
     message(all, "response-damage", Response::Damage(Some(range)));
+    message(all, "response-cursor", Response::Cursor { offset: Some(70_000) });
+    message(all, "response-cursors", Response::Cursors { cursors: vec![("billing".into(), 70_000)], more: true });
+    message(all, "response-cursor-dropped", Response::CursorDropped { offset: None });
     for code in ErrorCode::ALL {
         message(all, &format!("response-code-{code}"), Response::Failed(Failure::refused(code, "why")));
     }

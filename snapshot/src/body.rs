@@ -34,11 +34,11 @@ mod partial;
 mod read;
 mod write;
 
-pub use directory::{ASIDE_MAX, Stored, Swept, remove, set_aside, stored, sweep};
+pub use directory::{ASIDE_MAX, Stored, Swept, partials, remove, set_aside, stored, sweep};
 pub use error::{BodyError, BodyFlaw};
 pub use format::{
     BODY_BYTES_MAX, BODY_FORMAT_VERSION, CHUNK_BYTES, CHUNK_HEAD_BYTES, Digest, HEADER_BYTES, Header, INFO_BYTES, Info,
-    NAME_BYTES_MAX, Name, NameError,
+    NAME_BYTES_MAX, Name, NameError, file_of, id_of, own_file_at,
 };
 pub use partial::Partial;
 pub use read::{BodyReader, info, verify};

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 
 use graven_snapshot::body::{
     ASIDE_MAX, BodyError, BodyFlaw, BodyReader, BodyWriter, CHUNK_BYTES, Digest, HEADER_BYTES, Header, INFO_BYTES,
-    Info, Name, Options, Partial, SYNC_BYTES, info, remove, set_aside, stored, sweep, verify,
+    Info, Name, Options, Partial, SYNC_BYTES, info, partials, remove, set_aside, stored, sweep, verify,
 };
 use graven_wal::sim::{Fault, Op, SECTOR_BYTES, SimDisk, Unsynced};
 use graven_wal::{Disk, RealDisk};
@@ -603,6 +603,7 @@ fn the_directory_is_listed_swept_and_damage_kept() {
     let disk = disk.copy();
     let swept = sweep(&disk, |info| info.header.id == 6).unwrap();
     assert_eq!(swept.partial, [half]);
+    assert_eq!(partials(&disk).unwrap(), swept.partial);
     assert_eq!(
         swept.removed,
         ["snapshot-0000000000000007.part", "snapshot-0000000000000008.new", "state.new"].map(str::to_owned)

@@ -479,6 +479,7 @@ impl Cluster {
             }
         }
         self.check_names(node)?;
+        self.check_cursors(node)?;
         self.checkers.begins(node, view.readable_index, view.first_offset)?;
         self.checkers.readable(node, view.readable_index, view.next_offset)
     }

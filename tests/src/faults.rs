@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Trim,
     /// Somebody puts or drops a snapshot with a name, or the file of one is lost.
     Picture,
+    /// Somebody moves a cursor or looks at one.
+    Cursor,
     /// The node was just elected.
     Depose(u64),
     CutOff(u64),
@@ -44,6 +46,7 @@ impl Cluster {
             Fault::Member => self.profile.member_us,
             Fault::Trim => self.profile.trim_us,
             Fault::Picture => self.profile.picture_us,
+            Fault::Cursor => self.profile.cursor_us,
             Fault::Mend | Fault::Room | Fault::Depose(_) | Fault::CutOff(_) => 0,
         }
     }
@@ -59,6 +62,7 @@ impl Cluster {
             Fault::Member,
             Fault::Trim,
             Fault::Picture,
+            Fault::Cursor,
         ];
         for fault in all {
             self.schedule_fault(fault);
@@ -107,6 +111,7 @@ impl Cluster {
             Fault::Trim => self.trim_somewhere(node),
             Fault::Picture if self.rng.chance(80) => self.lose_picture(node)?,
             Fault::Picture => self.put_somewhere(node),
+            Fault::Cursor => self.move_somewhere(node),
             Fault::Depose(node) => {
                 let power = self.rng.chance(self.profile.power);
                 self.crash(node, power);

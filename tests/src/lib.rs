@@ -11,6 +11,7 @@ pub mod check;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+mod cursors;
 mod disks;
 mod faults;
 pub mod lab;

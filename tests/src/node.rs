@@ -90,6 +90,8 @@ pub struct Process {
     pub applying: bool,
     /// The version of the names that the checkers looked at last.
     pub(crate) names_seen: Option<u64>,
+    /// The version of the cursors that the checkers looked at last.
+    pub(crate) cursors_seen: Option<u64>,
 }
 
 fn options(segment_bytes: u64) -> Options {
@@ -185,6 +187,7 @@ impl Node {
             state_machine,
             applying: false,
             names_seen: None,
+            cursors_seen: None,
         });
         Ok((recovered, frames))
     }

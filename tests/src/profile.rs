@@ -64,6 +64,8 @@ pub struct Profile {
     pub trim_us: u64,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
+    /// Pause between moves of cursors and looks at them.
+    pub cursor_us: u64,
     /// Records after which a node's state machine is saved, which is all that trims the log then; 0: nodes have none, or one that is never
     /// saved.
     pub states: u64,
@@ -104,6 +106,7 @@ impl Profile {
         member_us: 0,
         trim_us: 0,
         picture_us: 0,
+        cursor_us: 0,
         states: 0,
         depose: 0,
         drift: 10,
@@ -279,6 +282,14 @@ impl Profile {
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::STATES],
         ..Profile::TRIMS
     };
+    /// Consumers keep their place in the log, which is trimmed under their feet.
+    pub const CURSORS: Profile = Profile {
+        name: "cursors",
+        cursor_us: 10_000,
+        depose: 150,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::CURSORS],
+        ..Profile::TRIMS
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -297,6 +308,7 @@ impl Profile {
         member_us: 0,
         trim_us: 1_000_000,
         picture_us: 1_000_000,
+        cursor_us: 0,
         states: 0,
         depose: 150,
         drift: 50,
@@ -323,7 +335,7 @@ impl Profile {
         ],
     };
     /// All of them.
-    pub const ALL: [Profile; 15] = [
+    pub const ALL: [Profile; 16] = [
         Profile::CHAOS,
         Profile::MEMBERS,
         Profile::CRASHES,
@@ -339,6 +351,7 @@ impl Profile {
         Profile::TRIMS,
         Profile::SNAPSHOTS,
         Profile::STATES,
+        Profile::CURSORS,
     ];
 
     /// The profile of this name.
@@ -357,10 +370,16 @@ impl Profile {
         sum.unmoved(ALWAYS).or_else(|| sum.unmoved(self.promises))
     }
 
-    /// The profile a seed runs under when none is asked for: they take turns, chaos twice as often.
+    /// The profile a seed runs under when none is asked for: they take turns, chaos twice as often; trims and cursors, which are trims with
+    /// cursors, share theirs.
     #[must_use]
     pub fn of_seed(seed: u64) -> Profile {
-        let turn = (seed % (Profile::ALL.len() as u64 + 1)) as usize;
-        Profile::ALL.get(turn).copied().unwrap_or(Profile::CHAOS)
+        let turns = Profile::ALL.len() as u64;
+        let (round, turn) = (seed / turns, (seed % turns) as usize);
+        match Profile::ALL[turn] {
+            profile if profile.name == Profile::CURSORS.name => Profile::CHAOS,
+            profile if profile.name == Profile::TRIMS.name && round % 2 == 1 => Profile::CURSORS,
+            profile => profile,
+        }
     }
 }

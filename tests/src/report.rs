@@ -84,6 +84,9 @@ pub struct Stats {
     /// Times that a state machine saved its state.
     #[serde(skip)]
     pub states: u64,
+    /// Moves of cursors that were acknowledged.
+    #[serde(skip)]
+    pub cursors: u64,
 }
 
 /// A counter that a profile promises to move.
@@ -114,7 +117,7 @@ counters! {
     VIOLATIONS violations, LOST lost, DOUBLED doubled, REORDERED reordered, PAUSES pauses, SLOW_LIVES slow_lives,
     STALLS stalls, FULL_DISKS full_disks, FLIPS flips, TRANSFERS transfers, DEPOSED deposed, READS reads, JUDGED judged,
     RETRIES retries, CHECKPOINTS checkpoints, RELEASES releases, INSTALLS installs,
-    SNAPSHOTS snapshots, SPREAD spread, STATES states,
+    SNAPSHOTS snapshots, SPREAD spread, STATES states, CURSORS cursors,
 }
 
 impl std::fmt::Debug for Counter {

@@ -1,6 +1,7 @@
 //! What clients do in a run: writers send and are answered, readers follow the stream, reads are asked of any node.
 
 use graven::members::change::MemberChange;
+use graven::replica::cursors::Move;
 use graven::replica::feed::{Feed, Step};
 use graven::replica::names::Picture;
 use graven::replica::{Answer, Rejection, RequestId};
@@ -51,6 +52,16 @@ pub(crate) enum Request {
     DropName {
         name: String,
     },
+    /// A move of a cursor, and what was committed when it was asked for.
+    Move {
+        wanted: Move,
+        asked: usize,
+    },
+    /// A linearizable look at a cursor.
+    Look {
+        name: String,
+        asked: usize,
+    },
     /// Of somebody who is none of the simulated clients and looks for the answer himself.
     Outside {
         group: Group,
@@ -71,7 +82,7 @@ impl Cluster {
                 if !std::mem::replace(&mut process.flushing, true) {
                     self.after(0, 60, Event::Flush { node, life });
                 }
-                self.input(node, |replica, _| replica.append(id, group))
+                self.input(node, |replica, _| replica.append_of(writer as u64 + 1, id, group))
             }
             Request::Read { .. } => {
                 let asked = self.checkers.read_began();
@@ -91,6 +102,8 @@ impl Cluster {
             Request::Trim { before } => self.input(node, |replica, now| replica.trim(now, id, before)),
             Request::Put { name, picture } => self.on_put(node, request, name, picture),
             Request::DropName { name } => self.input(node, |replica, now| replica.drop_snapshot(now, id, &name)),
+            Request::Move { wanted, .. } => self.on_move(node, request, wanted),
+            Request::Look { name, .. } => self.on_look(node, request, name),
             Request::Outside { group } => self.input(node, |replica, now| {
                 replica.append(id, group);
                 replica.flush(now);
@@ -151,6 +164,14 @@ impl Cluster {
             }
             Request::Put { picture, .. } => return self.put_answered(*picture, answer),
             Request::DropName { .. } => return Ok(()),
+            Request::Move { wanted, asked } => {
+                let (wanted, asked) = (wanted.clone(), *asked);
+                return self.moved(&wanted, asked, answer);
+            }
+            Request::Look { name, asked } => {
+                let (name, asked) = (name.clone(), *asked);
+                return self.looked(node, &name, asked, &answer);
+            }
             Request::Outside { group } => {
                 if let Ok(Answer::Appended(placed)) = answer {
                     self.checkers.acknowledged(node, placed.index, placed.first, group)?;

@@ -430,7 +430,8 @@ impl<D: Disk> Wal<D> {
 
     /// Plans where segments end, and takes the space for all of it, or refuses.
     fn admit(&mut self, frames: &[Frame]) -> Result<Vec<(usize, u64)>, AppendError> {
-        let records = frames.iter().any(|frame| frame.header().kind == Kind::Records);
+        // Moves of cursors may be as many as records.
+        let records = frames.iter().any(|frame| matches!(frame.header().kind, Kind::Records | Kind::Cursor));
         let cuts = {
             let index = self.shared.read();
             let fill = Fill::of(&index, self.active.written, self.active.sealed, self.active.capacity);

@@ -17,6 +17,7 @@ mod append;
 mod bench;
 mod certs;
 mod context;
+mod cursor;
 mod dev;
 mod doctor;
 mod error;
@@ -93,6 +94,8 @@ enum Command {
     Trim(trim::TrimArgs),
     /// Keep states of applications, so that the log before them may go
     Snapshot(snapshot::SnapshotArgs),
+    /// Show and move named cursors: where consumers stand in the log
+    Cursor(cursor::CursorArgs),
     /// Show and change who belongs to the cluster
     Member(member::MemberArgs),
     /// Make a new cluster from the survivor of a lost majority
@@ -150,6 +153,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
         Command::Trim(args) => trim::run(&args, &global).map(|()| 0),
         Command::Snapshot(args) => snapshot::run(&args, &global).map(|()| 0),
+        Command::Cursor(args) => cursor::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),
         Command::Recover(args) => recover::run(&args, &global).map(|()| 0),
         Command::Certs(args) => certs::run(&args, &global).map(|()| 0),

@@ -188,6 +188,7 @@ pub(super) async fn start_server(shared: &Arc<Shared>) -> Result<Server, StartEr
     config.max_connections = shared.config.limits.connections;
     config.max_subscriptions = 2 * config.max_connections;
     // Beside what the replica may hold, as much again that is on its way to it or back.
+    config.client_bytes = shared.config.limits.queue_bytes / 4 * 3;
     config.total_bytes = (2 * shared.config.limits.queue_bytes).max(4 * graven_frame::MAX_GROUP_BYTES);
     let bulk = Arc::new(NodeBulk::new(Arc::clone(shared)));
     Ok(Server::start_with_bulk(config, shared.tls.clone(), NodeService::new(Arc::clone(shared)), bulk).await?)

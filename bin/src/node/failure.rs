@@ -52,6 +52,17 @@ pub(super) fn failure(rejection: Rejection) -> Failure {
             ErrorCode::OutOfRange,
             "no snapshot has that name; `graven snapshot list` shows those that are there",
         ),
+        Rejection::CursorName => Failure::refused(
+            ErrorCode::Usage,
+            "a cursor's name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with none of dot and dash",
+        ),
+        Rejection::TooManyCursors => Failure::refused(
+            ErrorCode::Conflict,
+            "there are 1024 cursors, which is as many as there may be; drop one that nobody needs: `graven cursor list`",
+        ),
+        Rejection::CursorsBusy => {
+            Failure::refused(ErrorCode::Unavailable, "too many cursors are being moved at once; try again in a moment")
+        }
         Rejection::Level { needed } => Failure::refused(
             ErrorCode::Unavailable,
             format!(

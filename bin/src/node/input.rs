@@ -8,6 +8,7 @@ use graven_net::server::{AppendReply, MemberChange};
 use graven_snapshot::Checkpoint;
 use tokio::sync::{Notify, oneshot};
 
+use crate::replica::cursors::Move;
 use crate::replica::names::Picture;
 use crate::replica::sessions::Placed;
 use crate::replica::snapshots::StatesKept;
@@ -32,6 +33,12 @@ pub(super) enum Input {
     ChangeMembers(MemberChange, Reply),
     /// Records before this offset should go.
     Trim(u64, Reply),
+    /// A cursor should move.
+    MoveCursor(Move, Reply),
+    /// Where the cursor of this name stands here.
+    Cursor(String, oneshot::Sender<Option<u64>>),
+    /// The first so many cursors behind this name.
+    Cursors(String, usize, oneshot::Sender<Vec<(String, u64)>>),
     /// Whether a snapshot of this name and offset may be sent: asked before its bytes are.
     MayOffer(String, u64, Reply),
     /// The file of a snapshot with this name is durable here.
@@ -73,6 +80,16 @@ pub(super) enum Who {
     Client(AppendReply),
     /// The program that embeds this node. Its answer goes through the thread of the state machine.
     Embedded(Box<dyn Waiting>),
+}
+
+impl Who {
+    /// Whose turn it takes.
+    pub(super) fn client(&self) -> u64 {
+        match self {
+            Who::Client(reply) => reply.client(),
+            Who::Embedded(_) => 0,
+        }
+    }
 }
 
 /// Somebody in this process who waits for an append.

@@ -4,6 +4,7 @@ mod bulk;
 mod bulk_fetch;
 mod checkpoints;
 mod counters;
+mod cursor_service;
 pub mod daemon;
 mod embed;
 mod engine;

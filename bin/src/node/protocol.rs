@@ -240,8 +240,9 @@ impl Protocol {
         for input in inputs.drain(..) {
             match input {
                 Input::Append(group, waiter) => {
+                    let client = waiter.who.client();
                     let request = self.register(Waiting::Append(waiter));
-                    self.replica.append(request, group);
+                    self.replica.append_of(client, request, group);
                 }
                 Input::OpenSession(reply) => {
                     let request = self.register(Waiting::Other(reply));
@@ -262,6 +263,16 @@ impl Protocol {
                 Input::Trim(before, reply) => {
                     let request = self.register(Waiting::Other(reply));
                     self.replica.trim(now, request, before);
+                }
+                Input::MoveCursor(wanted, reply) => {
+                    let request = self.register(Waiting::Other(reply));
+                    self.replica.move_cursor(now, request, wanted);
+                }
+                // Whoever asked may have gone away.
+                Input::Cursor(name, reply) => drop(reply.send(self.replica.cursor(&name))),
+                Input::Cursors(after, count, reply) => {
+                    let found = self.replica.cursors_after(&after).take(count);
+                    let _ = reply.send(found.map(|(name, offset)| (name.to_owned(), offset)).collect());
                 }
                 Input::MayOffer(name, offset, reply) => {
                     // Whoever asked may have gone away.

@@ -25,6 +25,7 @@ use super::input::{Input, Waiter, Who};
 use super::snapshot_service::{self, Uploads};
 use crate::health;
 use crate::members::{Member, MemberRole};
+use crate::replica::cursors::Move;
 use crate::replica::feed::{Feed, Step};
 use crate::replica::{Answer, Rejection, View};
 
@@ -43,7 +44,7 @@ fn wall_ms() -> u64 {
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct NodeService {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     uploads: Arc<Uploads>,
 }
 
@@ -52,11 +53,11 @@ impl NodeService {
         NodeService { shared, uploads: Arc::default() }
     }
 
-    async fn read_index(&self) -> Result<u64, Failure> {
+    pub(super) async fn read_index(&self) -> Result<u64, Failure> {
         read_index(&self.shared).await
     }
 
-    fn not_leader(&self) -> Response {
+    pub(super) fn not_leader(&self) -> Response {
         Response::NotLeader(self.shared.leader.borrow().clone())
     }
 
@@ -276,6 +277,11 @@ impl Service for NodeService {
             Request::Members => Response::Members(self.members()),
             Request::ChangeMembers(change) => self.change_members(change).await,
             Request::Trim { before } => self.trim(before).await,
+            Request::Cursor { name } => self.cursor(name).await,
+            Request::Cursors { after } => self.cursors(after).await,
+            Request::AdvanceCursor { name, offset } => self.move_cursor(Move::Advance(name, offset)).await,
+            Request::SetCursor { name, offset } => self.move_cursor(Move::Set(name, offset)).await,
+            Request::DropCursor { name } => self.move_cursor(Move::Drop(name)).await,
             Request::Snapshots => snapshot_service::list(&self.shared).await,
             Request::DropSnapshot { name } => snapshot_service::drop_name(&self.shared, name).await,
             _ => failed(Failure::refused(ErrorCode::Usage, "this node does not know the request; upgrade it first")),

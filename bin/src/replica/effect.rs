@@ -164,6 +164,16 @@ pub enum Answer {
     SnapshotDropped,
     /// A snapshot may come.
     Welcome,
+    /// The cursor stands there, and that is committed.
+    CursorAt {
+        /// The offset of the record that is wanted next.
+        offset: u64,
+    },
+    /// There is no cursor of that name, and that is committed.
+    CursorDropped {
+        /// Where it stood, if there was one.
+        offset: Option<u64>,
+    },
 }
 
 /// A request that was not carried out, or may not have been.
@@ -219,6 +229,12 @@ pub enum Rejection {
     SnapshotReplaced,
     /// Refused: no snapshot has that name.
     NoSuchSnapshot,
+    /// Refused: no cursor may be named so.
+    CursorName,
+    /// Refused: there are as many cursors as there may be.
+    TooManyCursors,
+    /// Refused: too many moves of cursors wait. Passes by itself.
+    CursorsBusy,
     /// Refused: not all nodes of the cluster understand it yet.
     Level {
         /// The feature level that is needed.

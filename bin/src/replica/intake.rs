@@ -3,8 +3,6 @@
 //! Self-clocking: while this leader's last write is in flight, appends gather here; the moment it ends they become the next
 //! frames. No timer, no waiting for company: a lone append on an idle disk leaves at once, a thousand share one sync.
 
-use std::collections::VecDeque;
-
 use graven_frame::{Body, Frame, Group, HeaderSpec, Kind, combine_crc};
 use graven_raft::{ProposeError, Role};
 
@@ -13,6 +11,7 @@ use super::effect::{Answer, Now, Rejection, RequestId};
 use super::entry::{entry_meta, placed};
 use super::planted::{Bug, is_planted};
 use super::sessions::Verdict;
+use super::turns::Turns;
 
 /// A frame is closed at this size: a quarter of the replication window, so that several are on their way to a follower.
 const FRAME_BYTES: usize = 256 << 10;
@@ -22,6 +21,11 @@ const ROUND_BYTES: usize = 1 << 20;
 /// behind. Four rounds keep all windows of followers full; what is more costs memory, and a disk that fills up must have
 /// prepared room for all of it, so that the trim behind it finds its place.
 const TAIL_BYTES_MAX: usize = 4 << 20;
+
+/// The two bounds while several clients wait: what one of them writes stands before the next append of another.
+const SHARED_ROUND_BYTES: usize = 256 << 10;
+/// As above.
+const SHARED_TAIL_BYTES: usize = 1 << 20;
 
 /// Something that wants to be in the log.
 #[derive(Debug)]
@@ -35,12 +39,17 @@ pub(super) enum Wanted {
 /// Appends that wait for the disk. Its bound is the driver's: it takes no more than its budget of bytes at a time.
 #[derive(Debug, Default)]
 pub(super) struct Intake {
-    queue: VecDeque<Wanted>,
+    queue: Turns<Wanted>,
 }
 
 impl Intake {
-    pub(super) fn push(&mut self, wanted: Wanted) {
-        self.queue.push_back(wanted);
+    /// Puts it behind what `client` has waiting.
+    pub(super) fn push(&mut self, client: u64, wanted: Wanted) {
+        let bytes = match &wanted {
+            Wanted::Append(_, group) => group.body().len(),
+            Wanted::Session(_) => 0,
+        };
+        self.queue.push(client, wanted, bytes);
     }
 
     pub(super) fn len(&self) -> usize {
@@ -48,7 +57,7 @@ impl Intake {
     }
 
     pub(super) fn drain_requests(&mut self) -> impl Iterator<Item = RequestId> + '_ {
-        self.queue.drain(..).map(|wanted| match wanted {
+        self.queue.drain().map(|wanted| match wanted {
             Wanted::Append(request, _) | Wanted::Session(request) => request,
         })
     }
@@ -78,8 +87,9 @@ impl Replica {
     /// Proposes what waits, if this node leads and its last write is done. Returns whether anything was proposed.
     pub(super) fn propose_waiting(&mut self, now: Now) -> bool {
         self.maybe_refuse_waiting(now);
-        let mut proposed = 0;
-        while proposed < ROUND_BYTES && self.intake.len() > 0 && self.may_propose(proposed) {
+        // Beside appends, not before or after them: whoever goes first would keep the other waiting for a write each time.
+        let mut proposed = if self.may_propose(0) { self.propose_moves(now) } else { 0 };
+        while proposed < self.round_bytes() && self.intake.len() > 0 && self.may_propose(proposed) {
             let Some(bytes) = self.propose_one(now) else { continue };
             proposed += bytes;
             // The persist of this frame goes out before the next is judged, so that the log's end is where we think it is.
@@ -92,14 +102,20 @@ impl Replica {
 
     /// Refuses what waits: there is no room for it. The answers keep their place behind what is in the log already.
     pub(super) fn refuse_waiting(&mut self, now: Now) {
-        let refused = self.intake.drain_requests().map(|request| (request, Err(Rejection::DiskFull))).collect();
+        let requests = self.intake.drain_requests().chain(self.moves.drain_requests());
+        let refused = requests.map(|request| (request, Err(Rejection::DiskFull))).collect();
         self.hold(now, self.log.last().index, refused);
+    }
+
+    fn round_bytes(&self) -> usize {
+        if self.intake.queue.is_contended() { SHARED_ROUND_BYTES } else { ROUND_BYTES }
     }
 
     fn may_propose(&self, proposed: usize) -> bool {
         let writing = proposed == 0 && self.jobs.iter().any(|job| job.first.is_some());
+        let tail_max = if self.intake.queue.is_contended() { SHARED_TAIL_BYTES } else { TAIL_BYTES_MAX };
         let keeps_pace = !self.is_backed_up() && self.core.room_keeps_pace();
-        self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < TAIL_BYTES_MAX && keeps_pace
+        self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < tail_max && keeps_pace
     }
 
     /// Makes one entry of what waits. `None` when nothing of it may enter the log.
@@ -112,7 +128,7 @@ impl Replica {
             HeaderSpec { kind: Kind::Records, term, index, base_offset: last.next_offset, count: 0, timestamp_ms };
         let mut draft = Draft::default();
         if let Some(Wanted::Session(_)) = self.intake.queue.front() {
-            if let Some(Wanted::Session(request)) = self.intake.queue.pop_front() {
+            if let Some(Wanted::Session(request)) = self.intake.queue.pop() {
                 spec.kind = Kind::Session;
                 self.sessions.open(index);
                 draft.waiting.push((request, Answer::SessionOpened { session: index }));
@@ -160,7 +176,7 @@ impl Replica {
             if draft.bytes > 0 && draft.bytes + group.body().len() > FRAME_BYTES {
                 return;
             }
-            let Some(Wanted::Append(request, group)) = self.intake.queue.pop_front() else { return };
+            let Some(Wanted::Append(request, group)) = self.intake.queue.pop() else { return };
             let first = spec.base_offset + u64::from(draft.count);
             let verdict = match self.sessions.judge(group.header(), first) {
                 Verdict::Duplicate(_) if is_planted(Bug::DuplicateLands) => Verdict::Accept,

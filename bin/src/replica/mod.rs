@@ -14,6 +14,7 @@
 
 mod acks;
 mod checkpoint;
+pub mod cursors;
 pub mod disk;
 pub mod effect;
 mod entry;
@@ -36,6 +37,7 @@ pub mod snapshots;
 mod status;
 mod tables;
 mod trim;
+mod turns;
 
 use std::collections::{HashMap, VecDeque};
 
@@ -135,6 +137,8 @@ pub struct Replica {
     features: features::Features,
     growth: Growth,
     intake: Intake,
+    /// Moves of cursors that wait for the disk.
+    moves: cursors::Waiting,
     acks: Acks,
     /// Frames of the input in hand, until the core says which of them are new.
     stash: VecDeque<Frame>,
@@ -263,6 +267,7 @@ impl Replica {
             features: features::Features::default(),
             growth: Growth::default(),
             intake: Intake::default(),
+            moves: cursors::Waiting::default(),
             acks: Acks::default(),
             stash: VecDeque::new(),
             jobs: VecDeque::new(),
@@ -350,8 +355,14 @@ impl Replica {
         self.stash.clear();
     }
 
-    /// Takes in an append from a client; [`Replica::flush`] puts it into the log. The answer comes as an effect.
+    /// Takes in an append of whoever embeds this node; see [`Replica::append_of`].
     pub fn append(&mut self, request: RequestId, group: Group) {
+        self.append_of(0, request, group);
+    }
+
+    /// Takes in an append of `client`; [`Replica::flush`] puts it into the log. The answer comes as an effect. Clients take turns; what one of
+    /// them wants goes in in the order in which it came.
+    pub fn append_of(&mut self, client: u64, request: RequestId, group: Group) {
         if let Some(rejection) = self.refusal() {
             return self.answer(request, Err(rejection));
         }
@@ -359,7 +370,7 @@ impl Replica {
         if header.count == 0 || header.session.is_some() != header.sequence.is_some() {
             return self.answer(request, Err(Rejection::Malformed));
         }
-        self.intake.push(Wanted::Append(request, group));
+        self.intake.push(client, Wanted::Append(request, group));
     }
 
     /// Takes in a client's wish for a session.
@@ -367,7 +378,8 @@ impl Replica {
         if let Some(rejection) = self.refusal() {
             return self.answer(request, Err(rejection));
         }
-        self.intake.push(Wanted::Session(request));
+        // All sessions take their turns together: whoever opens many waits behind its own.
+        self.intake.push(0, Wanted::Session(request));
         self.settle(now);
     }
 
@@ -561,7 +573,7 @@ impl Replica {
             if !is_planted(Bug::AcksSurviveDeposition) {
                 self.acks.deposed(&rejection, &mut self.ready);
             }
-            for request in self.intake.drain_requests() {
+            for request in self.intake.drain_requests().chain(self.moves.drain_requests()) {
                 self.ready.push((request, Err(Rejection::NotLeader { leader })));
             }
             self.loads.clear();

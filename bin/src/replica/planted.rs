@@ -74,6 +74,14 @@ pub enum Bug {
     TrimBeforeMajority,
     /// The log is let go of past the node's own snapshot of its state.
     ReleasePastState,
+    /// Advancing a cursor may take it back.
+    CursorGoesBack,
+    /// The cursors keep what a truncation took out of the log.
+    CursorsNotRolledBack,
+    /// The cursors are not in a checkpoint.
+    CursorsForgotten,
+    /// An installed checkpoint leaves the cursors as they were.
+    InstallKeepsCursors,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }

@@ -2,7 +2,7 @@
 //!
 //! A follower takes no entry into its log for which the log thread has no room: a job that waits for room would hold up the
 //! votes and trims behind it. It leaves out of an append what finds no room, and all behind that; the leader offers it again. Control
-//! entries are taken all the same, from the reserve. A leader proposes records as long as a quorum has room, and hands over when it
+//! entries are taken all the same, from the reserve, but for the moves of cursors, which may be as many as appends. A leader proposes records as long as a quorum has room, and hands over when it
 //! has none itself ([`graven_raft::Room`]).
 //!
 //! A disk that hangs is bounded too: with [`JOBS_MAX`] jobs unreported no entries are taken or proposed.
@@ -61,7 +61,7 @@ impl Replica {
         };
         let backed_up = self.is_backed_up();
         let refused = |frame: &Frame| {
-            let fits = room.takes(frame.encoded_len()) || frame.header().kind != Kind::Records;
+            let fits = room.takes(frame.encoded_len()) || !matches!(frame.header().kind, Kind::Records | Kind::Cursor);
             backed_up || !fits
         };
         let new = frames.iter().position(|frame| !is_held(frame)).unwrap_or(frames.len());
@@ -75,14 +75,14 @@ impl Replica {
 
     /// Refuses what waits for the log, when there is no room for it.
     pub(super) fn maybe_refuse_waiting(&mut self, now: Now) {
-        if self.core.role() != Role::Leader || self.intake.len() == 0 {
+        if self.core.role() != Role::Leader || self.intake.len() + self.moves.len() == 0 {
             return;
         }
         match self.no_room() {
             None => {}
             Some(Rejection::DiskFull) => self.refuse_waiting(now),
             Some(rejection) => {
-                let requests: Vec<_> = self.intake.drain_requests().collect();
+                let requests: Vec<_> = self.intake.drain_requests().chain(self.moves.drain_requests()).collect();
                 self.ready.extend(requests.into_iter().map(|request| (request, Err(rejection.clone()))));
             }
         }

@@ -150,7 +150,7 @@ impl Replica {
         let (ring_bytes, tail_bytes, marks) = self.log.footprint();
         let (sessions, results, undo) = self.sessions.footprint();
         Footprint {
-            intake: self.intake.len(),
+            intake: self.intake.len() + self.moves.len(),
             waiting: self.acks.waiting(),
             jobs: self.jobs.len(),
             held: self.held.len(),

@@ -9,6 +9,7 @@
 use graven_frame::{Frame, FrameError};
 
 use super::checkpoint::Fields;
+use super::cursors::{Cursors, moves_of};
 use super::names::{Names, Word};
 use super::planted::{Bug, is_planted};
 use super::trim::{Trims, trim_of};
@@ -16,6 +17,8 @@ use super::trim::{Trims, trim_of};
 /// A table's bytes in a checkpoint, under its tag.
 type Section = (u32, Vec<u8>);
 
+/// Named cursors.
+const CURSORS: u32 = 1;
 /// Snapshots with names.
 const NAMES: u32 = 2;
 
@@ -24,6 +27,7 @@ const NAMES: u32 = 2;
 pub(super) struct Tables {
     pub(super) trims: Trims,
     pub(super) names: Names,
+    pub(super) cursors: Cursors,
 }
 
 impl Tables {
@@ -31,35 +35,40 @@ impl Tables {
     pub(super) fn check(frame: &Frame) -> Result<(), FrameError> {
         trim_of(frame)?;
         Word::of(frame)?;
+        moves_of(frame)?;
         Ok(())
     }
 
     /// Takes in a frame that is in the log now.
     pub(super) fn note(&mut self, frame: &Frame) -> Result<(), FrameError> {
         self.trims.note(frame)?;
-        self.names.note(frame)
+        self.names.note(frame)?;
+        self.cursors.note(frame)
     }
 
     /// Everything from `index` on is gone from the log.
     pub(super) fn truncate(&mut self, index: u64) {
         self.trims.truncate(index);
         self.names.truncate(index);
+        self.cursors.truncate(index);
     }
 
     /// Entries up to `index` may be seen. Trims are passed by whoever moves the first offset.
     pub(super) fn pass(&mut self, index: u64) {
         self.names.pass(index);
+        self.cursors.pass(index);
     }
 
     /// A checkpoint takes the place of everything before it.
     pub(super) fn replace(&mut self, by: Tables) {
         let names = self.names.replaced(by.names);
-        *self = Tables { names, ..by };
+        let cursors = self.cursors.replaced(by.cursors);
+        *self = Tables { names, cursors, ..by };
     }
 
     fn sections(&self) -> Vec<Section> {
         let names = self.names.encode().filter(|_| !is_planted(Bug::NamesForgotten)).map(|bytes| (NAMES, bytes));
-        names.into_iter().collect()
+        self.cursors.encode().map(|bytes| (CURSORS, bytes)).into_iter().chain(names).collect()
     }
 
     /// Puts what readers may see behind the other state of a checkpoint. Returns whether there was any.
@@ -89,6 +98,7 @@ impl Tables {
             }
             before = tag;
             match tag {
+                CURSORS => tables.cursors = Cursors::decode(&mut table)?,
                 NAMES => tables.names = Names::decode(&mut table)?,
                 _ => return None,
             }

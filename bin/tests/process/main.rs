@@ -9,6 +9,7 @@ mod bare;
 mod bench;
 mod cli;
 mod cluster;
+mod cursor;
 mod dev;
 mod disk;
 mod doctor;

@@ -182,6 +182,35 @@ pub enum Request {
     },
     /// The first damage in the node's log, of one that reports itself `recovering` or `damaged`.
     Damage,
+    /// Where a cursor stands. Linearizable.
+    Cursor {
+        /// Its name.
+        name: String,
+    },
+    /// The cursors whose names come behind this one, some hundred of them at most. Linearizable.
+    Cursors {
+        /// A name, or nothing.
+        after: String,
+    },
+    /// Moves a cursor forward, or leaves it where it is; at the leader only. Answered when that is committed. Safe to repeat.
+    AdvanceCursor {
+        /// Its name: 1 to 64 letters, digits, `.`, `_` and `-`, the first of them no dot and no dash.
+        name: String,
+        /// The record that is wanted next.
+        offset: u64,
+    },
+    /// Puts a cursor anywhere in the log; at the leader only. Answered when that is committed.
+    SetCursor {
+        /// Its name.
+        name: String,
+        /// The record that is wanted next.
+        offset: u64,
+    },
+    /// Takes a cursor away; at the leader only. Answered when that is committed.
+    DropCursor {
+        /// Its name.
+        name: String,
+    },
     /// The snapshots of applications.
     Snapshots,
     /// Ends a name of snapshots; at the leader only. Answered when that is committed.
@@ -225,6 +254,23 @@ pub enum Response {
     },
     /// To [`Request::Damage`].
     Damage(Option<DamagedRange>),
+    /// To [`Request::Cursor`], [`Request::AdvanceCursor`] and [`Request::SetCursor`].
+    Cursor {
+        /// Where it stands, if it is there.
+        offset: Option<u64>,
+    },
+    /// To [`Request::Cursors`].
+    Cursors {
+        /// Names and offsets, by name, ascending.
+        cursors: Vec<(String, u64)>,
+        /// Whether there are more behind the last of them.
+        more: bool,
+    },
+    /// To [`Request::DropCursor`].
+    CursorDropped {
+        /// Where it stood, if it was there.
+        offset: Option<u64>,
+    },
     /// To [`Request::Snapshots`], by name.
     Snapshots(Vec<SnapshotEntry>),
     /// To [`Request::DropSnapshot`]: that is committed.
@@ -250,9 +296,9 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters, health, members, damage, list and get snapshots | read |
+/// | subscribe, status, bounds, counters, health, members, damage, see and advance cursors, list and get snapshots | read |
 /// | open a session, append, put a snapshot | append |
-/// | transfer, change members, trim, drop a snapshot | admin |
+/// | transfer, change members, trim, set and drop cursors, drop a snapshot | admin |
 ///
 /// Whoever puts a snapshot takes room on every node and holds trims up, as whoever appends does; dropping one gives away, as a trim
 /// does, what cannot be had back.
@@ -267,11 +313,20 @@ pub fn role_needed(action: Action<'_>) -> Role {
             | Request::NodeHealth
             | Request::Members
             | Request::Damage
+            | Request::Cursor { .. }
+            | Request::Cursors { .. }
+            // Whoever may follow the log may keep its place in it.
+            | Request::AdvanceCursor { .. }
             | Request::Snapshots,
         ) => Role::Read,
         Action::Append | Action::PutSnapshot | Action::Unary(Request::OpenSession) => Role::Append,
         Action::Unary(
-            Request::Transfer { .. } | Request::ChangeMembers(_) | Request::Trim { .. } | Request::DropSnapshot { .. },
+            Request::Transfer { .. }
+            | Request::ChangeMembers(_)
+            | Request::Trim { .. }
+            | Request::SetCursor { .. }
+            | Request::DropCursor { .. }
+            | Request::DropSnapshot { .. },
         ) => Role::Admin,
     }
 }

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
+
 use crate::admission::Bucket;
 use crate::protocol::budget::Budget;
 
@@ -20,7 +22,7 @@ pub(super) struct Limits {
     pub(super) subscriptions: usize,
     /// Bytes of windows above the smallest ones.
     pub(super) window_bytes: u64,
-    /// Bytes of append groups that were begun and not answered.
+    /// Bytes of append groups of one client that were begun and not answered.
     pub(super) append_bytes: usize,
 }
 
@@ -39,21 +41,36 @@ struct State {
     /// Names come from certificates that the cluster's authority signed. Whoever holds nothing and asked for nothing lately is
     /// forgotten.
     clients: HashMap<Arc<str>, Client>,
+    /// How many clients were numbered.
+    numbered: u64,
+}
+
+impl State {
+    fn client(&mut self, name: &Arc<str>, limits: &Limits) -> &mut Client {
+        let numbered = &mut self.numbered;
+        self.clients.entry(name.clone()).or_insert_with(|| {
+            *numbered += 1;
+            Client::new(*numbered, limits)
+        })
+    }
 }
 
 #[derive(Debug)]
 struct Client {
+    number: u64,
     connections: usize,
     subscriptions: usize,
     sessions: Bucket,
     /// Its share of append groups. A group counts from its first byte on, so whoever begins many and ends none has all there is of it.
     appends: Arc<Budget>,
+    requests: Arc<Semaphore>,
 }
 
 impl Client {
-    fn new(limits: &Limits) -> Client {
+    fn new(number: u64, limits: &Limits) -> Client {
         let sessions = Bucket::new(SESSIONS_PER_SECOND, SESSIONS_AT_ONCE, Instant::now());
-        Client { connections: 0, subscriptions: 0, sessions, appends: Budget::new(share(limits.append_bytes)) }
+        let (appends, requests) = (Budget::new(limits.append_bytes), Arc::new(Semaphore::new(REQUESTS_AT_ONCE)));
+        Client { number, connections: 0, subscriptions: 0, sessions, appends, requests }
     }
 }
 
@@ -79,7 +96,7 @@ impl Accounts {
             state.clients.retain(|_, client| client.connections > 0 || !client.sessions.is_full(now));
         }
         let all = state.connections;
-        let client = state.clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits));
+        let client = state.client(name, &self.limits);
         check(all, client.connections, self.limits.connections)?;
         client.connections += 1;
         state.connections += 1;
@@ -90,16 +107,23 @@ impl Accounts {
     pub(super) fn subscribe(self: &Arc<Self>, name: &Arc<str>) -> Result<Held, Full> {
         let mut state = self.lock();
         let all = state.subscriptions;
-        let client = state.clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits));
+        let client = state.client(name, &self.limits);
         check(all, client.subscriptions, self.limits.subscriptions)?;
         client.subscriptions += 1;
         state.subscriptions += 1;
         Ok(self.held(name, What::Subscription))
     }
 
-    /// The bound on append groups of the client called `name`. It has a connection.
-    pub(super) fn appends(&self, name: &Arc<str>) -> Arc<Budget> {
-        self.lock().clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits)).appends.clone()
+    /// The number of the client, and the bound on append groups of the client called `name`. It has a connection.
+    pub(super) fn appends(&self, name: &Arc<str>) -> (u64, Arc<Budget>) {
+        let mut state = self.lock();
+        let client = state.client(name, &self.limits);
+        (client.number, client.appends.clone())
+    }
+
+    /// The requests of the client called `name` that may be worked on at once. It has a connection.
+    pub(super) fn requests(&self, name: &Arc<str>) -> Arc<Semaphore> {
+        self.lock().client(name, &self.limits).requests.clone()
     }
 
     /// Takes `bytes` of windows, if they are left.
@@ -116,7 +140,7 @@ impl Accounts {
     pub(super) fn open_session(&self, name: &Arc<str>) -> Result<(), Duration> {
         let now = Instant::now();
         let mut state = self.lock();
-        let client = state.clients.entry(name.clone()).or_insert_with(|| Client::new(&self.limits));
+        let client = state.client(name, &self.limits);
         if client.sessions.take(now) { Ok(()) } else { Err(client.sessions.wait(now)) }
     }
 
@@ -193,6 +217,9 @@ impl Drop for Held {
 const SESSIONS_PER_SECOND: u32 = 64;
 /// And at once: a program with many appenders starts.
 const SESSIONS_AT_ONCE: u32 = 512;
+/// Requests of one client that are worked on at the same time, on all its connections. A node answers one in some 20 us, so those of others
+/// wait for a millisecond at most.
+const REQUESTS_AT_ONCE: usize = 64;
 /// Names kept before those are looked for that may be forgotten.
 const CLIENTS_REMEMBERED: usize = 4096;
 

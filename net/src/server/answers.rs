@@ -14,6 +14,7 @@ pub struct AppendReply {
     answers: Arc<Answers>,
     /// Given back when the group is answered.
     _charges: [Charge; 3],
+    client: u64,
     session: u64,
     sequence: u64,
     answered: bool,
@@ -23,6 +24,12 @@ impl AppendReply {
     /// Gives the answer. It leaves with all others that are ready by then.
     pub fn done(mut self, result: Result<Ack, Rejection>) {
         self.answer(result);
+    }
+
+    /// The number of the client, by the name in its certificate: from 1, the same for all its connections while it has any.
+    #[must_use]
+    pub fn client(&self) -> u64 {
+        self.client
     }
 
     /// The group's session.
@@ -86,9 +93,14 @@ const UNREAD_BYTES_MAX: usize = 1 << 20;
 
 impl Answers {
     /// A reply for one group.
-    pub(super) fn reply(self: &Arc<Self>, session: u64, sequence: u64, charges: [Charge; 3]) -> AppendReply {
+    pub(super) fn reply(
+        self: &Arc<Self>,
+        client: u64,
+        (session, sequence): (u64, u64),
+        charges: [Charge; 3],
+    ) -> AppendReply {
         self.lock().owed += 1;
-        AppendReply { answers: self.clone(), _charges: charges, session, sequence, answered: false }
+        AppendReply { answers: self.clone(), _charges: charges, client, session, sequence, answered: false }
     }
 
     /// An answer that belongs to no group: for the whole stream.
@@ -171,7 +183,7 @@ mod tests {
         let mut replies = Vec::new();
         for sequence in 1..=3 {
             let charges = [budget.charge(10).await, budget.charge(10).await, budget.charge(10).await];
-            replies.push(answers.reply(7, sequence, charges));
+            replies.push(answers.reply(1, (7, sequence), charges));
         }
         assert_eq!(budget.used(), 90);
         answers.finish();
@@ -197,7 +209,7 @@ mod tests {
             for _ in 0..1000 {
                 sequence += 1;
                 let charges = [budget.charge(1).await, budget.charge(1).await, budget.charge(1).await];
-                answers.reply(7, sequence, charges).done(Err(Rejection::Again));
+                answers.reply(1, (7, sequence), charges).done(Err(Rejection::Again));
             }
         }
         assert_eq!(sequence, (UNREAD_BYTES_MAX / ANSWER_BYTES).next_multiple_of(1000) as u64);

@@ -22,6 +22,8 @@ pub(super) struct Appends {
     pub(super) connection: Arc<Budget>,
     /// Shared with the client's other connections.
     pub(super) client: Arc<Budget>,
+    /// Its number.
+    pub(super) number: u64,
     pub(super) server: Arc<Budget>,
     /// Streams that may still be opened.
     pub(super) streams: Semaphore,
@@ -128,7 +130,7 @@ async fn read_groups<S: Service>(
         let (Some(session), Some(sequence)) = (group.header().session, group.header().sequence) else {
             return Err("an append group has no session".to_owned());
         };
-        let reply = answers.reply(session, sequence, [connection, client, server]);
+        let reply = answers.reply(appends.number, (session, sequence), [connection, client, server]);
         if let Some(size) = too_large(&group, appends.max_record_bytes) {
             let limit = appends.max_record_bytes;
             let message = format!("a record has {size} bytes, the limit is {limit} (max_record_bytes)");

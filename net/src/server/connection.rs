@@ -221,9 +221,11 @@ async fn accept_streams<S: Service>(
     caller: &Caller,
     connection: &quinn::Connection,
 ) -> Option<String> {
+    let (number, client) = shared.accounts.appends(&caller.name);
     let appends = Arc::new(Appends {
         connection: Budget::new(shared.connection_bytes),
-        client: shared.accounts.appends(&caller.name),
+        client,
+        number,
         server: shared.budget.clone(),
         streams: Semaphore::new(append::STREAMS_MAX),
         max_record_bytes: shared.max_record_bytes,
@@ -332,6 +334,9 @@ async fn serve_request<S: Service>(shared: &Shared<S>, caller: Caller, request: 
                 tokio::time::sleep(wait).await;
             }
         }
+        let requests = shared.accounts.requests(&caller.name);
+        // Never closed.
+        let _turn = requests.acquire().await;
         shared.service.unary(caller, request).await
     };
     let response = tokio::select! {

@@ -49,9 +49,11 @@ pub struct ServerConfig {
     pub max_streams: u32,
     /// Bytes of append groups a connection may have received but not answered. A larger group passes alone.
     pub connection_bytes: usize,
-    /// The same for all connections together; those of one client have three quarters of it. Four times the largest group, so that
+    /// The same for all connections together; Four times the largest group, so that
     /// one that is begun and never ended leaves room for others.
     pub total_bytes: usize,
+    /// What one client can have of them. Less than what the service takes, so that it never has all of it.
+    pub client_bytes: usize,
     /// The largest record taken; a group with a larger one is refused.
     pub max_record_bytes: usize,
     /// The most bytes a second given to other nodes' fetches, all together; 0 sets no bound.
@@ -79,6 +81,7 @@ impl ServerConfig {
             // As much as a client of ours has in flight by itself.
             connection_bytes: 4 << 20,
             total_bytes: 128 << 20,
+            client_bytes: 96 << 20,
             max_record_bytes: 1 << 20,
             bulk_bytes_per_second: 0,
             upload_idle: UPLOAD_IDLE,
@@ -157,7 +160,7 @@ impl Server {
             connections: config.max_connections,
             subscriptions: config.max_subscriptions,
             window_bytes: config.total_window_bytes,
-            append_bytes: config.total_bytes,
+            append_bytes: config.client_bytes,
         });
         let profile = Profile::client(config.window_bytes);
         let shared = Arc::new(Shared {

@@ -18,6 +18,7 @@
 //! | P11: memory stays within its bounds | [`bounds`] |
 //! | P2, P4: the log begins where committed trims say, and no file goes before | [`trims`] |
 //! | P1, P2: a named snapshot is on a majority, and no trim takes what it goes on with | [`names`] |
+//! | P1, P2, P8: a cursor stands where committed moves put it, and only a set or a drop takes it back | [`cursors`] |
 //! | consecutive memberships' quorums meet; one change at a time | [`membership`] |
 //! | a divergent tail is repaired in as many refusals as it has terms, and one | [`repair`] |
 //! | records never take the segment that is kept for votes and control entries | [`reserve`] |
@@ -27,6 +28,7 @@ pub mod agreement;
 pub mod append_only;
 pub mod bounds;
 pub mod completeness;
+pub mod cursors;
 pub mod durability;
 pub mod elections;
 pub mod feeds;
@@ -95,6 +97,8 @@ pub struct Checkers {
     trims: trims::Trims,
     /// Snapshots with names.
     pub names: names::Names,
+    /// Named cursors.
+    pub cursors: cursors::Cursors,
     voters: u64,
     /// Membership changes that were committed.
     pub membership_changes: u64,
@@ -123,6 +127,7 @@ impl Checkers {
             repair: repair::Repair::default(),
             trims: trims::Trims::default(),
             names: names::Names::default(),
+            cursors: cursors::Cursors::default(),
             voters: nodes,
             membership_changes: 0,
         }
@@ -292,6 +297,7 @@ impl Checkers {
             self.refusals.committed(frame);
             self.trims.committed(frame)?;
             self.names.committed(frame, self.voters)?;
+            self.cursors.committed(frame)?;
             self.membership_changes += u64::from(index > 1 && frame.header().kind == Kind::Membership);
         }
         let last = &log[news.end as usize - 2];

@@ -10,8 +10,10 @@ use super::{Checked, violated};
 /// # Errors
 /// Records alone took it.
 pub fn kept(node: u64, before: bool, after: bool, jobs: &[DiskJob]) -> Checked {
-    let is_records =
-        |job: &DiskJob| job.hard_state.is_none() && job.frames.iter().all(|frame| frame.header().kind == Kind::Records);
+    let is_records = |job: &DiskJob| {
+        job.hard_state.is_none()
+            && job.frames.iter().all(|frame| matches!(frame.header().kind, Kind::Records | Kind::Cursor))
+    };
     if before && !after && jobs.iter().all(is_records) {
         return violated(
             "reserve",
