@@ -159,7 +159,7 @@ pub struct SnapshotSection {
     pub entries: Option<u64>,
     /// After so long, when set and there was an entry.
     pub age: Option<Duration>,
-    /// Bytes a second at most in which this node fetches snapshots from others; 0 sets no bound.
+    /// Bytes a second at most in which this node takes snapshots in, from clients and from other nodes; 0 sets no bound.
     pub transfer_rate: u64,
 }
 

@@ -28,6 +28,7 @@ mod out;
 mod read;
 mod recover;
 mod render;
+mod snapshot;
 mod start;
 mod status;
 mod trim;
@@ -91,6 +92,8 @@ enum Command {
     Transfer(status::TransferArgs),
     /// Let go of all records before an offset
     Trim(trim::TrimArgs),
+    /// Keep states of applications, so that the log before them may go
+    Snapshot(snapshot::SnapshotArgs),
     /// Show and move named cursors: where consumers stand in the log
     Cursor(cursor::CursorArgs),
     /// Show and change who belongs to the cluster
@@ -149,6 +152,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Doctor(args) => doctor::run(&args, &global),
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
         Command::Trim(args) => trim::run(&args, &global).map(|()| 0),
+        Command::Snapshot(args) => snapshot::run(&args, &global).map(|()| 0),
         Command::Cursor(args) => cursor::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),
         Command::Recover(args) => recover::run(&args, &global).map(|()| 0),
@@ -197,7 +201,7 @@ fn missing(error: &clap::Error) -> Option<&'static str> {
     LATER.into_iter().find(|command| command == asked)
 }
 
-const LATER: [&str; 3] = ["snapshot", "backup", "restore"];
+const LATER: [&str; 2] = ["backup", "restore"];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

@@ -22,6 +22,7 @@ mod protocol;
 mod scrub;
 mod service;
 mod snapshot_fetch;
+mod snapshot_service;
 mod snapshot_source;
 mod states;
 

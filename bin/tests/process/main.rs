@@ -21,6 +21,7 @@ mod member;
 mod recover;
 mod retention;
 mod rot;
+mod snapshot;
 mod stall;
 mod states;
 mod trim;
