@@ -23,6 +23,7 @@ use crate::node::{Node, RING_BYTES, WINDOW_BYTES};
 use crate::profile::Profile;
 use crate::report::Stats;
 use crate::rng::Rng;
+use crate::rot::Sick;
 use crate::trace::Trace;
 use crate::workload::Request;
 
@@ -49,6 +50,8 @@ pub struct Cluster {
     pub(crate) client_lanes: Vec<[u64; 2 * LANES]>,
     pub(crate) healed_at: Option<u64>,
     /// The append that is being taken in, when the input is one.
+    /// The node whose log rotted.
+    pub(crate) sick: Option<Sick>,
     appending: Option<(u64, AppendHead)>,
     /// Whether each step of the core is compared with the one before: costs a copy of the core, so some runs only.
     steps_checked: bool,
@@ -181,6 +184,7 @@ impl Cluster {
             answered: BTreeMap::new(),
             healed_at: None,
             appending: None,
+            sick: None,
             steps_checked: rng.chance(150),
             stats: Stats::default(),
             trace,
@@ -486,6 +490,7 @@ impl Cluster {
             }
         }
         self.check_names(node)?;
+        self.maybe_well(node)?;
         self.check_cursors(node)?;
         self.checkers.begins(node, view.readable_index, view.first_offset)?;
         self.checkers.readable(node, view.readable_index, view.next_offset)
@@ -496,6 +501,8 @@ impl Cluster {
         match alarm {
             // A slow disk is one of the faults.
             Alarm::Core(words) if words.contains("DiskStalled") => Ok(()),
+            // So is a log that lost its end.
+            Alarm::Core(words) if words.contains("FollowerLostEntries") && self.stats.cut_ends > 0 => Ok(()),
             // So is a peer that dies, or is cut off, before its checkpoint was fetched.
             Alarm::Core(words) if words.contains("checkpoint") => Ok(()),
             other => Err(Violation { property: "alarm", detail: format!("node {node} raised {other:?}") }),
@@ -554,8 +561,16 @@ impl Cluster {
         }
         let (recovered, frames) = match place.start(&mut rng, now_us, &profile) {
             Ok(found) => found,
-            Err(error) => return self.on_failed_start(node, &error),
+            Err(error) => {
+                if self.maybe_mend(node, Err(&error))? {
+                    return Ok(());
+                }
+                return self.on_failed_start(node, &error);
+            }
         };
+        if self.maybe_mend(node, Ok(recovered.last_index))? {
+            return Ok(());
+        }
         self.trace.line(
             self.now_us,
             format_args!("n{node} starts: {} entries, {:?}", recovered.last_index, recovered.hard_state),

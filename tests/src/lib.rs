@@ -24,6 +24,7 @@ pub mod planted;
 pub mod profile;
 pub mod report;
 pub mod rng;
+mod rot;
 pub mod trace;
 pub mod transcript;
 mod workload;

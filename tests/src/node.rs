@@ -169,7 +169,7 @@ impl Node {
             state_machine,
             cluster: CLUSTER,
             checkpoint_bytes: CHECKPOINT_BYTES,
-            recovering: None,
+            recovering: crate::rot::recovering(&self.disk)?,
             retention: if profile.retention { retention::settings() } else { Retention::default() },
         };
         let behind = frames.iter().filter(|frame| frame.header().index >= restored.next_index());

@@ -62,6 +62,8 @@ pub struct Profile {
     pub member_us: u64,
     /// Pause between trims.
     pub trim_us: u64,
+    /// Pause between nodes whose logs rot.
+    pub rot_us: u64,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
     /// Pause between moves of cursors and looks at them.
@@ -107,6 +109,7 @@ impl Profile {
         transfer_us: 0,
         member_us: 0,
         trim_us: 0,
+        rot_us: 0,
         picture_us: 0,
         cursor_us: 0,
         states: 0,
@@ -302,6 +305,22 @@ impl Profile {
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::TRIMS_BY_AGE],
         ..Profile::TRIMS
     };
+    /// Logs of stopped nodes rot, in the middle and at the end, and are mended by the others while leaders change.
+    pub const ROT: Profile = Profile {
+        name: "rot",
+        rot_us: 120_000,
+        crash_us: 300_000,
+        down_us: 200_000,
+        power: 500,
+        trim_us: 400_000,
+        partition_us: 900_000,
+        depose: 300,
+        loss: 10,
+        reordering: 20,
+        client_loss: 5,
+        promises: &[Counter::ROTS, Counter::MENDED, Counter::CUT_ENDS],
+        ..Profile::CALM
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -319,6 +338,7 @@ impl Profile {
         transfer_us: 1_500_000,
         member_us: 0,
         trim_us: 1_000_000,
+        rot_us: 0,
         picture_us: 1_000_000,
         cursor_us: 0,
         states: 0,
@@ -347,7 +367,7 @@ impl Profile {
             Counter::DEPOSED,
         ],
     };
-    /// All that take turns; [`Profile::RETENTION`] has seeds of its own.
+    /// All that take turns; [`Profile::RETENTION`] and [`Profile::ROT`] have seeds of their own.
     pub const ALL: [Profile; 16] = [
         Profile::CHAOS,
         Profile::MEMBERS,
@@ -370,7 +390,7 @@ impl Profile {
     /// The profile of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Profile> {
-        Profile::ALL.into_iter().chain([Profile::RETENTION]).find(|profile| profile.name == name)
+        Profile::ALL.into_iter().chain([Profile::RETENTION, Profile::ROT]).find(|profile| profile.name == name)
     }
 
     /// What `sum`, over runs of this profile, owes to its promises: the first counter that did not move. Nothing is owed below

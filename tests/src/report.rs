@@ -90,6 +90,15 @@ pub struct Stats {
     /// Trims that are committed because of the age of records.
     #[serde(skip)]
     pub trims_by_age: u64,
+    /// Times that a node's log rotted.
+    #[serde(skip)]
+    pub rots: u64,
+    /// Entries put back into damaged logs.
+    #[serde(skip)]
+    pub mended: u64,
+    /// Logs that lost their end.
+    #[serde(skip)]
+    pub cut_ends: u64,
 }
 
 /// A counter that a profile promises to move.
@@ -121,6 +130,7 @@ counters! {
     STALLS stalls, FULL_DISKS full_disks, FLIPS flips, TRANSFERS transfers, DEPOSED deposed, READS reads, JUDGED judged,
     RETRIES retries, CHECKPOINTS checkpoints, RELEASES releases, INSTALLS installs,
     SNAPSHOTS snapshots, SPREAD spread, STATES states, CURSORS cursors, TRIMS_BY_AGE trims_by_age,
+    ROTS rots, MENDED mended, CUT_ENDS cut_ends,
 }
 
 impl std::fmt::Debug for Counter {
