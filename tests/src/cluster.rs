@@ -585,6 +585,10 @@ impl Cluster {
         }
         let hard_state = recovered.hard_state;
         self.checkers.durability.recovered_hard_state(node, hard_state.term, hard_state.vote)?;
+        if self.sick.as_ref().is_some_and(|sick| sick.is_cut(node)) {
+            // What replaced other entries may have been at the end that is lost, and those are back.
+            self.checkers.lost_end(node, &recovered.base, &frames)?;
+        }
         self.checkers.started(node, &recovered.base, &frames, recovered.known_commit)?;
         self.begins_elsewhere(node, recovered.base.next_offset)?;
         self.carry_out(node)

@@ -31,8 +31,15 @@ pub(crate) struct Sick {
     before: SimDisk,
     /// The end of its log before.
     last: u64,
-    /// Whether its log was mended since.
-    mended: bool,
+    /// Whether the end of its log was cut since.
+    cut: bool,
+}
+
+impl Sick {
+    /// Whether it is this node, and its log lost its end.
+    pub(crate) fn is_cut(&self, node: u64) -> bool {
+        self.node == node && self.cut
+    }
 }
 
 /// What became of mending a log.
@@ -78,7 +85,7 @@ impl Cluster {
             self.trace.line(self.now_us, format_args!("n{node} rots in {name} at {at}"));
         }
         self.stats.rots += 1;
-        self.sick = Some(Sick { node, before, last: found.last_index, mended: false });
+        self.sick = Some(Sick { node, before, last: found.last_index, cut: false });
     }
 
     /// Whether a node that does not start, or starts with less than it had, is sick. If so, it is seen to.
@@ -89,17 +96,12 @@ impl Cluster {
     ) -> Result<bool, crate::check::Violation> {
         let Some(sick) = self.sick.as_ref().filter(|sick| sick.node == node) else { return Ok(false) };
         match started {
-            Ok(last) if last >= sick.last || sick.mended => return Ok(false),
+            Ok(last) if last >= sick.last || sick.cut => return Ok(false),
             // The window of P5: no sync point followed the bytes that rotted.
             Ok(_) => self.give_back(node),
             Err(StartError::Open(graven_wal::OpenError::Io { .. })) => return Ok(false),
             Err(_) => match self.mend(node)? {
-                Mended::Whole => {
-                    if let Some(sick) = &mut self.sick {
-                        sick.mended = true;
-                    }
-                }
-                Mended::Later => {}
+                Mended::Whole | Mended::Later => {}
                 Mended::Beyond => self.give_back(node),
             },
         }
@@ -122,6 +124,9 @@ impl Cluster {
         let Ok(mut mender) = Mender::open_behind(disk.clone(), Options::default(), origin) else {
             return Ok(Mended::Beyond);
         };
+        for hole in mender.holes() {
+            self.trace.line(self.now_us, format_args!("n{node} has a hole: {hole}"));
+        }
         while let Some(wanted) = mender.wanted() {
             let mut moved = false;
             let (mut answered, others) = (0, self.nodes.len() - 1);
@@ -149,7 +154,9 @@ impl Cluster {
             let Ok(marker) = mender.cut_tail() else { return Ok(Mended::Beyond) };
             self.trace.line(self.now_us, format_args!("n{node} lost the end of its log, behind {}", marker.last_kept));
             self.stats.cut_ends += 1;
-            self.checkers.durability.doubted(node, marker.last_kept + 1);
+            if let Some(sick) = &mut self.sick {
+                sick.cut = true;
+            }
         }
         let Ok(mended) = mender.finish() else { return Ok(Mended::Beyond) };
         self.trace.line(self.now_us, format_args!("n{node} is mended with {} entries", mended.entries));

@@ -166,6 +166,17 @@ impl Checkers {
         Ok(())
     }
 
+    /// `node` lost the end of its log, and has `frames` behind `base`.
+    ///
+    /// # Errors
+    /// The log begins elsewhere than it may.
+    pub fn lost_end(&mut self, node: u64, base: &LogBase, frames: &[Frame]) -> Checked {
+        let mut left = self.before(node, base)?;
+        left.extend(frames.iter().cloned());
+        self.durability.diverges(node, &left);
+        Ok(())
+    }
+
     /// The log of `node` begins behind `base` now, durably.
     ///
     /// # Errors
