@@ -169,6 +169,12 @@ pub const ALL: &[Planted] = &[
     in_replica("release-past-state", replica::Bug::ReleasePastState, 100, &["P2"]).under(Profile::STATES),
     in_replica("age-believes-leader", replica::Bug::AgeBelievesLeader, 100, &["retention"]).under(Profile::RETENTION),
     in_replica("retention-takes-more", replica::Bug::RetentionTakesMore, 100, &["retention"]).under(Profile::RETENTION),
+    in_replica("lost-end-votes", replica::Bug::LostEndVotes, 100, &["P1", "P2", "leader completeness"])
+        .under(Profile::ROT),
+    in_replica("recovered-early", replica::Bug::RecoveredEarly, 300, &["P1", "P2", "leader completeness"])
+        .under(Profile::ROT),
+    in_wal("marker-not-written", wal::Bug::MarkerNotWritten, 100, &["P1", "P2", "leader completeness"])
+        .under(Profile::ROT),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),
     in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 100, &["recovery"]).under(Profile::DISKS),
     in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 100, &["recovery"]),

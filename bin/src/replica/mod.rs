@@ -254,7 +254,7 @@ impl Replica {
         let applied = if config.state_machine { restored.base.index } else { commit };
         let mut core = core_of(&config, restored, &log, &members, applied, now);
         let recovering = config.recovering.map(Recovering::new);
-        if recovering.is_some() {
+        if recovering.is_some() && !is_planted(Bug::LostEndVotes) {
             core.abstain(now.tick, true);
         }
         let checkpoints = Checkpoints::found(restored.kept.clone(), grown, restored.base.index);
