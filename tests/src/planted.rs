@@ -154,7 +154,7 @@ pub const ALL: &[Planted] = &[
     in_replica("install-keeps-log", replica::Bug::InstallKeepsLog, 100, &["P2", "recovery", "disk"])
         .under(Profile::TRIMS),
     in_replica("newest-offered", replica::Bug::NewestOffered, 100, &["P2"]).under(Profile::TRIMS),
-    in_replica("names-judged-late", replica::Bug::NamesJudgedLate, 400, &["P2"]).under(Profile::SNAPSHOTS),
+    in_replica("names-judged-late", replica::Bug::NamesJudgedLate, 400, &["P2", "liveness"]).under(Profile::SNAPSHOTS),
     in_replica("names-forgotten", replica::Bug::NamesForgotten, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("trim-past-snapshot", replica::Bug::TrimPastSnapshot, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("picture-unspread", replica::Bug::PictureUnspread, 100, &["P1"]).under(Profile::SNAPSHOTS),
