@@ -11,6 +11,8 @@ pub use graven_net::client::*;
 #[cfg(feature = "node")]
 pub use node::{ApplyError, Node, Offset, StateMachine, WriteSnapshot};
 
+#[cfg(feature = "node")]
+pub mod backup;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod cli;

@@ -79,10 +79,10 @@ fn join(args: &InitArgs, node: &str, global: &Global) -> CliResult {
     Ok(())
 }
 
-const COPY: &str = "copy each node's directory to its host and run there, with the path it has there:";
-const HERE: &str = "run each of these, in a terminal or service of its own:";
-const TWICE: &str = "never start a copy of a data directory: two nodes of one identity lose records";
-const ONCE: &str =
+pub(super) const COPY: &str = "copy each node's directory to its host and run there, with the path it has there:";
+pub(super) const HERE: &str = "run each of these, in a terminal or service of its own:";
+pub(super) const TWICE: &str = "never start a copy of a data directory: two nodes of one identity lose records";
+pub(super) const ONCE: &str =
     "a node's data must never be started in two places: once copied, remove the `data` directories left here";
 
 fn nodes(args: &InitArgs) -> CliResult<Vec<NewNode>> {

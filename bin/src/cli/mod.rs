@@ -14,6 +14,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use error::{CliResult, Failure};
 
 mod append;
+mod backup;
 mod bench;
 mod certs;
 mod context;
@@ -28,6 +29,7 @@ mod out;
 mod read;
 mod recover;
 mod render;
+mod restore;
 mod snapshot;
 mod start;
 mod status;
@@ -98,6 +100,10 @@ enum Command {
     Cursor(cursor::CursorArgs),
     /// Show and change who belongs to the cluster
     Member(member::MemberArgs),
+    /// Copy the whole log of a running cluster into a directory, or check such a copy
+    Backup(backup::BackupArgs),
+    /// Make a new cluster from a backup
+    Restore(restore::RestoreArgs),
     /// Make a new cluster from the survivor of a lost majority
     Recover(recover::RecoverArgs),
     /// Make and check certificates
@@ -155,6 +161,8 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Snapshot(args) => snapshot::run(&args, &global).map(|()| 0),
         Command::Cursor(args) => cursor::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),
+        Command::Backup(args) => backup::run(&args, &global).map(|()| 0),
+        Command::Restore(args) => restore::run(&args, &global).map(|()| 0),
         Command::Recover(args) => recover::run(&args, &global).map(|()| 0),
         Command::Certs(args) => certs::run(&args, &global).map(|()| 0),
         Command::Wal(args) => wal::run(&args, &global).map(|()| 0),
@@ -201,7 +209,7 @@ fn missing(error: &clap::Error) -> Option<&'static str> {
     LATER.into_iter().find(|command| command == asked)
 }
 
-const LATER: [&str; 2] = ["backup", "restore"];
+const LATER: [&str; 0] = [];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

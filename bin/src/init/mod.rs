@@ -6,6 +6,7 @@
 
 pub mod join;
 pub mod recover;
+pub mod restore;
 
 use std::fs;
 use std::io::{self, Write};
@@ -220,16 +221,26 @@ impl NewCluster {
     /// # Errors
     /// [`InitError`]; nothing that existed before was changed.
     pub fn create(&self) -> Result<Created, InitError> {
+        self.create_with(|staging, cluster| self.stage(staging, cluster))
+    }
+
+    /// The same, with `stage` putting all files of a cluster of this id into the staging directory.
+    fn create_with<E: From<InitError>>(&self, stage: impl FnOnce(&Path, u128) -> Result<(), E>) -> Result<Created, E> {
         self.check()?;
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).create(&self.dir).map_err(InitError::io("make", &self.dir))?;
         let staging = self.staging()?;
         let cluster = rand::random::<u128>();
-        self.stage(&staging, cluster)?;
-        sync_tree(&staging)?;
+        stage(&staging, cluster)?;
+        Ok(self.put_in_place(&staging, cluster)?)
+    }
+
+    /// Moves what was staged to where it belongs.
+    fn put_in_place(&self, staging: &Path, cluster: u128) -> Result<Created, InitError> {
+        sync_tree(staging)?;
         // Crash before this mark: the next run throws the staging directory away. Crash after it: the next run refuses.
         write_file(&staging.join(MOVING), b"")?;
-        sync_dir(&staging)?;
+        sync_dir(staging)?;
         for name in self.entries() {
             let (from, to) = (staging.join(&name), self.dir.join(&name));
             if to.is_dir() {
@@ -239,7 +250,7 @@ impl NewCluster {
             fs::rename(&from, &to).map_err(InitError::io("move into place", &to))?;
         }
         sync_dir(&self.dir)?;
-        fs::remove_dir_all(&staging).map_err(InitError::io("remove", &staging))?;
+        fs::remove_dir_all(staging).map_err(InitError::io("remove", staging))?;
         sync_dir(&self.dir)?;
         Ok(Created {
             cluster,
@@ -298,6 +309,13 @@ impl NewCluster {
     }
 
     fn stage(&self, staging: &Path, cluster: u128) -> Result<(), InitError> {
+        let members = self.members(1, NEWEST_LEVEL);
+        let first = first_entry(&members)?;
+        self.stage_nodes(staging, cluster, &members, std::slice::from_ref(&first))
+    }
+
+    /// Authority, client files, and each node's directory with a log that holds `first`.
+    fn stage_nodes(&self, staging: &Path, cluster: u128, members: &Members, first: &[Frame]) -> Result<(), InitError> {
         let authority = Authority::create(cluster)?;
         make_dir(&staging.join("ca"), 0o700)?;
         authority.save(staging.join("ca"))?;
@@ -306,19 +324,18 @@ impl NewCluster {
         authority.issue_client("admin", Role::Admin)?.save(staging.join("client.crt"), staging.join("client.key"))?;
         write_file(&staging.join(CLIENT_FILE), client_toml(&self.nodes).as_bytes())?;
 
-        let members = self.members();
         write_file(&staging.join("ca").join(join::NEWEST_FILE), members.newest_id().to_string().as_bytes())?;
-        let first = first_entry(&members)?;
         for (node, member) in self.nodes.iter().zip(&members.nodes) {
             let identity = Identity { cluster, node: member.id, incarnation: member.incarnation() };
             let dir = staging.join(&node.name);
-            stage_node(&dir, &authority, node, identity, &self.settings, std::slice::from_ref(&first))?;
+            stage_node(&dir, &authority, node, identity, &self.settings, first)?;
         }
         Ok(())
     }
 
-    fn members(&self) -> Members {
-        let nodes = self.nodes.iter().zip(1..).map(|(node, id)| Member {
+    /// All nodes as voters, with ids from `first_id` on.
+    fn members(&self, first_id: u64, feature_level: u32) -> Members {
+        let nodes = self.nodes.iter().zip(first_id..).map(|(node, id)| Member {
             id,
             name: node.name.clone(),
             peer_address: node.peer_address(),
@@ -327,7 +344,7 @@ impl NewCluster {
             role: MemberRole::Voter,
         });
         // All nodes are made by this software: nothing older is among them.
-        Members { nodes: nodes.collect(), feature_level: NEWEST_LEVEL }
+        Members { nodes: nodes.collect(), feature_level }
     }
 }
 

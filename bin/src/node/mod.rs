@@ -1,5 +1,6 @@
 //! A running node: threads and sockets around a [`crate::replica`].
 
+mod backup_service;
 mod bulk;
 mod bulk_fetch;
 mod checkpoints;

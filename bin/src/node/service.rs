@@ -8,15 +8,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use graven_frame::{Frame, Group};
 use graven_net::server::{
-    AppendReply, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, GetRequest, LeaderView,
-    MemberChange, MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport, NodeRole,
-    NodeState, NodeStats, NodeStatus, Opened, OpenedSnapshot, PutAnswer, PutRequest, Request, Response, Service,
-    SnapshotSink, Start, SubscribeRequest,
+    AppendReply, BackupRequest, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, GetRequest,
+    LeaderView, MemberChange, MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport,
+    NodeRole, NodeState, NodeStats, NodeStatus, Opened, OpenedBackup, OpenedSnapshot, PutAnswer, PutRequest, Request,
+    Response, Service, SnapshotSink, Start, SubscribeRequest,
 };
 use graven_raft::Role;
 use graven_wal::ReadError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use super::backup_service::BACKUPS_MAX;
 use super::bulk::whole;
 use super::counters::process_usage;
 use super::engine::Shared;
@@ -46,11 +47,13 @@ fn wall_ms() -> u64 {
 pub(super) struct NodeService {
     pub(super) shared: Arc<Shared>,
     uploads: Arc<Uploads>,
+    /// One for each backup that may be given at the same time.
+    pub(super) backups: Arc<Semaphore>,
 }
 
 impl NodeService {
     pub(super) fn new(shared: Arc<Shared>) -> NodeService {
-        NodeService { shared, uploads: Arc::default() }
+        NodeService { shared, uploads: Arc::default(), backups: Arc::new(Semaphore::new(BACKUPS_MAX)) }
     }
 
     pub(super) async fn read_index(&self) -> Result<u64, Failure> {
@@ -312,6 +315,10 @@ impl Service for NodeService {
         snapshot_service::get(&self.shared, &request).await
     }
 
+    async fn backup(&self, _caller: Caller, request: BackupRequest) -> Result<OpenedBackup, Failure> {
+        self.open_backup(request).await
+    }
+
     fn leader(&self) -> watch::Receiver<LeaderView> {
         self.shared.leader.clone()
     }
@@ -346,7 +353,7 @@ fn offset_of_time(shared: &Shared, ms: u64, view: &View) -> Result<u64, ReadErro
     Ok(shared.reader.frame(index)?.header().base_offset.max(view.first_offset))
 }
 
-fn unreadable(cause: &ReadError) -> Failure {
+pub(super) fn unreadable(cause: &ReadError) -> Failure {
     Failure::refused(ErrorCode::Damaged, format!("this node cannot read its log: {cause}; read from another node"))
 }
 

@@ -55,7 +55,7 @@ pub(super) struct State {
 pub struct StateError(&'static str);
 
 /// The bytes of a state, of its parts.
-fn encode_state(
+pub(super) fn encode_state(
     first_offset: u64,
     (members_index, members): (u64, &Members),
     sessions: &Sessions,

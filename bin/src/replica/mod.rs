@@ -20,6 +20,7 @@ pub mod effect;
 mod entry;
 mod features;
 pub mod feed;
+pub mod fold;
 mod install;
 mod intake;
 pub mod log;

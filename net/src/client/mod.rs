@@ -34,6 +34,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
 pub use self::appender::{AckStream, AppendSender, Appender};
+pub use self::backup::{BackupHead, BackupStream};
 pub use self::batch::{Batch, IntoBatch};
 pub use self::config::{ClientConfig, ConfigError};
 pub use self::cursor::Cursor;
@@ -55,6 +56,7 @@ pub use crate::protocol::NodeReport;
 use crate::protocol::{Request, Response};
 
 mod appender;
+mod backup;
 mod batch;
 mod config;
 mod courier;

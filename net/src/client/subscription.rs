@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_core::Stream;
 use graven_frame::{Frame, HEADER_BYTES, Kind};
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -274,7 +275,7 @@ impl Out {
 }
 
 /// Why a stream ended.
-enum End {
+pub(super) enum End {
     /// All was delivered, or the user has gone.
     Done,
     /// Go on elsewhere, or here on a new connection.
@@ -285,6 +286,18 @@ enum End {
     Behind(Failure),
     /// There is no going on.
     Failed(Failure),
+}
+
+impl End {
+    /// What a node's failure means for the stream.
+    pub(super) fn of(failure: Failure) -> End {
+        match failure.code {
+            // This node cannot for now; another one may.
+            ErrorCode::Unavailable | ErrorCode::Timeout => End::Lost(failure.message),
+            ErrorCode::Damaged => End::Damaged(failure),
+            _ => End::Failed(failure),
+        }
+    }
 }
 
 struct Follower {
@@ -637,26 +650,48 @@ impl Cursor {
 }
 
 /// One stream from one node.
-struct Reader {
-    link: Arc<Link>,
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) link: Arc<Link>,
     recv: quinn::RecvStream,
     chunks: Chunks,
 }
 
 impl Reader {
     async fn open(link: Arc<Link>, request: &SubscribeRequest) -> Result<(Reader, u64), End> {
-        let lost = |cause: &dyn std::fmt::Display| End::Lost(cause.to_string());
-        let (mut send, recv) = link.connection.open_bi().await.map_err(|cause| lost(&cause))?;
-        let request = wire::encode::<MAX_MESSAGE_BYTES>(request).map_err(|cause| lost(&cause))?;
-        let mut chunks = [Bytes::copy_from_slice(&[StreamKind::Subscribe as u8]), request.into()];
-        send.write_all_chunks(&mut chunks).await.map_err(|cause| lost(&cause))?;
-        send.finish().map_err(|cause| lost(&cause))?;
-        let mut reader = Reader { link, recv, chunks: Chunks::default() };
+        let mut reader = Reader::begin(link, StreamKind::Subscribe, request).await?;
         match reader.head().await? {
             ItemHead::Begin { from } => Ok((reader, from)),
             ItemHead::Failed { len } => Err(reader.failure(len).await),
             _ => Err(End::Lost("a subscription without a beginning".to_owned())),
         }
+    }
+
+    /// Sends what a stream of this kind begins with.
+    pub(super) async fn begin(link: Arc<Link>, kind: StreamKind, request: &impl Serialize) -> Result<Reader, End> {
+        let lost = |cause: &dyn std::fmt::Display| End::Lost(cause.to_string());
+        let (mut send, recv) = link.connection.open_bi().await.map_err(|cause| lost(&cause))?;
+        let request = wire::encode::<MAX_MESSAGE_BYTES>(request).map_err(|cause| lost(&cause))?;
+        let mut chunks = [Bytes::copy_from_slice(&[kind as u8]), request.into()];
+        send.write_all_chunks(&mut chunks).await.map_err(|cause| lost(&cause))?;
+        send.finish().map_err(|cause| lost(&cause))?;
+        Ok(Reader { link, recv, chunks: Chunks::default() })
+    }
+
+    /// The head of an item that must not be long in coming.
+    pub(super) async fn head_in_time(&mut self) -> Result<ItemHead, End> {
+        while self.chunks.len() < ITEM_BYTES {
+            self.fill_in_time().await?;
+        }
+        self.head().await
+    }
+
+    /// The next `len` bytes; the caller bounds them.
+    pub(super) async fn bytes(&mut self, len: usize) -> Result<Bytes, End> {
+        while self.chunks.len() < len {
+            self.fill_in_time().await?;
+        }
+        Ok(self.chunks.take(len).unwrap_or_default().concat().into())
     }
 
     async fn head(&mut self) -> Result<ItemHead, End> {
@@ -669,7 +704,7 @@ impl Reader {
         }
     }
 
-    async fn frame(&mut self, len: usize) -> Result<([u8; HEADER_BYTES], Vec<Bytes>), End> {
+    pub(super) async fn frame(&mut self, len: usize) -> Result<([u8; HEADER_BYTES], Vec<Bytes>), End> {
         // The length was bounded when the item's head was decoded.
         while self.chunks.len() < len {
             self.fill_in_time().await?;
@@ -679,7 +714,7 @@ impl Reader {
     }
 
     /// The failure with which a node ended the stream.
-    async fn failure(&mut self, len: usize) -> End {
+    pub(super) async fn failure(&mut self, len: usize) -> End {
         while self.chunks.len() < len {
             if let Err(end) = self.fill_in_time().await {
                 return end;
@@ -687,12 +722,7 @@ impl Reader {
         }
         let bytes: Vec<u8> = self.chunks.take(len).unwrap_or_default().concat();
         match wire::decode::<MAX_MESSAGE_BYTES, Failure>(&bytes) {
-            // This node cannot for now; another one may.
-            Ok(failure) if matches!(failure.code, ErrorCode::Unavailable | ErrorCode::Timeout) => {
-                End::Lost(failure.message)
-            }
-            Ok(failure) if failure.code == ErrorCode::Damaged => End::Damaged(failure),
-            Ok(failure) => End::Failed(failure),
+            Ok(failure) => End::of(failure),
             Err(cause) => End::Lost(cause.to_string()),
         }
     }
@@ -737,4 +767,4 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// How often a silent node's knowledge of the leader is looked at: longer than the push of a new leader takes to arrive.
 const GLANCE: Duration = Duration::from_millis(250);
 /// How long a node may take to accept a subscription: finding a start by time reads its log.
-const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::tls::Role;
 
 pub mod append;
+pub mod backup;
 pub(crate) mod budget;
 pub(crate) mod chunks;
 mod failure;
@@ -68,6 +69,8 @@ pub enum StreamKind {
     PutSnapshot = 6,
     /// A [`snapshot::GetRequest`], answered by a [`snapshot::GetAnswer`] and a body.
     GetSnapshot = 7,
+    /// A [`backup::BackupRequest`], answered by a whole log.
+    Backup = 8,
 }
 
 impl StreamKind {
@@ -77,7 +80,7 @@ impl StreamKind {
         StreamKind::ALL.into_iter().find(|kind| *kind as u8 == number)
     }
 
-    const ALL: [StreamKind; 7] = [
+    const ALL: [StreamKind; 8] = [
         StreamKind::Hello,
         StreamKind::Unary,
         StreamKind::Append,
@@ -85,6 +88,7 @@ impl StreamKind {
         StreamKind::Leader,
         StreamKind::PutSnapshot,
         StreamKind::GetSnapshot,
+        StreamKind::Backup,
     ];
 }
 
@@ -290,6 +294,8 @@ pub enum Action<'a> {
     PutSnapshot,
     /// Getting a snapshot.
     GetSnapshot,
+    /// Copying the whole log.
+    Backup,
 }
 
 /// The one table of who may do what: the least role for an action.
@@ -298,7 +304,7 @@ pub enum Action<'a> {
 /// |---|---|
 /// | subscribe, status, bounds, counters, health, members, damage, see and advance cursors, list and get snapshots | read |
 /// | open a session, append, put a snapshot | append |
-/// | transfer, change members, trim, set and drop cursors, drop a snapshot | admin |
+/// | transfer, change members, trim, set and drop cursors, drop a snapshot, copy the whole log | admin |
 ///
 /// Whoever puts a snapshot takes room on every node and holds trims up, as whoever appends does; dropping one gives away, as a trim
 /// does, what cannot be had back.
@@ -320,6 +326,8 @@ pub fn role_needed(action: Action<'_>) -> Role {
             | Request::Snapshots,
         ) => Role::Read,
         Action::Append | Action::PutSnapshot | Action::Unary(Request::OpenSession) => Role::Append,
+        // Sessions and their numbers are in it, and whatever is trimmed and not yet gone.
+        Action::Backup => Role::Admin,
         Action::Unary(
             Request::Transfer { .. }
             | Request::ChangeMembers(_)

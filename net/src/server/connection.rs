@@ -12,8 +12,8 @@ use super::accounts::{Accounts, Full, Held};
 
 use super::append::{self, Appends};
 use super::{
-    Caller, ErrorCode, Failure, LeaderView, Rejection, Request, Response, Service, SubscribeRequest, snapshot,
-    subscribe,
+    BackupRequest, Caller, ErrorCode, Failure, LeaderView, Rejection, Request, Response, Service, SubscribeRequest,
+    backup, snapshot, subscribe,
 };
 use crate::admission::Lines;
 use crate::protocol::budget::Budget;
@@ -304,6 +304,12 @@ async fn serve_stream<S: Service>(
             }
             Ok(())
         }
+        Some(StreamKind::Backup) => {
+            if let Some(request) = heard(shared, hearing, recv).await? {
+                serve_backup(shared, caller, request, send).await;
+            }
+            Ok(())
+        }
         Some(StreamKind::Hello | StreamKind::Leader) => Err("a stream of this kind is not expected here".to_owned()),
         None => Err(format!("a stream of the unknown kind {kind}")),
     }
@@ -386,6 +392,43 @@ async fn serve_snapshot<S: Service>(
         snapshot::get(shared, caller, request, &mut send).await;
         if send.finish().is_ok() {
             let _ = send.stopped().await;
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        _ = stopped => {}
+    }
+}
+
+/// Counted as a subscription: it costs as much, and more of the disk.
+async fn serve_backup<S: Service>(
+    shared: &Shared<S>,
+    caller: Caller,
+    request: BackupRequest,
+    mut send: quinn::SendStream,
+) {
+    let stopped = send.stopped();
+    let serve = async {
+        let counted = check(&caller, Action::Backup).and_then(|()| {
+            shared.accounts.subscribe(&caller.name).map_err(|full| {
+                let sentence = full_sentence(&full, "subscriptions", "twice max_connections");
+                Failure::refused(ErrorCode::Unavailable, sentence)
+            })
+        });
+        let name = caller.name.clone();
+        let served = match counted {
+            Ok(_held) => backup::serve(&shared.service, caller, request, &mut send).await,
+            Err(failure) => backup::refuse(failure, &mut send).await,
+        };
+        match served {
+            Ok(()) if send.finish().is_ok() => {
+                let _ = send.stopped().await;
+            }
+            Err(backup::Ended::Stalled) => {
+                shared.say(|more| tracing::warn!(client = %name, "a backup ended: its client reads nothing{more}"));
+                let _ = send.reset(CLOSE_PROTOCOL.into());
+            }
+            _ => {}
         }
     };
     tokio::select! {

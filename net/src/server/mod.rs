@@ -17,6 +17,7 @@ use graven_frame::{Frame, Group};
 use tokio::sync::watch;
 
 pub use crate::protocol::append::{Ack, Rejection};
+pub use crate::protocol::backup::{BackupHead, BackupRequest};
 pub use crate::protocol::feed::{Start, SubscribeRequest};
 pub use crate::protocol::snapshot::{GetRequest, PutAnswer, PutRequest, SnapshotEntry, SnapshotInfo, SnapshotState};
 pub use crate::protocol::{
@@ -26,11 +27,13 @@ pub use crate::protocol::{
 };
 pub use crate::tls::Role;
 pub use answers::AppendReply;
+pub use backup::OpenedBackup;
 pub use listener::{Server, ServerConfig, ServerStats, StartError};
 
 mod accounts;
 mod answers;
 mod append;
+mod backup;
 mod connection;
 mod listener;
 mod snapshot;
@@ -86,6 +89,18 @@ pub trait Service: Send + Sync + 'static {
         _request: GetRequest,
     ) -> impl Future<Output = Result<OpenedSnapshot, Failure>> + Send {
         async { Err(no_snapshots()) }
+    }
+
+    /// Opens a copy of the whole log; the caller's role suffices.
+    fn backup(
+        &self,
+        _caller: Caller,
+        _request: BackupRequest,
+    ) -> impl Future<Output = Result<OpenedBackup, Failure>> + Send {
+        std::future::ready(Err(Failure::refused(
+            ErrorCode::Unavailable,
+            "this node gives no backups now; ask another one",
+        )))
     }
 
     /// Who leads: changes are pushed to every client.

@@ -55,7 +55,7 @@ pub(super) async fn fail(mut failure: Failure, send: &mut quinn::SendStream) -> 
 /// A subscriber that does not read leaves these here: a piece of its own for each small frame would cost more than the frame. A
 /// large chunk, which borrows the mapped segment, is cut into medium parts: quinn keeps a chunk whole until its last byte is
 /// acknowledged and counts all of it against the send window until then.
-fn pieces_of(frames: &[Frame]) -> Vec<Bytes> {
+pub(super) fn pieces_of(frames: &[Frame]) -> Vec<Bytes> {
     let mut pieces = Vec::new();
     let mut small = BytesMut::new();
     let mut push = |piece: &Bytes| {
