@@ -186,10 +186,6 @@ fn parse_failed(error: &clap::Error) -> CliResult<u8> {
             Ok(2)
         }
         _ => {
-            if let Some(command) = missing(error) {
-                let next = "README.md says under \"Limits\" what is missing";
-                return Err(Failure::usage(format!("`graven {command}` is not in this version; {next}")));
-            }
             let first = text.split("\n\n").next().unwrap_or_default();
             let first = first.strip_prefix("error: ").unwrap_or(first);
             let sentence = first.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -199,17 +195,6 @@ fn parse_failed(error: &clap::Error) -> CliResult<u8> {
         }
     }
 }
-
-/// The command asked for, when it is one that messages and documents name and a later version will have.
-fn missing(error: &clap::Error) -> Option<&'static str> {
-    let asked = match error.get(ContextKind::InvalidSubcommand) {
-        Some(ContextValue::String(asked)) => asked,
-        _ => return None,
-    };
-    LATER.into_iter().find(|command| command == asked)
-}
-
-const LATER: [&str; 0] = [];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

@@ -116,7 +116,9 @@ impl BackupStream {
                 }
                 Err(End::Lost(sentence)) => self.lost(Failure::refused(ErrorCode::Unavailable, sentence)).await,
                 Err(End::Damaged(failure)) if self.node.is_none() => self.lost(failure).await,
-                Err(End::Damaged(failure) | End::Failed(failure) | End::Behind(failure)) => return Some(Err(self.end(failure))),
+                Err(End::Damaged(failure) | End::Failed(failure) | End::Behind(failure)) => {
+                    return Some(Err(self.end(failure)));
+                }
                 Err(End::Done) => self.lost(Failure::refused(ErrorCode::Unavailable, "it ended early")).await,
             }
         }
