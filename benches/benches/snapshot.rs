@@ -134,7 +134,7 @@ fn beside_a_log(disk: &RealDisk, mib: u64, rounds: usize) {
             write(disk, mib, Options::default());
         });
         let paced = p99_while(&file, || {
-            write(&disk, mib, Options { pace: Some(pace(PACE_BYTES)), ..Options::default() });
+            write(disk, mib, Options { pace: Some(pace(PACE_BYTES)), ..Options::default() });
         });
         let plain = p99_while(&file, || {
             write_plain(disk, mib);

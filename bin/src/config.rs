@@ -124,16 +124,33 @@ pub struct Limits {
     pub connections: usize,
 }
 
-/// `[retention]`: when old records are trimmed by themselves; never, unless set.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// `[retention]`: when old records are trimmed by themselves; never, unless set. The leader goes by its own settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// Keep at most about this many bytes of log.
+    /// Keep at least this many bytes of log, and not much more.
     pub bytes: Option<u64>,
-    /// Keep records at most about this long.
+    /// Records that are older go.
     pub age: Option<Duration>,
+    /// Thousandths of the log's records that one trim by age may take away.
+    pub share_thousandths: u32,
 }
 
-/// `[snapshot]`: when an embedded state machine is saved. Whatever comes first.
+impl Default for Retention {
+    fn default() -> Retention {
+        // A quarter: a mistake with clocks or with the setting is seen before the rest goes.
+        Retention { bytes: None, age: None, share_thousandths: 250 }
+    }
+}
+
+impl Retention {
+    /// Whether anything is trimmed by itself.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.bytes.is_some() || self.age.is_some()
+    }
+}
+
+/// `[snapshot]`: when an embedded state machine is saved, whatever comes first, and how snapshots travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SnapshotSection {
     /// After so many bytes of log, from 64K.
@@ -142,6 +159,8 @@ pub struct SnapshotSection {
     pub entries: Option<u64>,
     /// After so long, when set and there was an entry.
     pub age: Option<Duration>,
+    /// Bytes a second at most in which this node takes snapshots in, from clients and from other nodes; 0 sets no bound.
+    pub transfer_rate: u64,
 }
 
 /// `[log]`: what is logged to stderr.
@@ -253,11 +272,12 @@ impl NodeConfig {
                 queue_bytes: clamp_usize(raw.limits.queue_bytes.0),
                 connections: raw.limits.connections,
             },
-            retention: Retention { bytes: raw.retention.bytes.map(|b| b.0), age: raw.retention.age.map(|a| a.0) },
+            retention: raw.retention.checked().map_err(|why| fail("retention.share", why))?,
             snapshot: SnapshotSection {
                 bytes: raw.snapshot.bytes.0,
                 entries: raw.snapshot.entries,
                 age: raw.snapshot.age.map(|age| age.0),
+                transfer_rate: raw.snapshot.transfer_rate.0,
             },
             log: LogSection { level: raw.log.level, format: raw.log.format },
             feature_level: graven_net::protocol::FEATURE_LEVEL,
@@ -269,11 +289,6 @@ impl NodeConfig {
         if config.wal.sync == SyncMode::None && !raw.wal.unsafe_no_sync {
             let why = "\"none\" loses acknowledged records at a power failure; if you want that, set wal.unsafe_no_sync = true";
             return Err(fail("wal.sync", why.to_owned()));
-        }
-        if config.retention != Retention::default() {
-            // Taken in silence it would promise that old records go away, and the disk would fill up.
-            let why = "is set, and this version does not trim by itself yet: remove the section".to_owned();
-            return Err(fail("retention", why));
         }
         config.check_ranges().map_err(|(key, why)| fail(key, why))?;
         Ok(config)
@@ -481,6 +496,9 @@ impl Default for RawWal {
     }
 }
 
+/// What a network of 1 Gbit/s carries, and a small part of what disks and faster networks do: a transfer takes its time and is not noticed.
+const TRANSFER_RATE: u64 = 100 << 20;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawLimits {
@@ -500,6 +518,25 @@ impl Default for RawLimits {
 struct RawRetention {
     bytes: Option<Size>,
     age: Option<Age>,
+    share: Option<f64>,
+}
+
+impl RawRetention {
+    /// Or what is wrong with the share.
+    fn checked(self) -> Result<Retention, String> {
+        let mut retention =
+            Retention { bytes: self.bytes.map(|it| it.0), age: self.age.map(|it| it.0), ..Retention::default() };
+        if let Some(share) = self.share {
+            if !(0.01..=1.0).contains(&share) {
+                return Err(format!("is {share}, it must be 0.01 to 1"));
+            }
+            if retention.age.is_none() {
+                return Err("is set without retention.age, and is for that alone".to_owned());
+            }
+            retention.share_thousandths = (share * 1000.0) as u32;
+        }
+        Ok(retention)
+    }
 }
 
 #[derive(Deserialize)]
@@ -508,12 +545,13 @@ struct RawSnapshot {
     bytes: Size,
     entries: Option<u64>,
     age: Option<Age>,
+    transfer_rate: Size,
 }
 
 impl Default for RawSnapshot {
     fn default() -> RawSnapshot {
         // Four segments: a restart applies at most so much again, and a state of a gigabyte is written once for each of them.
-        RawSnapshot { bytes: Size(256 << 20), entries: None, age: None }
+        RawSnapshot { bytes: Size(256 << 20), entries: None, age: None, transfer_rate: Size(TRANSFER_RATE) }
     }
 }
 
@@ -714,9 +752,39 @@ key = "/etc/graven/node.key"
     }
 
     #[test]
-    fn retention_is_refused_while_nothing_trims() {
-        let error = parse(&format!("{GOOD}\n[retention]\nbytes = \"1G\"\n")).expect_err("refused").to_string();
-        assert!(error.contains("retention is set"), "{error}");
+    fn retention_is_by_bytes_by_age_or_both() {
+        let retention = |extra: &str| parse(&format!("{GOOD}[retention]\n{extra}")).map(|config| config.retention);
+        let by = |bytes, age: Option<u64>, share_thousandths| Retention {
+            bytes,
+            age: age.map(Duration::from_secs),
+            share_thousandths,
+        };
+        assert_eq!(retention("bytes = \"64G\"").expect("good"), by(Some(64 << 30), None, 250));
+        for (age, secs) in [("7d", 7 * 86_400), ("12h", 43_200), ("30m", 1_800), ("90s", 90)] {
+            assert_eq!(retention(&format!("age = \"{age}\"")).expect("good"), by(None, Some(secs), 250));
+        }
+        let both = retention("bytes = 1048576\nage = \"1h\"\nshare = 0.5").expect("good");
+        assert_eq!(both, by(Some(1 << 20), Some(3_600), 500));
+        assert!(!parse(GOOD).expect("good").retention.is_set());
+    }
+
+    #[test]
+    fn a_retention_that_makes_no_sense_is_refused() {
+        let cases = [
+            ("bytes = \"1023K\"", "retention.bytes is 1023K, it must be 1M to"),
+            ("bytes = \"many\"", "line 13: \"many\" is not a size"),
+            ("age = \"0s\"", "retention.age is 0s, it must be 1s to"),
+            ("age = \"week\"", "line 13: \"week\" is not a length of time"),
+            ("records = 5", "line 13: unknown field `records`"),
+            ("bytes = \"1G\"\nshare = 0.5", "retention.share is set without retention.age"),
+            ("age = \"7d\"\nshare = 0", "retention.share is 0, it must be 0.01 to 1"),
+            ("age = \"7d\"\nshare = 1.5", "retention.share is 1.5, it must be 0.01 to 1"),
+            ("age = \"7d\"\nshare = nan", "retention.share is NaN, it must be 0.01 to 1"),
+        ];
+        for (extra, expected) in cases {
+            let message = message(&format!("[retention]\n{extra}\n"));
+            assert!(message.contains(expected), "{extra}: {message}");
+        }
     }
 
     #[test]

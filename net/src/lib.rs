@@ -22,6 +22,8 @@ pub mod client;
 pub mod fuzzing;
 #[cfg(feature = "peer")]
 pub mod peer;
+#[doc(hidden)]
+pub mod planted;
 #[doc = include_str!("../PROTOCOL.md")]
 pub mod protocol;
 #[cfg(feature = "peer")]

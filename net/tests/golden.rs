@@ -14,6 +14,10 @@ use graven_net::{
         NodeStats, NodeStatus, PeerHealth, PlaceHealth, Request, Response, SocketHealth, SyncHealth, Usage, Welcome,
         append::{Ack, Answer, Rejection, decode_answer, decode_prefix, encode_answer, encode_prefix},
         feed::{ITEM_BYTES, ItemHead, Start, SubscribeRequest},
+        snapshot::{
+            BLOCK_BYTES, BlockHead, GetAnswer, GetRequest, PutAnswer, PutRequest, SnapshotEntry, SnapshotInfo,
+            SnapshotState, chunk_head, end_block, message_block,
+        },
     },
     wire,
 };
@@ -112,6 +116,7 @@ fn golden_captures_of_clients() {
     responses(&mut all);
     subscriptions(&mut all);
     appends(&mut all);
+    snapshots(&mut all);
     all.close();
 }
 
@@ -214,6 +219,7 @@ fn subscriptions(all: &mut Captures) {
         ("offset", Start::Offset(300)),
         ("last", Start::Last(3)),
         ("time", Start::Time(1_700_000_000_000)),
+        ("snapshot", Start::Snapshot("orders".into())),
     ] {
         let request = SubscribeRequest { start, until: Some(9), skip_trimmed: true, resume: false };
         message(all, &format!("subscribe-{name}"), request);
@@ -230,6 +236,40 @@ fn subscriptions(all: &mut Captures) {
         all.check(&format!("item-{name}"), &head.encode(), |golden| {
             let bytes: [u8; ITEM_BYTES] = golden.try_into().unwrap();
             assert_eq!(ItemHead::decode(bytes), Ok(head), "{name}");
+        });
+    }
+}
+
+fn snapshots(all: &mut Captures) {
+    let info = SnapshotInfo {
+        name: "orders".into(),
+        id: 0x1122,
+        offset: 70_000,
+        bytes: 1 << 33,
+        digest: 0xfeed,
+        timestamp: 1_700_000_000_000,
+    };
+    let entry = |state| SnapshotEntry { info: info.clone(), state };
+    message(all, "request-snapshots", Request::Snapshots);
+    message(all, "request-drop-snapshot", Request::DropSnapshot { name: "orders".into() });
+    let list = vec![entry(SnapshotState::Committed), entry(SnapshotState::Spreading)];
+    message(all, "response-snapshots", Response::Snapshots(list));
+    message(all, "response-snapshot-dropped", Response::SnapshotDropped);
+    message(all, "put-request", PutRequest { name: "orders".into(), offset: 70_000, bytes: Some(1 << 33) });
+    message(all, "put-go", PutAnswer::Go);
+    message(all, "put-done", PutAnswer::Done(info.clone()));
+    message(all, "put-not-leader", PutAnswer::NotLeader(view()));
+    message(all, "put-failed", PutAnswer::Failed(failure()));
+    message(all, "get-request", GetRequest { name: "orders".into(), id: Some(0x1122), chunk: 3 });
+    message(all, "get-begin", GetAnswer::Begin(info.clone()));
+    message(all, "get-failed", GetAnswer::Failed(failure()));
+    for (name, block) in
+        [("message", message_block(b"go")), ("chunk", chunk_head(&[7; 4096])), ("end", end_block(70_000, 0xfeed))]
+    {
+        all.check(&format!("block-{name}"), &block, |golden| {
+            let head = BlockHead::decode(golden[..BLOCK_BYTES].try_into().unwrap()).unwrap();
+            let rest = if name == "chunk" { &[7; 4096][..] } else { &golden[BLOCK_BYTES..] };
+            assert!(head.holds(rest), "{name}");
         });
     }
 }

@@ -5,7 +5,7 @@
 //! - [`Partial`] receives one from another node, and goes on after a restart where it stood.
 //! - [`stored`], [`remove`], [`set_aside`] and [`sweep`] look after the files of a directory.
 //!
-//! All of it is synchronous and holds at most two chunks ([`CHUNK_BYTES`]) in memory. Nothing here looks at a clock: whoever wants a
+//! All of it is synchronous and holds little more than two chunks ([`CHUNK_BYTES`]) in memory. Nothing here looks at a clock: whoever wants a
 //! rate gives [`Options::pace`].
 //!
 //! ```
@@ -34,11 +34,11 @@ mod partial;
 mod read;
 mod write;
 
-pub use directory::{ASIDE_MAX, Stored, Swept, remove, set_aside, stored, sweep};
+pub use directory::{ASIDE_MAX, Stored, Swept, partials, remove, set_aside, stored, sweep};
 pub use error::{BodyError, BodyFlaw};
 pub use format::{
     BODY_BYTES_MAX, BODY_FORMAT_VERSION, CHUNK_BYTES, CHUNK_HEAD_BYTES, Digest, HEADER_BYTES, Header, INFO_BYTES, Info,
-    NAME_BYTES_MAX, Name, NameError,
+    NAME_BYTES_MAX, Name, NameError, file_of, id_of, own_file_at,
 };
 pub use partial::Partial;
 pub use read::{BodyReader, info, verify};

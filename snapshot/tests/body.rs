@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 
 use graven_snapshot::body::{
     ASIDE_MAX, BodyError, BodyFlaw, BodyReader, BodyWriter, CHUNK_BYTES, Digest, HEADER_BYTES, Header, INFO_BYTES,
-    Info, Name, Options, Partial, SYNC_BYTES, info, remove, set_aside, stored, sweep, verify,
+    Info, Name, Options, Partial, SYNC_BYTES, info, partials, remove, set_aside, stored, sweep, verify,
 };
 use graven_wal::sim::{Fault, Op, SECTOR_BYTES, SimDisk, Unsynced};
 use graven_wal::{Disk, RealDisk};
@@ -253,21 +253,26 @@ fn a_file_under_the_name_of_another_is_not_taken_for_it() {
 fn power_cut_at_every_call_leaves_the_old_one_or_the_new_one() {
     let own = Header { name: Name::OWN, ..header(1) };
     let (old, new) = (body(1000, 1), body(2 * MIB + 77, 2));
-    for cut in 0.. {
-        let disk = SimDisk::new(cut);
-        let file = write(&disk, own.clone(), &old).unwrap().header.file_name();
-        disk.power_off_after(cut);
-        let options = Options { sync_bytes: MIB as u64, ..Options::default() };
-        let saved = write_with(&disk, Header { id: 2, ..own.clone() }, &new, options);
-        let disk = disk.crash(cut);
-        sweep(&disk, |_| true).unwrap();
-        assert_eq!(disk.names(), std::slice::from_ref(&file), "call {cut}");
-        let found = read(&disk, &file).unwrap();
-        assert!(found == new || (found == old && saved.is_err()), "call {cut}: {} bytes", found.len());
-        write(&disk, Header { id: 3, ..own.clone() }, &new).unwrap();
-        if saved.is_ok() {
-            assert!(cut >= 9, "{cut} calls: every step was cut");
-            return;
+    for direct in [true, false] {
+        for cut in 0.. {
+            let disk = SimDisk::new(cut);
+            if !direct {
+                disk.refuse_direct();
+            }
+            let file = write(&disk, own.clone(), &old).unwrap().header.file_name();
+            disk.power_off_after(cut);
+            let options = Options { sync_bytes: MIB as u64, ..Options::default() };
+            let saved = write_with(&disk, Header { id: 2, ..own.clone() }, &new, options);
+            let disk = disk.crash(cut);
+            sweep(&disk, |_| true).unwrap();
+            assert_eq!(disk.names(), std::slice::from_ref(&file), "call {cut}");
+            let found = read(&disk, &file).unwrap();
+            assert!(found == new || (found == old && saved.is_err()), "call {cut}: {} bytes", found.len());
+            write(&disk, Header { id: 3, ..own.clone() }, &new).unwrap();
+            if saved.is_ok() {
+                assert!(cut >= if direct { 7 } else { 9 }, "{cut} calls: every step was cut");
+                break;
+            }
         }
     }
 }
@@ -279,6 +284,9 @@ fn any_call_that_fails_leaves_nothing_half() {
     for fault in [Fault::Io, Fault::Full, Fault::Short] {
         for call in 1.. {
             let disk = SimDisk::new(call);
+            if call % 4 < 2 {
+                disk.refuse_direct();
+            }
             disk.fail_change(call, fault);
             let expected_bytes = (call % 2 == 0).then_some(bytes.len() as u64);
             let options = Options { expected_bytes, sync_bytes: MIB as u64, ..Options::default() };
@@ -296,7 +304,7 @@ fn any_call_that_fails_leaves_nothing_half() {
                 }
             }
             if saved.is_ok() {
-                assert!(call >= 9);
+                assert!(call >= 7);
                 break;
             }
             assert!(write(&disk, header(1), &bytes).is_ok());
@@ -370,6 +378,7 @@ fn a_body_of_another_length_than_announced_is_refused() {
 #[test]
 fn a_big_body_is_written_in_small_synced_steps() {
     let disk = SimDisk::new(1);
+    disk.refuse_direct();
     let (sender, paced) = std::sync::mpsc::channel();
     let pace: graven_snapshot::body::Pace = Box::new(move |bytes| sender.send(bytes).unwrap());
     let mut writer = BodyWriter::create(&disk, header(1), Options { pace: Some(pace), ..Options::default() }).unwrap();
@@ -594,6 +603,7 @@ fn the_directory_is_listed_swept_and_damage_kept() {
     let disk = disk.copy();
     let swept = sweep(&disk, |info| info.header.id == 6).unwrap();
     assert_eq!(swept.partial, [half]);
+    assert_eq!(partials(&disk).unwrap(), swept.partial);
     assert_eq!(
         swept.removed,
         ["snapshot-0000000000000007.part", "snapshot-0000000000000008.new", "state.new"].map(str::to_owned)

@@ -16,7 +16,7 @@ pub struct Clock {
 }
 
 /// 2026-01-01, from which the wall clocks deviate.
-const WALL_START_MS: u64 = 1_767_225_600_000;
+pub(crate) const WALL_START_MS: u64 = 1_767_225_600_000;
 
 impl Clock {
     /// A clock that starts at simulated time `now_us`. `drift` is how many thousandths it may be fast or slow.
@@ -28,6 +28,14 @@ impl Clock {
             // Up to ten seconds off: nothing may depend on it.
             wall_ms: WALL_START_MS + rng.below(20_000),
         }
+    }
+
+    /// The same clock, off by up to a second, or by up to ten years into either direction.
+    #[must_use]
+    pub fn off(self, rng: &mut Rng, years: bool) -> Clock {
+        const TEN_YEARS_MS: u64 = 315_576_000_000;
+        let most = if years { TEN_YEARS_MS } else { 1_000 };
+        Clock { wall_ms: WALL_START_MS - most + rng.below(2 * most), ..self }
     }
 
     /// What it shows at simulated time `now_us`.

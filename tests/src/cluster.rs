@@ -14,6 +14,7 @@ use graven_raft::invariants::check_step;
 use graven_raft::{AppendHead, Message, NodeId, Role};
 
 use crate::check::membership::Maker;
+use crate::check::retention::Kept;
 use crate::check::{Checked, Checkers, Violation, bounds};
 use crate::client::{Follower, Writer};
 use crate::faults::Fault;
@@ -22,6 +23,7 @@ use crate::node::{Node, RING_BYTES, WINDOW_BYTES};
 use crate::profile::Profile;
 use crate::report::Stats;
 use crate::rng::Rng;
+use crate::rot::Sick;
 use crate::trace::Trace;
 use crate::workload::Request;
 
@@ -36,6 +38,8 @@ pub struct Cluster {
     /// Node 1 stands at 0.
     pub(crate) nodes: Vec<Node>,
     pub(crate) checkers: Checkers,
+    /// What retention left.
+    pub(crate) kept: Kept,
     pub(crate) writers: Vec<Writer>,
     pub(crate) followers: Vec<Follower>,
     pub(crate) requests: Vec<Request>,
@@ -46,6 +50,8 @@ pub struct Cluster {
     pub(crate) client_lanes: Vec<[u64; 2 * LANES]>,
     pub(crate) healed_at: Option<u64>,
     /// The append that is being taken in, when the input is one.
+    /// The node whose log rotted.
+    pub(crate) sick: Option<Sick>,
     appending: Option<(u64, AppendHead)>,
     /// Whether each step of the core is compared with the one before: costs a copy of the core, so some runs only.
     steps_checked: bool,
@@ -169,6 +175,7 @@ impl Cluster {
             network,
             nodes: (1..=nodes).map(|id| Node::new(id, rng.draw(), (id <= members).then_some(&first))).collect(),
             checkers: Checkers::new(nodes, FOLLOWERS),
+            kept: Kept::default(),
             client_lanes: vec![[0; 2 * LANES]; writers.len()],
             writers,
             followers: (0..FOLLOWERS).map(|_| Follower::new()).collect(),
@@ -177,6 +184,7 @@ impl Cluster {
             answered: BTreeMap::new(),
             healed_at: None,
             appending: None,
+            sick: None,
             steps_checked: rng.chance(150),
             stats: Stats::default(),
             trace,
@@ -474,11 +482,15 @@ impl Cluster {
         let known = self.checkers.log().len();
         self.checkers.committed(node, view.term.0, view.commit_index)?;
         for frame in &self.checkers.log()[known..] {
+            if self.profile.retention {
+                self.kept.committed(frame, self.now_us)?;
+            }
             if let Some(before) = trimmed_by(frame) {
                 self.states_reach(before)?;
             }
         }
         self.check_names(node)?;
+        self.maybe_well(node)?;
         self.check_cursors(node)?;
         self.checkers.begins(node, view.readable_index, view.first_offset)?;
         self.checkers.readable(node, view.readable_index, view.next_offset)
@@ -489,6 +501,8 @@ impl Cluster {
         match alarm {
             // A slow disk is one of the faults.
             Alarm::Core(words) if words.contains("DiskStalled") => Ok(()),
+            // So is a log that lost its end.
+            Alarm::Core(words) if words.contains("FollowerLostEntries") && self.stats.cut_ends > 0 => Ok(()),
             // So is a peer that dies, or is cut off, before its checkpoint was fetched.
             Alarm::Core(words) if words.contains("checkpoint") => Ok(()),
             other => Err(Violation { property: "alarm", detail: format!("node {node} raised {other:?}") }),
@@ -547,8 +561,16 @@ impl Cluster {
         }
         let (recovered, frames) = match place.start(&mut rng, now_us, &profile) {
             Ok(found) => found,
-            Err(error) => return self.on_failed_start(node, &error),
+            Err(error) => {
+                if self.maybe_mend(node, Err(&error))? {
+                    return Ok(());
+                }
+                return self.on_failed_start(node, &error);
+            }
         };
+        if self.maybe_mend(node, Ok(recovered.last_index))? {
+            return Ok(());
+        }
         self.trace.line(
             self.now_us,
             format_args!("n{node} starts: {} entries, {:?}", recovered.last_index, recovered.hard_state),
@@ -563,6 +585,10 @@ impl Cluster {
         }
         let hard_state = recovered.hard_state;
         self.checkers.durability.recovered_hard_state(node, hard_state.term, hard_state.vote)?;
+        if self.sick.as_ref().is_some_and(|sick| sick.is_cut(node)) {
+            // What replaced other entries may have been at the end that is lost, and those are back.
+            self.checkers.lost_end(node, &recovered.base, &frames)?;
+        }
         self.checkers.started(node, &recovered.base, &frames, recovered.known_commit)?;
         self.begins_elsewhere(node, recovered.base.next_offset)?;
         self.carry_out(node)

@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     Picture,
     /// Somebody moves a cursor or looks at one.
     Cursor,
+    /// A stopped node's log rots.
+    Rot,
     /// The node was just elected.
     Depose(u64),
     CutOff(u64),
@@ -45,6 +47,7 @@ impl Cluster {
             Fault::Pause => self.profile.pause_us,
             Fault::Member => self.profile.member_us,
             Fault::Trim => self.profile.trim_us,
+            Fault::Rot => self.profile.rot_us,
             Fault::Picture => self.profile.picture_us,
             Fault::Cursor => self.profile.cursor_us,
             Fault::Mend | Fault::Room | Fault::Depose(_) | Fault::CutOff(_) => 0,
@@ -61,6 +64,7 @@ impl Cluster {
             Fault::Pause,
             Fault::Member,
             Fault::Trim,
+            Fault::Rot,
             Fault::Picture,
             Fault::Cursor,
         ];
@@ -109,6 +113,7 @@ impl Cluster {
             Fault::Pause => self.pause(node),
             Fault::Member => self.change_members(),
             Fault::Trim => self.trim_somewhere(node),
+            Fault::Rot => self.rot_somewhere(node),
             Fault::Picture if self.rng.chance(80) => self.lose_picture(node)?,
             Fault::Picture => self.put_somewhere(node),
             Fault::Cursor => self.move_somewhere(node),

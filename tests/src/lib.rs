@@ -24,6 +24,7 @@ pub mod planted;
 pub mod profile;
 pub mod report;
 pub mod rng;
+mod rot;
 pub mod trace;
 pub mod transcript;
 mod workload;
@@ -110,6 +111,7 @@ pub fn run(seed: u64, settings: &Settings) -> Outcome {
     stats.retries = cluster.retries();
     (stats.lost, stats.doubled, stats.reordered) =
         (cluster.network.lost, cluster.network.doubled, cluster.network.reordered);
+    stats.trims_by_age = cluster.kept.by_age;
     stats.violations = u64::from(violation.is_some());
     let trace_hash = cluster.trace.hash();
     Outcome { seed, profile, nodes, stats, violation, trace_hash, trace: cluster.trace.into_text() }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use graven::config::Retention;
 use graven::replica::disk::{self, DiskReport};
 use graven::replica::snapshots::StatesKept;
 use graven::replica::{DiskJob, Replica, ReplicaConfig, StateError};
@@ -13,6 +14,7 @@ use graven_raft::NodeId;
 use graven_wal::sim::SimDisk;
 use graven_wal::{Identity, LogReader, OpenError, Options, Recovered, Room, SyncMethod, Wal};
 
+use crate::check::retention;
 use crate::clock::Clock;
 use crate::profile::Profile;
 use crate::rng::Rng;
@@ -151,6 +153,7 @@ impl Node {
         restored.states = self.states;
         self.life += 1;
         let clock = Clock::start(rng, now_us, profile.drift);
+        let clock = if profile.retention { clock.off(rng, self.id == 1) } else { clock };
         let mut raft = graven_raft::Config::new(NodeId(self.id), rng.draw());
         if let Some(configure) = self.configure {
             configure(&mut raft);
@@ -159,14 +162,15 @@ impl Node {
             raft.max_append_bytes = if profile.tiny { APPEND_BYTES[0] } else { *rng.pick(&APPEND_BYTES) };
             raft.window_messages = *rng.pick(&WINDOW_MESSAGES);
         }
-        let state_machine = rng.chance(250) || profile.states > 0;
+        let state_machine = (rng.chance(250) && !profile.retention) || profile.states > 0;
         let config = ReplicaConfig {
             raft,
             ring_bytes: RING_BYTES,
             state_machine,
             cluster: CLUSTER,
             checkpoint_bytes: CHECKPOINT_BYTES,
-            recovering: None,
+            recovering: crate::rot::recovering(&self.disk)?,
+            retention: if profile.retention { retention::settings() } else { Retention::default() },
         };
         let behind = frames.iter().filter(|frame| frame.header().index >= restored.next_index());
         let replica = Replica::new(config, &restored, behind.cloned().map(Ok::<_, FoundError>), clock.now(now_us))

@@ -154,7 +154,7 @@ pub const ALL: &[Planted] = &[
     in_replica("install-keeps-log", replica::Bug::InstallKeepsLog, 100, &["P2", "recovery", "disk"])
         .under(Profile::TRIMS),
     in_replica("newest-offered", replica::Bug::NewestOffered, 100, &["P2"]).under(Profile::TRIMS),
-    in_replica("names-judged-late", replica::Bug::NamesJudgedLate, 400, &["P2"]).under(Profile::SNAPSHOTS),
+    in_replica("names-judged-late", replica::Bug::NamesJudgedLate, 400, &["P2", "liveness"]).under(Profile::SNAPSHOTS),
     in_replica("names-forgotten", replica::Bug::NamesForgotten, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("trim-past-snapshot", replica::Bug::TrimPastSnapshot, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("picture-unspread", replica::Bug::PictureUnspread, 100, &["P1"]).under(Profile::SNAPSHOTS),
@@ -167,6 +167,14 @@ pub const ALL: &[Planted] = &[
         .under(Profile::CURSORS),
     in_replica("trim-before-majority", replica::Bug::TrimBeforeMajority, 100, &["P2"]).under(Profile::STATES),
     in_replica("release-past-state", replica::Bug::ReleasePastState, 100, &["P2"]).under(Profile::STATES),
+    in_replica("age-believes-leader", replica::Bug::AgeBelievesLeader, 100, &["retention"]).under(Profile::RETENTION),
+    in_replica("retention-takes-more", replica::Bug::RetentionTakesMore, 100, &["retention"]).under(Profile::RETENTION),
+    in_replica("lost-end-votes", replica::Bug::LostEndVotes, 100, &["P1", "P2", "leader completeness"])
+        .under(Profile::ROT),
+    in_replica("recovered-early", replica::Bug::RecoveredEarly, 300, &["P1", "P2", "leader completeness"])
+        .under(Profile::ROT),
+    in_wal("marker-not-written", wal::Bug::MarkerNotWritten, 100, &["P1", "P2", "leader completeness"])
+        .under(Profile::ROT),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),
     in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 100, &["recovery"]).under(Profile::DISKS),
     in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 100, &["recovery"]),

@@ -62,6 +62,8 @@ pub struct Profile {
     pub member_us: u64,
     /// Pause between trims.
     pub trim_us: u64,
+    /// Pause between nodes whose logs rot.
+    pub rot_us: u64,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
     /// Pause between moves of cursors and looks at them.
@@ -69,6 +71,8 @@ pub struct Profile {
     /// Records after which a node's state machine is saved, which is all that trims the log then; 0: nodes have none, or one that is never
     /// saved.
     pub states: u64,
+    /// Whether nodes trim by themselves, with the first one's clock off by years.
+    pub retention: bool,
     /// Leaders that crash or are cut off within 30 ms of being elected, when what they hold is in doubt the most.
     pub depose: u64,
     /// How much clocks may be fast or slow.
@@ -105,9 +109,11 @@ impl Profile {
         transfer_us: 0,
         member_us: 0,
         trim_us: 0,
+        rot_us: 0,
         picture_us: 0,
         cursor_us: 0,
         states: 0,
+        retention: false,
         depose: 0,
         drift: 10,
         client_loss: 0,
@@ -290,6 +296,31 @@ impl Profile {
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::CURSORS],
         ..Profile::TRIMS
     };
+    /// Every node trims by bytes and by age, and one of them has no idea what year it is.
+    pub const RETENTION: Profile = Profile {
+        name: "retention",
+        trim_us: 0,
+        retention: true,
+        transfer_us: 400_000,
+        promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::TRIMS_BY_AGE],
+        ..Profile::TRIMS
+    };
+    /// Logs of stopped nodes rot, in the middle and at the end, and are mended by the others while leaders change.
+    pub const ROT: Profile = Profile {
+        name: "rot",
+        rot_us: 120_000,
+        crash_us: 300_000,
+        down_us: 200_000,
+        power: 500,
+        trim_us: 400_000,
+        partition_us: 900_000,
+        depose: 300,
+        loss: 10,
+        reordering: 20,
+        client_loss: 5,
+        promises: &[Counter::ROTS, Counter::MENDED, Counter::CUT_ENDS],
+        ..Profile::CALM
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -307,9 +338,11 @@ impl Profile {
         transfer_us: 1_500_000,
         member_us: 0,
         trim_us: 1_000_000,
+        rot_us: 0,
         picture_us: 1_000_000,
         cursor_us: 0,
         states: 0,
+        retention: false,
         depose: 150,
         drift: 50,
         client_loss: 20,
@@ -334,7 +367,7 @@ impl Profile {
             Counter::DEPOSED,
         ],
     };
-    /// All of them.
+    /// All that take turns; [`Profile::RETENTION`] and [`Profile::ROT`] have seeds of their own.
     pub const ALL: [Profile; 16] = [
         Profile::CHAOS,
         Profile::MEMBERS,
@@ -357,7 +390,7 @@ impl Profile {
     /// The profile of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Profile> {
-        Profile::ALL.into_iter().find(|profile| profile.name == name)
+        Profile::ALL.into_iter().chain([Profile::RETENTION, Profile::ROT]).find(|profile| profile.name == name)
     }
 
     /// What `sum`, over runs of this profile, owes to its promises: the first counter that did not move. Nothing is owed below

@@ -87,6 +87,18 @@ pub struct Stats {
     /// Moves of cursors that were acknowledged.
     #[serde(skip)]
     pub cursors: u64,
+    /// Trims that are committed because of the age of records.
+    #[serde(skip)]
+    pub trims_by_age: u64,
+    /// Times that a node's log rotted.
+    #[serde(skip)]
+    pub rots: u64,
+    /// Entries put back into damaged logs.
+    #[serde(skip)]
+    pub mended: u64,
+    /// Logs that lost their end.
+    #[serde(skip)]
+    pub cut_ends: u64,
 }
 
 /// A counter that a profile promises to move.
@@ -117,7 +129,8 @@ counters! {
     VIOLATIONS violations, LOST lost, DOUBLED doubled, REORDERED reordered, PAUSES pauses, SLOW_LIVES slow_lives,
     STALLS stalls, FULL_DISKS full_disks, FLIPS flips, TRANSFERS transfers, DEPOSED deposed, READS reads, JUDGED judged,
     RETRIES retries, CHECKPOINTS checkpoints, RELEASES releases, INSTALLS installs,
-    SNAPSHOTS snapshots, SPREAD spread, STATES states, CURSORS cursors,
+    SNAPSHOTS snapshots, SPREAD spread, STATES states, CURSORS cursors, TRIMS_BY_AGE trims_by_age,
+    ROTS rots, MENDED mended, CUT_ENDS cut_ends,
 }
 
 impl std::fmt::Debug for Counter {

@@ -160,6 +160,14 @@ impl Points {
     }
 
     /// All of them; reads them from the file where they stand there.
+    /// Those that are in memory: all, or the first one.
+    pub(crate) fn known(&self) -> &[Point] {
+        match self {
+            Points::Resident(points) => points,
+            Points::InFile(there) => std::slice::from_ref(&there.first),
+        }
+    }
+
     pub(crate) fn to_vec(&self, view: &View) -> Vec<Point> {
         match self {
             Points::Resident(points) => points.clone(),

@@ -68,5 +68,5 @@ pub use room::Room;
 pub use scrub::{ScrubError, ScrubPosition, ScrubStep};
 pub use types::{
     Counters, HardState, Identity, LogBase, Options, PrepareState, ReaderStats, Recovered, RecoveryReport, SyncMethod,
-    TermRun, WalStats,
+    TermRun, WalStats, Waypoint,
 };

@@ -13,7 +13,7 @@ use crate::disk::Lease;
 use crate::error::{Damage, ReadError, SegmentId};
 use crate::index::{Located, LogIndex, SegmentIndex, View};
 use crate::scrub::Files;
-use crate::types::{Counters, ReaderStats};
+use crate::types::{Counters, LogBase, ReaderStats, Waypoint};
 use crate::walk::{Met, approach, walk};
 
 /// What the writer and its readers share.
@@ -216,6 +216,39 @@ impl LogReader {
             approach(&mut located, older, |header| header.timestamp_ms, |point| point.timestamp_ms);
         }
         self.find(located, |header| header.timestamp_ms >= timestamp_ms)
+    }
+
+    /// Places in the log before `upto`, which is in it, ascending, and that one last: where segments begin, and where the index knows more,
+    /// every 128 KiB. Reads nothing but the way to `upto`.
+    ///
+    /// # Errors
+    /// Damage on that way.
+    pub fn waypoints(&self, upto: &LogBase) -> Result<Vec<Waypoint>, ReadError> {
+        let (mut found, mut starts, mut bytes) = (Vec::new(), Vec::new(), 0);
+        {
+            let index = self.shared.read();
+            for segment in &index.segments {
+                let points = segment.points.known();
+                let Some(first) = points.first().map(|point| point.position) else { continue };
+                starts.push((segment.view.id, first, bytes));
+                found.extend(points.iter().filter(|point| point.index <= upto.index).map(|point| Waypoint {
+                    index: point.index.saturating_sub(1),
+                    next_offset: point.base_offset,
+                    bytes: bytes + point.position.saturating_sub(first),
+                    timestamp_ms: point.timestamp_ms,
+                }));
+                bytes += segment.view.written().saturating_sub(first);
+            }
+        }
+        if upto.index < self.last_index() {
+            let located = self.locate_near(upto.index + 1)?;
+            let at = walk(&located, |met| met.header.index > upto.index)?.frame_at;
+            let start = starts.iter().find(|(id, _, _)| *id == located.view.id);
+            bytes = start.map_or(0, |(_, first, bytes)| bytes + at.saturating_sub(*first));
+        }
+        let LogBase { index, next_offset, timestamp_ms, .. } = *upto;
+        found.push(Waypoint { index, next_offset, bytes, timestamp_ms });
+        Ok(found)
     }
 
     /// Makes these entries' bytes resident. Waits for the disk: not for a thread that has heartbeats to send.

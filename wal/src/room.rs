@@ -42,6 +42,12 @@ impl Room {
         Room { left: Some(Left { active: active.saturating_sub(closing(active)), segments, segment_bytes, full }) }
     }
 
+    /// Bytes that a frame of `frame_len` bytes takes in a segment.
+    #[must_use]
+    pub fn bytes_of(frame_len: usize) -> u64 {
+        extent(frame_len)
+    }
+
     /// Whether no more records should be asked for. What is on its way is still taken as far as [`Room::takes`] says.
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -122,6 +122,19 @@ impl LogBase {
     }
 }
 
+/// A place in the log, as far as space and time are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Waypoint {
+    /// The last entry before it.
+    pub index: u64,
+    /// Offset of the record after it.
+    pub next_offset: u64,
+    /// Bytes of log before it, from an origin that is the same for all that were asked for at once.
+    pub bytes: u64,
+    /// No entry before it has a later timestamp.
+    pub timestamp_ms: u64,
+}
+
 /// Entries from `first_index` on, up to the next run, have this term.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TermRun {

@@ -30,6 +30,7 @@ mod read;
 mod recover;
 mod render;
 mod restore;
+mod snapshot;
 mod start;
 mod status;
 mod trim;
@@ -93,6 +94,8 @@ enum Command {
     Transfer(status::TransferArgs),
     /// Let go of all records before an offset
     Trim(trim::TrimArgs),
+    /// Keep states of applications, so that the log before them may go
+    Snapshot(snapshot::SnapshotArgs),
     /// Show and move named cursors: where consumers stand in the log
     Cursor(cursor::CursorArgs),
     /// Show and change who belongs to the cluster
@@ -155,6 +158,7 @@ fn run(cli: Cli) -> CliResult<u8> {
         Command::Doctor(args) => doctor::run(&args, &global),
         Command::Transfer(args) => status::transfer(&args, &global).map(|()| 0),
         Command::Trim(args) => trim::run(&args, &global).map(|()| 0),
+        Command::Snapshot(args) => snapshot::run(&args, &global).map(|()| 0),
         Command::Cursor(args) => cursor::run(&args, &global).map(|()| 0),
         Command::Member(args) => member::run(&args, &global).map(|()| 0),
         Command::Backup(args) => backup::run(&args, &global).map(|()| 0),
@@ -182,10 +186,6 @@ fn parse_failed(error: &clap::Error) -> CliResult<u8> {
             Ok(2)
         }
         _ => {
-            if let Some(command) = missing(error) {
-                let next = "README.md says under \"Limits\" what is missing";
-                return Err(Failure::usage(format!("`graven {command}` is not in this version; {next}")));
-            }
             let first = text.split("\n\n").next().unwrap_or_default();
             let first = first.strip_prefix("error: ").unwrap_or(first);
             let sentence = first.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -195,17 +195,6 @@ fn parse_failed(error: &clap::Error) -> CliResult<u8> {
         }
     }
 }
-
-/// The command asked for, when it is one that messages and documents name and a later version will have.
-fn missing(error: &clap::Error) -> Option<&'static str> {
-    let asked = match error.get(ContextKind::InvalidSubcommand) {
-        Some(ContextValue::String(asked)) => asked,
-        _ => return None,
-    };
-    LATER.into_iter().find(|command| command == asked)
-}
-
-const LATER: [&str; 1] = ["snapshot"];
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let time = crate::config::parse_duration(text)?;

@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use graven_frame::Frame;
-use graven_net::bulk::{BulkIdentity, BulkSource, CheckpointReader, Only, Refusal, Wanted};
+use graven_net::bulk::{
+    BulkIdentity, BulkSource, CheckpointReader, Only, Refusal, SnapshotReader, SnapshotWanted, Wanted,
+};
 use graven_net::peer::Roster;
 use graven_net::server::{DamagedRange, NodeState};
-use graven_wal::{Damage, ReadError};
+use graven_wal::{Damage, ReadError, RealDisk};
 use tokio::sync::mpsc;
 
 use super::checkpoints::{open_checkpoint, wanted_from};
 use super::engine::{Shared, roster_of};
 use super::input::Input;
+use super::snapshot_source::SnapshotSource;
 
 /// How whole a node's log is, as far as it knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,11 +77,16 @@ const SUSPECTS_MAX: usize = 16;
 #[derive(Debug)]
 pub(super) struct NodeBulk {
     shared: Arc<Shared>,
+    snapshots: SnapshotSource,
 }
 
 impl NodeBulk {
     pub(super) fn new(shared: Arc<Shared>) -> NodeBulk {
-        NodeBulk { shared }
+        let inputs = shared.inputs.clone();
+        // Called on threads that may wait; when the node ends, nobody needs to know.
+        let lost = move |id| drop(inputs.blocking_send(Input::PictureLost(id)));
+        let snapshots = SnapshotSource::new(RealDisk::open(&shared.config.data_dir), Box::new(lost));
+        NodeBulk { shared, snapshots }
     }
 }
 
@@ -131,5 +140,13 @@ impl BulkSource for NodeBulk {
             let _ = self.shared.inputs.try_send(Input::CheckpointLost(index));
         }
         found.map_err(Refusal::from)
+    }
+
+    fn snapshots(&self) -> Result<Vec<Bytes>, Refusal> {
+        self.snapshots.heads()
+    }
+
+    fn snapshot(&self, wanted: SnapshotWanted) -> Result<Box<dyn SnapshotReader>, Refusal> {
+        self.snapshots.open(wanted)
     }
 }

@@ -161,6 +161,9 @@ impl<M: StateMachine> Node<M> {
     /// # Cancel safety
     /// Dropped while it mends, what is in place is mended and the rest as it was; call it again.
     pub async fn start(config: NodeConfig, machine: M) -> Result<Node<M>, StartError> {
+        if config.retention.is_set() {
+            return Err(StartError::Retention { file: config.file });
+        }
         let engine = mending::start(config, true, || {}).await?;
         let shared = Arc::clone(&engine.shared);
         let server = match start_server(&shared).await {

@@ -150,6 +150,12 @@ pub enum StartError {
         /// What the disk said.
         cause: String,
     },
+    /// Retention is for nodes without a state machine.
+    #[error("[retention] is set in {}, and the log of a state machine is trimmed behind its snapshots alone: remove the section and see [snapshot]", file.display())]
+    Retention {
+        /// The configuration.
+        file: PathBuf,
+    },
     /// A socket cannot be bound, or the peers' endpoint does not start.
     #[error(transparent)]
     Peers(#[from] graven_net::peer::StartError),
@@ -258,6 +264,8 @@ impl Engine {
         if let Some((in_force, known)) = replica.outgrown() {
             return Err(StartError::FeatureLevel { in_force, known });
         }
+        pictures::sweep(wal.disk(), &replica.named_pictures())
+            .map_err(|cause| StartError::Restore { dir: config.data_dir.clone(), source: cause.into() })?;
         let members = replica.members().cloned().unwrap_or_default();
         let roster = roster_of(&replica.company());
 
@@ -338,6 +346,7 @@ impl Engine {
         tokio::spawn(peers_file::keep(shared.members.clone(), shared.config.clone(), identity.node));
         tokio::spawn(checkpoints::fetch_all(Arc::clone(&shared), fetches_end));
         tokio::spawn(pictures::keep(Arc::clone(&shared), pictures_end));
+        tokio::spawn(pictures::scrub(Arc::downgrade(&shared)));
         Ok(Engine { shared, fatal, fatal_sender, threads, stop_scrub })
     }
 
@@ -516,7 +525,7 @@ fn restore<D: Disk>(
     let (mut restored, set_aside) =
         restore::restore(disk, recovered, reader).map_err(|source| StartError::Restore { dir: dir.clone(), source })?;
     for name in set_aside {
-        warn!("a damaged checkpoint was set aside as {name}; an older one is used, look at the disk");
+        warn!("a damaged checkpoint or snapshot was set aside as {name}; another one is used, look at the disk");
     }
     if state_machine {
         restored.states = states::kept(&RealDisk::open(&config.data_dir));
@@ -535,6 +544,7 @@ fn restore<D: Disk>(
         cluster: recovered.identity.cluster,
         checkpoint_bytes: config.wal.segment_bytes,
         recovering: read_marker(disk, config)?,
+        retention: config.retention,
     };
     Replica::new::<FrameOrRead>(replica_config, &restored, frames, now)
         .map_err(|cause| StartError::Read { dir, cause: cause.to_string() })

@@ -22,6 +22,9 @@ mod pictures;
 mod protocol;
 mod scrub;
 mod service;
+mod snapshot_fetch;
+mod snapshot_service;
+mod snapshot_source;
 mod states;
 
 pub use counters::{Counter, Counters};

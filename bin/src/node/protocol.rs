@@ -341,6 +341,8 @@ impl Protocol {
         self.replica.flush(now);
         let mut undone = Undone::default();
         loop {
+            // Before any answer: whoever is told that a read covers something finds it there.
+            self.publish_names();
             while let Some(effect) = self.replica.poll() {
                 self.carry_out(effect, &mut undone);
             }
@@ -499,6 +501,13 @@ impl Protocol {
         }
     }
 
+    fn publish_names(&mut self) {
+        if self.names_version != self.replica.names_version() {
+            self.names_version = self.replica.names_version();
+            self.channels.names.send_replace(Arc::new(self.replica.names().clone()));
+        }
+    }
+
     fn publish(&mut self) {
         if self.members_version != self.replica.members_version() {
             self.members_version = self.replica.members_version();
@@ -509,10 +518,7 @@ impl Protocol {
             }
             self.channels.members.send_replace(members);
         }
-        if self.names_version != self.replica.names_version() {
-            self.names_version = self.replica.names_version();
-            self.channels.names.send_replace(Arc::new(self.replica.names().clone()));
-        }
+        self.publish_names();
         let view = self.replica.view();
         // Readers are woken only by what concerns them; the rest is there for whoever looks.
         self.channels.view.send_if_modified(|published| {

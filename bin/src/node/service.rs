@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use graven_frame::{Frame, Group};
 use graven_net::server::{
-    AppendReply, BackupRequest, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, LeaderView,
-    MemberChange, MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport, NodeRole,
-    NodeState, NodeStats, NodeStatus, Opened, OpenedBackup, Request, Response, Service, Start, SubscribeRequest,
+    AppendReply, BackupRequest, Bounds, Busy, Caller, ErrorCode, Failure, Feed as Source, FeedItem, GetRequest,
+    LeaderView, MemberChange, MemberEntry, MemberList, MemberReport, MemberRole as Say, NodeHealth, NodeReport,
+    NodeRole, NodeState, NodeStats, NodeStatus, Opened, OpenedBackup, OpenedSnapshot, PutAnswer, PutRequest, Request,
+    Response, Service, SnapshotSink, Start, SubscribeRequest,
 };
 use graven_raft::Role;
 use graven_wal::ReadError;
@@ -22,6 +23,7 @@ use super::counters::process_usage;
 use super::engine::Shared;
 use super::failure::failure;
 use super::input::{Input, Waiter, Who};
+use super::snapshot_service::{self, Uploads};
 use crate::health;
 use crate::members::{Member, MemberRole};
 use crate::replica::cursors::Move;
@@ -44,13 +46,14 @@ fn wall_ms() -> u64 {
 #[derive(Debug)]
 pub(super) struct NodeService {
     pub(super) shared: Arc<Shared>,
+    uploads: Arc<Uploads>,
     /// One for each backup that may be given at the same time.
     pub(super) backups: Arc<Semaphore>,
 }
 
 impl NodeService {
     pub(super) fn new(shared: Arc<Shared>) -> NodeService {
-        NodeService { shared, backups: Arc::new(Semaphore::new(BACKUPS_MAX)) }
+        NodeService { shared, uploads: Arc::default(), backups: Arc::new(Semaphore::new(BACKUPS_MAX)) }
     }
 
     pub(super) async fn read_index(&self) -> Result<u64, Failure> {
@@ -282,6 +285,8 @@ impl Service for NodeService {
             Request::AdvanceCursor { name, offset } => self.move_cursor(Move::Advance(name, offset)).await,
             Request::SetCursor { name, offset } => self.move_cursor(Move::Set(name, offset)).await,
             Request::DropCursor { name } => self.move_cursor(Move::Drop(name)).await,
+            Request::Snapshots => snapshot_service::list(&self.shared).await,
+            Request::DropSnapshot { name } => snapshot_service::drop_name(&self.shared, name).await,
             _ => failed(Failure::refused(ErrorCode::Usage, "this node does not know the request; upgrade it first")),
         }
     }
@@ -300,6 +305,14 @@ impl Service for NodeService {
         }
         let feed = NodeFeed::new(&self.shared, from, request.until);
         Ok(Opened { from, feed })
+    }
+
+    async fn put_snapshot(&self, _caller: Caller, request: PutRequest) -> Result<Box<dyn SnapshotSink>, PutAnswer> {
+        snapshot_service::put(&self.shared, &self.uploads, request).await
+    }
+
+    async fn get_snapshot(&self, _caller: Caller, request: GetRequest) -> Result<OpenedSnapshot, Failure> {
+        snapshot_service::get(&self.shared, &request).await
     }
 
     async fn backup(&self, _caller: Caller, request: BackupRequest) -> Result<OpenedBackup, Failure> {

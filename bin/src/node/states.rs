@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use graven_net::bulk::SnapshotWanted;
 use graven_snapshot::body::{self, BodyError, BodyWriter, Header, Name, Options};
 use graven_wal::RealDisk;
 use tracing::{info, warn};
@@ -13,6 +14,8 @@ use super::embed::{Offset, WriteSnapshot};
 use super::engine::Shared;
 use super::input::Input;
 use super::machine::Stoppable;
+use super::peers_file;
+use super::snapshot_fetch::{FetchError, SnapshotFetcher};
 use crate::replica::snapshots::StatesKept;
 
 /// How the files of a state machine's own snapshots are named.
@@ -161,14 +164,11 @@ pub(super) fn kept(disk: &RealDisk) -> StatesKept {
     StatesKept { newest: offset(own.last()), oldest }
 }
 
-/// Why no other node's snapshot of its state machine was had.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FetchError {
-    #[error("no node has one")]
-    None,
-}
-
 /// Fetches the newest snapshot of a state machine that another node has, at or behind `least`. Returns its offset and its file here.
-pub(super) async fn fetch(_shared: &Shared, _least: Offset) -> Result<(Offset, String), FetchError> {
-    Err(FetchError::None)
+pub(super) async fn fetch(shared: &Shared, least: Offset) -> Result<(Offset, String), FetchError> {
+    let peers = || peers_file::others(&shared.members.borrow(), shared.identity.node);
+    let fits = move |found: &body::Info| found.header.name.is_own() && found.header.offset >= least;
+    let wanted = SnapshotWanted::Own { offset: least };
+    let found = SnapshotFetcher::of(shared).fetch(wanted, &peers, &fits).await?;
+    Ok((found.header.offset, found.header.file_name()))
 }

@@ -18,6 +18,7 @@ use super::disk::Saved;
 use super::effect::{Alarm, Chore, Effect, Fetch, Now};
 use super::log::LogView;
 use super::planted::{Bug, is_planted};
+use super::retention::Keeper;
 use super::{After, Replica};
 
 /// How often an offer that was not answered is made again. A fetch takes as long as it takes; asked again meanwhile, the follower
@@ -144,6 +145,7 @@ impl Replica {
             if !is_planted(Bug::InstallKeepsSessions) {
                 self.sessions = state.sessions;
             }
+            self.keeper = Keeper::found(self.config.retention, &[], mark);
             self.tables.replace(state.tables);
             self.doubt_pictures();
             self.stash.clear();

@@ -123,7 +123,7 @@ impl Replica {
         let last = self.log.last();
         let index = last.index + 1;
         let term = self.core.term().0;
-        let timestamp_ms = now.wall_ms.max(last.timestamp_ms);
+        let timestamp_ms = self.stamp(now);
         let mut spec =
             HeaderSpec { kind: Kind::Records, term, index, base_offset: last.next_offset, count: 0, timestamp_ms };
         let mut draft = Draft::default();

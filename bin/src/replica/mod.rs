@@ -32,6 +32,7 @@ mod received;
 mod recovering;
 mod report;
 pub mod restore;
+mod retention;
 mod room;
 pub mod sessions;
 pub mod snapshots;
@@ -47,8 +48,9 @@ use graven_raft::{
     AppendHead, Core, Index, LogId, Membership, Message, NodeId, Output, ProposeError, Role, Term, Tick, Write,
 };
 use graven_snapshot::Checkpoint;
-use graven_wal::Room;
+use graven_wal::{Room, Waypoint};
 
+use crate::config::Retention;
 use crate::members::Members;
 use acks::Acks;
 use checkpoint::{Checkpoints, State};
@@ -63,6 +65,7 @@ use planted::{Bug, is_planted};
 use received::Refused;
 use recovering::Recovering;
 use report::Reports;
+use retention::Keeper;
 use sessions::Sessions;
 use snapshots::{Pictures, StatesKept};
 #[doc(hidden)]
@@ -91,6 +94,8 @@ pub struct ReplicaConfig {
     /// An entry that this node may have acknowledged and has lost with the end of its log: until it has everything that it may once
     /// have acknowledged, it neither votes nor stands.
     pub recovering: Option<u64>,
+    /// When old records are trimmed while this node leads.
+    pub retention: Retention,
 }
 
 /// What a node finds on its disk when it starts.
@@ -110,6 +115,8 @@ pub struct Restored {
     pub checkpoint: Option<Checkpoint>,
     /// All that are durable, oldest first.
     pub kept: Vec<Kept>,
+    /// Places in the log up to where the frames begin that are read at the start.
+    pub waypoints: Vec<Waypoint>,
     /// The pictures of applications whose files are durable, by their ids.
     pub pictures: Vec<u64>,
     /// The durable snapshots of this node's own state machine.
@@ -125,6 +132,7 @@ pub struct Replica {
     first_offset: u64,
     tables: Tables,
     reports: Reports,
+    keeper: Option<Keeper>,
     pictures: Pictures,
     checkpoints: Checkpoints,
     installs: Installs,
@@ -221,6 +229,7 @@ impl Replica {
             }
             None => (0, Vec::new(), Sessions::default(), Tables::default(), 0),
         };
+        let mut keeper = Keeper::found(config.retention, &restored.waypoints, start);
         for frame in frames {
             let frame = frame?;
             let index = frame.header().index;
@@ -232,6 +241,7 @@ impl Replica {
             grown += frame.encoded_len() as u64;
             log.push(frame);
             if index <= restored.known_commit {
+                Keeper::passes(keeper.as_mut(), &log, index);
                 log.advance_readable(index);
                 log.shrink(index);
             }
@@ -245,7 +255,7 @@ impl Replica {
         let applied = if config.state_machine { restored.base.index } else { commit };
         let mut core = core_of(&config, restored, &log, &members, applied, now);
         let recovering = config.recovering.map(Recovering::new);
-        if recovering.is_some() {
+        if recovering.is_some() && !is_planted(Bug::LostEndVotes) {
             core.abstain(now.tick, true);
         }
         let checkpoints = Checkpoints::found(restored.kept.clone(), grown, restored.base.index);
@@ -256,6 +266,7 @@ impl Replica {
             first_offset,
             tables,
             reports: Reports::found(&restored.pictures, restored.states.newest),
+            keeper,
             pictures: Pictures::found(restored.pictures.iter().copied(), restored.states),
             checkpoints,
             installs: Installs::default(),
@@ -311,8 +322,13 @@ impl Replica {
     /// When [`Replica::tick`] must be called at the latest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        let own =
-            [self.changing.deadline(), self.installs.deadline(), self.report_deadline(), self.pictures.deadline()];
+        let own = [
+            self.changing.deadline(),
+            self.installs.deadline(),
+            self.report_deadline(),
+            self.pictures.deadline(),
+            self.retention_deadline(),
+        ];
         self.core.next_deadline().into_iter().chain(own.into_iter().flatten()).min()
     }
 
@@ -519,7 +535,8 @@ impl Replica {
                 || self.maybe_leave_joint(now)
                 || self.maybe_raise_level(now)
                 || self.maybe_commit_picture(now)
-                || self.maybe_trim_behind_states(now);
+                || self.maybe_trim_behind_states(now)
+                || self.maybe_retain(now);
             if !proposed {
                 break;
             }
@@ -681,7 +698,7 @@ impl Replica {
             index: last.index + 1,
             base_offset: last.next_offset,
             count: 0,
-            timestamp_ms: now.wall_ms.max(last.timestamp_ms),
+            timestamp_ms: self.stamp(now),
         };
         let body = Body::from_chunks(vec![body.into()]);
         let crc = body.crc();
@@ -713,7 +730,7 @@ impl Replica {
             index,
             base_offset: last.next_offset,
             count: 0,
-            timestamp_ms: now.wall_ms.max(last.timestamp_ms),
+            timestamp_ms: self.stamp_of_noop(now),
         };
         (Frame::seal(spec, last.chain, Body::default(), 0), true)
     }
@@ -743,6 +760,7 @@ impl Replica {
     fn advance_readable(&mut self, now: Now) {
         let commit = if is_planted(Bug::ReadableBeforeCommit) { u64::MAX } else { self.core.commit().0 };
         let readable = commit.min(self.durable);
+        Keeper::passes(self.keeper.as_mut(), &self.log, readable);
         if self.log.advance_readable(readable) && !self.config.state_machine {
             self.applied = readable;
             self.core.applied(now.tick, Index(readable));

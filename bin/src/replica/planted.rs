@@ -82,6 +82,14 @@ pub enum Bug {
     CursorsForgotten,
     /// An installed checkpoint leaves the cursors as they were.
     InstallKeepsCursors,
+    /// Retention by age goes by the leader's clock alone.
+    AgeBelievesLeader,
+    /// Retention by bytes leaves half of what is to stay.
+    RetentionTakesMore,
+    /// A node that lost the end of its log votes on.
+    LostEndVotes,
+    /// A node that lost the end of its log has its vote back before it has everything again.
+    RecoveredEarly,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }

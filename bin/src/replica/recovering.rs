@@ -11,6 +11,7 @@
 use graven_raft::{Follower, Role, Tick};
 
 use super::effect::{Chore, Effect, Now};
+use super::planted::{Bug, is_planted};
 use super::{After, Replica};
 
 /// Until when.
@@ -37,7 +38,8 @@ impl Replica {
     pub(super) fn abstains(&self) -> bool {
         // A leader that hands over because of damage gives its heir its vote: with another node down nobody else could.
         let damaged = self.damaged && self.core.role() != Role::Leader;
-        self.recovering.is_some() || self.installs.is_installing() || damaged
+        let lost_end = self.recovering.is_some() && !is_planted(Bug::LostEndVotes);
+        lost_end || self.installs.is_installing() || damaged
     }
 
     /// Takes in that damage in this node's log is known, or that none is any more. Told again while it lasts, a leader that nobody
@@ -73,7 +75,7 @@ impl Replica {
     pub(super) fn maybe_recovered(&mut self, now: Tick) {
         let readable = self.log.readable();
         let is_back = |recovering: &Recovering| {
-            readable.index >= recovering.until
+            (readable.index >= recovering.until || is_planted(Bug::RecoveredEarly))
                 && readable.term == self.core.term().0
                 && self.core.role() == Role::Follower
         };

@@ -1,6 +1,7 @@
 //! What a node starts from: the newest checkpoint that can be used, and the log behind it.
 
 use graven_raft::{HardState, Index, NodeId, Term};
+use graven_snapshot::body::{self, BodyError};
 use graven_snapshot::{Checkpoint, CheckpointError, Flaw};
 use graven_wal::{Disk, LogReader, ReadError, Recovered};
 
@@ -68,12 +69,15 @@ pub enum RestoreError {
         /// The last entry it covers.
         index: u64,
     },
+    /// The snapshots of applications cannot be looked at.
+    #[error(transparent)]
+    Snapshots(#[from] BodyError),
     /// The log cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-/// Checkpoints found flawed, and the names they are kept under.
+/// Checkpoints and snapshots found flawed, and the names they are kept under.
 pub type SetAside = Vec<String>;
 
 /// Looks at the checkpoints beside a log that was just opened: ends an install that a crash interrupted, sets flawed ones aside,
@@ -121,7 +125,11 @@ pub fn restore<D: Disk>(
         return Err(RestoreError::Headless { first: recovered.first_index });
     }
     kept.reverse();
-    Ok((Restored::of(recovered, checkpoint, kept), aside))
+    let mut restored = Restored::of(recovered, checkpoint, kept);
+    let start = restored.checkpoint.as_ref().map_or(recovered.base, |checkpoint| checkpoint.base);
+    restored.waypoints = reader.waypoints(&start)?;
+    restored.pictures = pictures(disk, recovered, &mut aside)?;
+    Ok((restored, aside))
 }
 
 /// The entry behind which the log once began, as far as what stands beside it tells: the beginning, if nothing was ever let go of, else the
@@ -131,6 +139,24 @@ pub fn origin<D: Disk>(disk: &D) -> Option<graven_wal::LogBase> {
         0 => Some(graven_wal::LogBase::default()),
         index => graven_snapshot::load(disk, index).ok().map(|found| found.base),
     }
+}
+
+/// The pictures of applications whose files are here. Damaged ones are set aside: they are fetched again.
+fn pictures<D: Disk>(disk: &D, recovered: &Recovered, aside: &mut SetAside) -> Result<Vec<u64>, BodyError> {
+    let mut ids = Vec::new();
+    for stored in body::stored(disk)? {
+        let Some(id) = body::id_of(&stored.file) else { continue };
+        match stored.info {
+            // A file of another cluster was copied here. It is nobody's, and nothing touches it.
+            Ok(info) if info.header.cluster != recovered.identity.cluster => {}
+            Ok(_) => ids.push(id),
+            Err(error) if error.is_damage() => aside.push(body::set_aside(disk, &stored.file)?),
+            // Newer software wrote it: it is not held, and not lost.
+            Err(BodyError::Flawed { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ids)
 }
 
 /// The members that the log names last, or else its checkpoint, committed or not.
@@ -184,6 +210,7 @@ impl Restored {
             last_index: recovered.last_index,
             checkpoint,
             kept,
+            waypoints: Vec::new(),
             pictures: Vec::new(),
             states: StatesKept::default(),
         }

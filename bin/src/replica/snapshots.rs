@@ -87,6 +87,13 @@ impl Replica {
         &self.pictures.held
     }
 
+    /// The pictures that this node's log speaks of, committed or not.
+    #[must_use]
+    pub fn named_pictures(&self) -> BTreeSet<u64> {
+        let names = &self.tables.names;
+        names.visible().ids().union(&names.latest().ids()).copied().collect()
+    }
+
     /// Whether a picture of `name` at `offset` may come: asked before its bytes are taken.
     ///
     /// # Errors

@@ -184,3 +184,30 @@ fn a_damaged_snapshot_is_kept_aside_and_the_one_before_it_used() {
         }
     });
 }
+
+#[test]
+fn a_node_that_was_away_for_long_is_given_a_state_and_the_tail() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let files = cluster(dir.path(), 3);
+    runtime().block_on(async {
+        let mut nodes = start_all(&files).await;
+        propose(&nodes, 100).await;
+        let away = nodes.pop().expect("three");
+        let name = format!("n{}", files.len());
+        away.shutdown().await;
+        propose(&nodes, 5000).await;
+        until("the others let go of what it lacks", || nodes.iter().all(|node| node.status().first_offset > 2000))
+            .await;
+        let back = start(&files[2]).await;
+        let all = ledger(&nodes[0]).await;
+        let there = ledger(&back).await;
+        assert_eq!((there.records, there.sum), (all.records, all.sum), "{name} has what the others have");
+        assert!(there.applied_here < 3000, "most came with a state: {there:?}");
+        assert_eq!(states_in(&files[2]).len(), 1, "it is its own snapshot now");
+        nodes.push(back);
+        propose(&nodes, 500).await;
+        for node in nodes {
+            node.shutdown().await;
+        }
+    });
+}

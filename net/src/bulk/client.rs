@@ -180,7 +180,7 @@ impl BulkClient {
         &self.name
     }
 
-    async fn ask(&self, request: &Request) -> Result<Blocks, BulkError> {
+    pub(super) async fn ask(&self, request: &Request) -> Result<Blocks, BulkError> {
         let lost = |reason: String| BulkError::Unreachable {
             name: self.name.to_string(),
             address: self.address.to_string(),
@@ -307,7 +307,7 @@ impl CheckpointStream {
 
 /// The blocks of one answer.
 #[derive(Debug)]
-struct Blocks {
+pub(super) struct Blocks {
     name: Arc<str>,
     address: Arc<str>,
     receive: RecvStream,
@@ -322,7 +322,7 @@ struct Blocks {
 
 impl Blocks {
     /// The next block; `None` behind the last one, and after an error. Cancel-safe.
-    async fn next(&mut self) -> Result<Option<(Tag, Bytes)>, BulkError> {
+    pub(super) async fn next(&mut self) -> Result<Option<(Tag, Bytes)>, BulkError> {
         if self.ended {
             return Ok(None);
         }
@@ -378,7 +378,7 @@ impl Blocks {
     }
 
     /// The bytes are not what they should be: nothing more is read.
-    fn malformed(&mut self, reason: &str) -> BulkError {
+    pub(super) fn malformed(&mut self, reason: &str) -> BulkError {
         self.ended = true;
         // A stream that is closed already needs no refusal.
         let _ = self.receive.stop(CLOSE_PROTOCOL.into());

@@ -1,4 +1,4 @@
-//! Fetching from another node by number: frames of its log, and its newest checkpoint.
+//! Fetching from another node by number: frames of its log, its newest checkpoint, and snapshots chunk by chunk.
 //!
 //! What a node needs to heal its own log, or to begin with one, comes this way and not over the peers' lanes: a fetch of gigabytes
 //! must not stand before a heartbeat, and a node that is not whole has no lanes. The listener for clients takes a second protocol
@@ -9,13 +9,14 @@
 //!   body sums, that frames follow each other by number and chain. Whether they fit the log they are for is the caller's business.
 //!
 //! Bounds: [`CONNECTIONS_MAX`] connections, [`STREAMS_MAX`] requests on each, [`BATCH_BYTES`] or one frame borrowed for each; a
-//! reader that stops is given up after [`WRITE_STALL`]. A receiver holds QUIC's windows (512 KiB for each request) and
-//! one frame.
+//! reader that stops is given up after [`WRITE_STALL`]. Of a snapshot two chunks are borrowed. A receiver holds QUIC's windows (512 KiB for
+//! each request) and one frame or chunk.
 //! The bytes are in `PROTOCOL.md`, "Bulk".
 
 use std::io;
 use std::time::Duration;
 
+use bytes::Bytes;
 use graven_frame::Frame;
 use serde::{Deserialize, Serialize};
 
@@ -23,10 +24,12 @@ use crate::peer::Roster;
 
 pub use client::{BulkClient, BulkConfig, BulkError, CheckpointStream, FrameStream};
 pub use pace::Pace;
+pub use snapshots::{SnapshotReader, SnapshotResume, SnapshotStream, SnapshotWanted};
 
 mod client;
 mod pace;
 pub(crate) mod server;
+mod snapshots;
 mod wire;
 
 pub use crate::tls::ALPN_BULK;
@@ -61,6 +64,22 @@ pub trait BulkSource: Send + Sync + 'static {
     /// As [`BulkSource::checkpoint`].
     fn checkpoint_from(&self, _place: &[u8]) -> Result<Box<dyn CheckpointReader>, Refusal> {
         self.checkpoint()
+    }
+
+    /// The heads of the snapshots it has, each at most [`SNAPSHOT_HEAD_BYTES_MAX`] bytes, at most [`SNAPSHOTS_MAX`].
+    ///
+    /// # Errors
+    /// When it cannot look.
+    fn snapshots(&self) -> Result<Vec<Bytes>, Refusal> {
+        Ok(Vec::new())
+    }
+
+    /// One of its snapshots.
+    ///
+    /// # Errors
+    /// When there is none such.
+    fn snapshot(&self, _wanted: SnapshotWanted) -> Result<Box<dyn SnapshotReader>, Refusal> {
+        Err(Refusal::NoSnapshot)
     }
 }
 
@@ -142,6 +161,15 @@ pub enum Refusal {
     /// The request makes no sense to it.
     #[error("it does not understand the request: {0}")]
     Malformed(String),
+    /// It has no such snapshot.
+    #[error("it has no such snapshot")]
+    NoSnapshot,
+    /// Its own copy of the snapshot is damaged.
+    #[error("its own copy of the snapshot is damaged in chunk {chunk}")]
+    SnapshotDamaged {
+        /// The first chunk that it cannot give.
+        chunk: u64,
+    },
 }
 
 /// Connections of other nodes at the same time: six peers, each twice around a restart, and some that are taken in.
@@ -154,6 +182,12 @@ pub const BATCH_BYTES: usize = 256 << 10;
 pub const WRITE_STALL: Duration = Duration::from_secs(30);
 /// What a checkpoint says about itself: membership, a session table's place, a few numbers.
 pub const META_BYTES_MAX: usize = 64 << 10;
+/// What a snapshot says about itself: its header and footer.
+pub const SNAPSHOT_HEAD_BYTES_MAX: usize = 1024;
+/// A chunk of a snapshot with its head.
+pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = (1 << 20) + 64;
+/// Heads in one list: names are bounded far below it.
+pub const SNAPSHOTS_MAX: usize = 4096;
 
 /// Close code: the dialling side has what it wanted.
 pub const CLOSE_DONE: u32 = 0;

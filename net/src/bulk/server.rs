@@ -15,7 +15,9 @@ use super::wire::{
     CheckpointHead, HELLO_BYTES_MAX, Hello, REQUEST_BYTES_MAX, Reply, Request, Tag, VERSION_MAX, Welcome, block_head,
     read_hello, read_prefixed, refusal_block, write_message,
 };
-use super::{BATCH_BYTES, BulkIdentity, BulkSource, CONNECTIONS_MAX, Pace, Refusal, STREAMS_MAX, WRITE_STALL, Wanted};
+use super::{
+    BATCH_BYTES, BulkIdentity, BulkSource, CONNECTIONS_MAX, Pace, Refusal, STREAMS_MAX, WRITE_STALL, Wanted, snapshots,
+};
 use crate::peer::{self, Roster};
 use crate::protocol::{CLOSE_BUSY, CLOSE_PROTOCOL, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED};
 use crate::tls::{Identity, Verified};
@@ -23,8 +25,8 @@ use crate::transport::WRITE_CHUNK_BYTES;
 
 /// What all fetches from this node share.
 pub(crate) struct Bulk {
-    source: Arc<dyn BulkSource>,
-    pace: Pace,
+    pub(super) source: Arc<dyn BulkSource>,
+    pub(super) pace: Pace,
     connections: Arc<AtomicUsize>,
     handshake_timeout: Duration,
     draining: watch::Receiver<bool>,
@@ -168,6 +170,10 @@ async fn answer(bulk: &Bulk, send: &mut SendStream, mut receive: RecvStream) -> 
     let refused = match request {
         Request::Frames { wanted, max_bytes } => give_frames(bulk, send, wanted, max_bytes).await?,
         Request::Checkpoint { meta, at } => give_checkpoint(bulk, send, &meta, at).await?,
+        Request::Snapshots => snapshots::give_list(bulk, send).await?,
+        Request::Snapshot { wanted, head, chunk, max_chunks } => {
+            snapshots::give(bulk, send, wanted, snapshots::Asked { head, chunk, max_chunks }).await?
+        }
     };
     match refused {
         Some(refusal) => write(send, refusal_block(&refusal).into()).await,
@@ -252,12 +258,12 @@ async fn give_checkpoint(bulk: &Bulk, send: &mut SendStream, meta: &[u8], at: u6
     Ok(None)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|cause| cause.to_string())
 }
 
 /// Hands the bytes to quinn, piece by piece: it keeps a piece whole until all of it is acknowledged.
-async fn write(send: &mut SendStream, mut bytes: Bytes) -> Result<(), String> {
+pub(super) async fn write(send: &mut SendStream, mut bytes: Bytes) -> Result<(), String> {
     while !bytes.is_empty() {
         let piece = bytes.split_to(bytes.len().min(WRITE_CHUNK_BYTES));
         match tokio::time::timeout(WRITE_STALL, send.write_chunk(piece)).await {

@@ -4,7 +4,7 @@ use quinn::{RecvStream, SendStream};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{META_BYTES_MAX, Refusal, Wanted};
+use super::{META_BYTES_MAX, Refusal, SNAPSHOT_CHUNK_BYTES_MAX, SNAPSHOT_HEAD_BYTES_MAX, SnapshotWanted, Wanted};
 use crate::peer;
 use crate::wire;
 
@@ -38,6 +38,19 @@ pub(super) enum Request {
     Frames { wanted: Wanted, max_bytes: u64 },
     /// The newest checkpoint; from `at` on if it is still the one that says `meta` of itself, else from its beginning.
     Checkpoint { meta: Vec<u8>, at: u64 },
+    /// The heads of all snapshots.
+    Snapshots,
+    /// A snapshot, up to so many chunks; from `chunk` on if it is the one with this head, else from its beginning.
+    Snapshot { wanted: SnapshotWanted, head: Vec<u8>, chunk: u64, max_chunks: u64 },
+}
+
+/// What precedes the chunks of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SnapshotHead {
+    pub(super) head: Vec<u8>,
+    pub(super) chunks: u64,
+    /// The number of the first chunk that follows.
+    pub(super) chunk: u64,
 }
 
 /// What precedes the bytes of a checkpoint.
@@ -63,12 +76,21 @@ pub(super) enum Tag {
     Checkpoint = 4,
     /// Bytes of the checkpoint.
     Bytes = 5,
+    /// The head of a snapshot, in a list.
+    Listed = 6,
+    /// A [`SnapshotHead`].
+    Snapshot = 7,
+    /// A chunk of the snapshot.
+    Chunk = 8,
 }
 
 impl Tag {
     pub(super) fn of(number: u8) -> Option<Tag> {
-        [Tag::Frame, Tag::End, Tag::Refused, Tag::Checkpoint, Tag::Bytes].into_iter().find(|tag| *tag as u8 == number)
+        Tag::ALL.into_iter().find(|tag| *tag as u8 == number)
     }
+
+    const ALL: [Tag; 8] =
+        [Tag::Frame, Tag::End, Tag::Refused, Tag::Checkpoint, Tag::Bytes, Tag::Listed, Tag::Snapshot, Tag::Chunk];
 
     /// The most bytes a block of this kind has.
     pub(super) fn limit(self) -> usize {
@@ -78,6 +100,9 @@ impl Tag {
             Tag::Refused => REFUSAL_BYTES_MAX,
             Tag::Checkpoint => META_BYTES_MAX + 32,
             Tag::Bytes => super::BATCH_BYTES,
+            Tag::Listed => SNAPSHOT_HEAD_BYTES_MAX,
+            Tag::Snapshot => SNAPSHOT_HEAD_BYTES_MAX + 32,
+            Tag::Chunk => SNAPSHOT_CHUNK_BYTES_MAX,
         }
     }
 }
@@ -195,7 +220,7 @@ mod tests {
     #[test]
     fn blocks_longer_than_their_kind_allows_are_refused_before_anything_is_read() {
         assert_eq!(decode_block_head(block_head(Tag::Frame, 96)), Ok((Tag::Frame, 96)));
-        for tag in [Tag::Frame, Tag::End, Tag::Refused, Tag::Checkpoint, Tag::Bytes] {
+        for tag in Tag::ALL {
             assert!(decode_block_head(block_head(tag, tag.limit())).is_ok());
             assert!(decode_block_head(block_head(tag, tag.limit() + 1)).is_err());
         }

@@ -116,7 +116,9 @@ impl BackupStream {
                 }
                 Err(End::Lost(sentence)) => self.lost(Failure::refused(ErrorCode::Unavailable, sentence)).await,
                 Err(End::Damaged(failure)) if self.node.is_none() => self.lost(failure).await,
-                Err(End::Damaged(failure) | End::Failed(failure)) => return Some(Err(self.end(failure))),
+                Err(End::Damaged(failure) | End::Failed(failure) | End::Behind(failure)) => {
+                    return Some(Err(self.end(failure)));
+                }
                 Err(End::Done) => self.lost(Failure::refused(ErrorCode::Unavailable, "it ended early")).await,
             }
         }
@@ -150,7 +152,7 @@ impl BackupStream {
         loop {
             match tokio::time::timeout_at(deadline, self.try_connect(request)).await {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(End::Failed(failure))) => return Err(failure),
+                Ok(Err(End::Failed(failure) | End::Behind(failure))) => return Err(failure),
                 Ok(Err(End::Lost(sentence))) => trouble = Some(sentence),
                 Ok(Err(End::Damaged(failure))) => trouble = Some(failure.message),
                 Ok(Err(End::Done)) | Err(_) => {}

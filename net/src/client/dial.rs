@@ -27,6 +27,8 @@ pub(super) struct Link {
     pub(super) view: watch::Sender<LeaderView>,
     /// The largest record the node takes.
     pub(super) max_record_bytes: u32,
+    /// The highest feature level that the node knows.
+    pub(super) feature_level: u32,
     /// It is being asked who the members are.
     pub(super) asking_members: AtomicBool,
 }
@@ -79,6 +81,7 @@ pub(super) async fn dial(
                     name: name.to_owned(),
                     address: address.to_owned(),
                     max_record_bytes: welcome.max_record_bytes,
+                    feature_level: welcome.feature_level,
                     connection,
                     view,
                     asking_members: AtomicBool::new(false),

@@ -39,12 +39,13 @@ pub use self::batch::{Batch, IntoBatch};
 pub use self::config::{ClientConfig, ConfigError};
 pub use self::cursor::Cursor;
 pub use self::error::{AppendError, ConnectError, RequestError, StreamError, SubscribeError};
+pub use self::snapshot::{SnapshotItem, SnapshotReader};
 pub use self::subscription::{Item, Record, Records, RecordsIter, SubscribeOptions, Subscription};
 pub use crate::protocol::append::Ack;
 pub use crate::protocol::feed::Start;
 pub use crate::protocol::{
     Bounds, ClusterStatus, Detail, ErrorCode, Failure, MemberChange, MemberEntry, MemberList, MemberRole, NewMember,
-    NodeHealth, NodeRole, NodeState, NodeStats, NodeStatus, Outcome,
+    NodeHealth, NodeRole, NodeState, NodeStats, NodeStatus, Outcome, SnapshotEntry, SnapshotInfo, SnapshotState,
 };
 pub use graven_frame::RecordError;
 
@@ -64,6 +65,7 @@ mod dial;
 mod error;
 mod network;
 mod session;
+mod snapshot;
 mod subscription;
 
 /// A connection to a cluster. Clones share it; the last one dropped closes it.

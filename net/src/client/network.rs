@@ -184,6 +184,12 @@ impl Network {
         }
     }
 
+    /// A connection to the same node for nothing but a snapshot: what its reader, or a slow disk, leaves standing fills the windows of the
+    /// whole connection, and appends and subscriptions must not wait behind that.
+    pub(super) async fn apart(&self, link: &Link) -> Result<Arc<Link>, Failure> {
+        dial(&self.endpoint, &self.tls, self.mtu, &link.name, &link.address).await.map(Arc::new)
+    }
+
     /// A connection to any node, the best informed first: `avoid` is taken only when there is no other.
     pub(super) async fn any_link(self: &Arc<Self>, avoid: Option<&str>) -> Result<Arc<Link>, Failure> {
         self.any_link_but(|name| avoid == Some(name)).await

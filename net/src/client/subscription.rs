@@ -22,7 +22,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::dial::Link;
+use super::snapshot::{Download, SnapshotItem};
 use super::{Inner, StreamError};
+use crate::planted::{Bug, is_planted};
 use crate::protocol::budget::{Budget, Charge};
 use crate::protocol::chunks::{Chunks, body_for};
 use crate::protocol::feed::{ITEM_BYTES, ItemHead, Start, SubscribeRequest};
@@ -42,6 +44,9 @@ pub enum Item {
         /// First offset there.
         to: u64,
     },
+    /// The snapshot of [`Start::Snapshot`]: the state after all records below its offset, in place of all that was given before. First, and
+    /// again when the reader was so slow that records it had not got were trimmed behind a newer snapshot. The next record is at its offset.
+    Snapshot(SnapshotItem),
     /// Nothing new for a while: everything below this offset was given.
     Progress {
         /// Where the subscription stands.
@@ -243,13 +248,14 @@ impl Drop for Subscription {
 /// Opens a subscription: returns when a node has accepted it.
 pub(super) async fn open(inner: Arc<Inner>, options: SubscribeOptions) -> Result<Subscription, Failure> {
     let mut follower = Follower::new(inner.clone(), options);
+    let snapshot = follower.snapshot().await?;
     let reader = follower.connect().await?;
     let from = follower.cursor.next.unwrap_or_default();
     let (items, received) = mpsc::channel(ITEMS);
     let (notices, noticed) = mpsc::channel(NOTICES);
     let out = Out { items, notices, budget: Budget::new(follower.options.window_bytes) };
     // A subscription that is dropped ends its task, and with it the task's hold on the client.
-    let task = tokio::spawn(follower.run(reader, out)).abort_handle();
+    let task = tokio::spawn(follower.run(snapshot, reader, out)).abort_handle();
     Ok(Subscription { items: received, notices: Some(noticed), from, task, _inner: inner })
 }
 
@@ -276,6 +282,8 @@ pub(super) enum End {
     Lost(String),
     /// The node's own log is damaged where the reader stands: go on at one whose log is whole there.
     Damaged(Failure),
+    /// The next record is trimmed, and a snapshot stands for it.
+    Behind(Failure),
     /// There is no going on.
     Failed(Failure),
 }
@@ -324,8 +332,44 @@ impl Follower {
         }
     }
 
-    async fn run(mut self, mut reader: Reader, out: Out) {
+    /// Opens the snapshot with which the subscription begins, if it does with one: the records from its offset on are what comes next.
+    async fn snapshot(&mut self) -> Result<Option<SnapshotItem>, Failure> {
+        let Start::Snapshot(name) = &self.options.start else { return Ok(None) };
+        let download = Download::open(&self.inner, name).await?;
+        let offset = download.info.offset + u64::from(is_planted(Bug::SeamOffByOne));
+        self.cursor.next = Some(offset);
+        // It is committed: a node that has not come so far waits for it.
+        self.begun = true;
+        Ok(Some(SnapshotItem::new(download)))
+    }
+
+    /// Gets a snapshot behind which the log goes on: the next record of the one before was trimmed.
+    async fn newer_snapshot(&mut self, mut cause: Failure) -> Result<SnapshotItem, Failure> {
+        let Start::Snapshot(name) = self.options.start.clone() else { return Err(cause) };
+        let deadline = Instant::now() + self.inner.network.timeout;
+        while Instant::now() < deadline {
+            match Download::open(&self.inner, &name).await {
+                Ok(download) if Some(download.info.offset) > self.cursor.next => {
+                    self.cursor.next = Some(download.info.offset);
+                    self.cursor.stream = None;
+                    return Ok(SnapshotItem::new(download));
+                }
+                // Of a node that does not know the newest one yet.
+                Ok(_) => {}
+                Err(failure) => cause = failure,
+            }
+            self.inner.network.pause().await;
+        }
+        Err(cause)
+    }
+
+    async fn run(mut self, mut snapshot: Option<SnapshotItem>, mut reader: Reader, out: Out) {
         loop {
+            if let Some(snapshot) = snapshot.take()
+                && !out.give(Ok(Item::Snapshot(snapshot)), ITEM_COST_BYTES).await
+            {
+                return;
+            }
             let (link, opened) = (reader.link.clone(), Instant::now());
             let lost = match self.read(reader, &out).await {
                 End::Done => return,
@@ -334,6 +378,18 @@ impl Follower {
                     return;
                 }
                 End::Lost(sentence) => sentence,
+                End::Behind(failure) => match self.newer_snapshot(failure).await {
+                    Ok(newer) => {
+                        let sentence =
+                            format!("records before the newer snapshot at offset {} are trimmed", newer.offset);
+                        snapshot = Some(newer);
+                        sentence
+                    }
+                    Err(failure) => {
+                        out.give(Err(failure.into()), ITEM_COST_BYTES).await;
+                        return;
+                    }
+                },
                 End::Damaged(failure) => match self.another_whole(&link.name, failure) {
                     Ok(sentence) => sentence,
                     Err(failure) => {
@@ -377,6 +433,7 @@ impl Follower {
                     let node = self.avoid.clone().unwrap_or_default();
                     trouble = Some(self.another_whole(&node, failure)?);
                 }
+                Ok(Err(End::Behind(failure))) => return Err(failure),
                 Ok(Err(End::Done)) | Err(_) => {}
             }
             if let Some(failure) = network.verdict() {
@@ -445,6 +502,10 @@ impl Follower {
                     Ok(None) => continue,
                     Err(end) => return end,
                 },
+                ItemHead::Trimmed { to, .. } if self.is_behind(to) => {
+                    let message = format!("records before offset {to} are trimmed, and no newer snapshot is there");
+                    return End::Behind(Failure::refused(ErrorCode::Trimmed, message).with("first_offset", to));
+                }
                 ItemHead::Trimmed { from, to } => match self.cursor.trimmed(from, to) {
                     Some((from, to)) => (Item::Trimmed { from, to }, 0),
                     None => continue,
@@ -514,6 +575,12 @@ impl Follower {
         frame.verify(None).and_then(|()| frame.check_groups()).map_err(|cause| damage(&cause.to_string()))?;
         let range = self.cursor.frame(&frame).map_err(|sentence| damage(&sentence))?;
         Ok(range.map(|(from, to)| Item::Records(Records { frame, from, to })))
+    }
+
+    /// Whether records are gone for which a snapshot stands.
+    fn is_behind(&self, first_offset: u64) -> bool {
+        let wants_snapshot = matches!(self.options.start, Start::Snapshot(_));
+        wants_snapshot && self.cursor.next.is_none_or(|next| next < first_offset)
     }
 
     /// Whether the node knows less about the leader than we do: a node cut off from the others commits nothing.

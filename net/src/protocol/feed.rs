@@ -28,6 +28,9 @@ pub enum Start {
     Last(u64),
     /// The first record not older than this: milliseconds since 1970.
     Time(u64),
+    /// The snapshot of this name, and then the first record that it does not cover. The client library gets the snapshot and
+    /// subscribes at its offset; a node that is asked for it refuses.
+    Snapshot(String),
 }
 
 /// What a client sends to subscribe.

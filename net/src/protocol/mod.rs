@@ -15,11 +15,13 @@ mod failure;
 pub mod feed;
 mod health;
 mod members;
+pub mod snapshot;
 mod status;
 
 pub use failure::{Detail, ErrorCode, Failure, Outcome};
 pub use health::{NodeHealth, PeerHealth, PlaceHealth, SocketHealth, SyncHealth, Usage};
 pub use members::{MemberChange, MemberEntry, MemberList, MemberRole, NewMember};
+pub use snapshot::{SnapshotEntry, SnapshotInfo, SnapshotState};
 pub use status::{
     Bounds, ClusterStatus, DamagedRange, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
 };
@@ -63,17 +65,31 @@ pub enum StreamKind {
     Subscribe = 4,
     /// Unidirectional, from the node: one [`LeaderView`] whenever it changes.
     Leader = 5,
+    /// A [`snapshot::PutRequest`] and a body, answered by [`snapshot::PutAnswer`]s.
+    PutSnapshot = 6,
+    /// A [`snapshot::GetRequest`], answered by a [`snapshot::GetAnswer`] and a body.
+    GetSnapshot = 7,
     /// A [`backup::BackupRequest`], answered by a whole log.
-    Backup = 6,
+    Backup = 8,
 }
 
 impl StreamKind {
     /// The kind with this number.
     #[must_use]
     pub fn from_u8(number: u8) -> Option<StreamKind> {
-        use StreamKind::{Append, Backup, Hello, Leader, Subscribe, Unary};
-        [Hello, Unary, Append, Subscribe, Leader, Backup].into_iter().find(|kind| *kind as u8 == number)
+        StreamKind::ALL.into_iter().find(|kind| *kind as u8 == number)
     }
+
+    const ALL: [StreamKind; 8] = [
+        StreamKind::Hello,
+        StreamKind::Unary,
+        StreamKind::Append,
+        StreamKind::Subscribe,
+        StreamKind::Leader,
+        StreamKind::PutSnapshot,
+        StreamKind::GetSnapshot,
+        StreamKind::Backup,
+    ];
 }
 
 /// What a client says first.
@@ -199,6 +215,13 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// The snapshots of applications.
+    Snapshots,
+    /// Ends a name of snapshots; at the leader only. Answered when that is committed.
+    DropSnapshot {
+        /// The name.
+        name: String,
+    },
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -252,6 +275,10 @@ pub enum Response {
         /// Where it stood, if it was there.
         offset: Option<u64>,
     },
+    /// To [`Request::Snapshots`], by name.
+    Snapshots(Vec<SnapshotEntry>),
+    /// To [`Request::DropSnapshot`]: that is committed.
+    SnapshotDropped,
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -263,6 +290,10 @@ pub enum Action<'a> {
     Append,
     /// Opening a subscription.
     Subscribe,
+    /// Putting a snapshot.
+    PutSnapshot,
+    /// Getting a snapshot.
+    GetSnapshot,
     /// Copying the whole log.
     Backup,
 }
@@ -271,13 +302,16 @@ pub enum Action<'a> {
 ///
 /// | action | role |
 /// |---|---|
-/// | subscribe, status, bounds, counters, health, members, damage, see and advance cursors | read |
-/// | open a session, append | append |
-/// | transfer, change members, trim, set and drop cursors, copy the whole log | admin |
+/// | subscribe, status, bounds, counters, health, members, damage, see and advance cursors, list and get snapshots | read |
+/// | open a session, append, put a snapshot | append |
+/// | transfer, change members, trim, set and drop cursors, drop a snapshot, copy the whole log | admin |
+///
+/// Whoever puts a snapshot takes room on every node and holds trims up, as whoever appends does; dropping one gives away, as a trim
+/// does, what cannot be had back.
 #[must_use]
 pub fn role_needed(action: Action<'_>) -> Role {
     match action {
-        Action::Subscribe => Role::Read,
+        Action::Subscribe | Action::GetSnapshot => Role::Read,
         Action::Unary(
             Request::NodeStatus
             | Request::Bounds { .. }
@@ -288,9 +322,10 @@ pub fn role_needed(action: Action<'_>) -> Role {
             | Request::Cursor { .. }
             | Request::Cursors { .. }
             // Whoever may follow the log may keep its place in it.
-            | Request::AdvanceCursor { .. },
+            | Request::AdvanceCursor { .. }
+            | Request::Snapshots,
         ) => Role::Read,
-        Action::Append | Action::Unary(Request::OpenSession) => Role::Append,
+        Action::Append | Action::PutSnapshot | Action::Unary(Request::OpenSession) => Role::Append,
         // Sessions and their numbers are in it, and whatever is trimmed and not yet gone.
         Action::Backup => Role::Admin,
         Action::Unary(
@@ -298,7 +333,8 @@ pub fn role_needed(action: Action<'_>) -> Role {
             | Request::ChangeMembers(_)
             | Request::Trim { .. }
             | Request::SetCursor { .. }
-            | Request::DropCursor { .. },
+            | Request::DropCursor { .. }
+            | Request::DropSnapshot { .. },
         ) => Role::Admin,
     }
 }

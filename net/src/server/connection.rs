@@ -13,10 +13,11 @@ use super::accounts::{Accounts, Full, Held};
 use super::append::{self, Appends};
 use super::{
     BackupRequest, Caller, ErrorCode, Failure, LeaderView, Rejection, Request, Response, Service, SubscribeRequest,
-    backup, subscribe,
+    backup, snapshot, subscribe,
 };
 use crate::admission::Lines;
 use crate::protocol::budget::Budget;
+use crate::protocol::snapshot::GetRequest;
 use crate::protocol::{
     Action, CLOSE_BUSY, CLOSE_PROTOCOL, CLOSE_SHUTDOWN, CLOSE_UNAUTHENTICATED, FEATURE_LEVEL, Hello, HelloReply,
     MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, OLDEST_VERSION, StreamKind, VERSION, Welcome, role_needed,
@@ -33,6 +34,10 @@ pub(super) struct Shared<S> {
     pub(super) connection_bytes: usize,
     pub(super) max_record_bytes: usize,
     pub(super) handshake_timeout: Duration,
+    /// A snapshot of which nothing comes for so long is given up.
+    pub(super) upload_idle: Duration,
+    /// Places of those who get one.
+    pub(super) downloads: Semaphore,
     pub(super) draining: watch::Receiver<bool>,
     pub(super) accounts: Arc<Accounts>,
     /// What a connection gets beyond the smallest windows, while there is enough: to receive and to send.
@@ -292,6 +297,13 @@ async fn serve_stream<S: Service>(
             }
             Ok(())
         }
+        Some(StreamKind::PutSnapshot) => snapshot::put(shared, caller, send, recv).await,
+        Some(StreamKind::GetSnapshot) => {
+            if let Some(request) = heard(shared, hearing, recv).await? {
+                serve_snapshot(shared, caller, request, send).await;
+            }
+            Ok(())
+        }
         Some(StreamKind::Backup) => {
             if let Some(request) = heard(shared, hearing, recv).await? {
                 serve_backup(shared, caller, request, send).await;
@@ -369,6 +381,25 @@ async fn serve_subscription<S: Service>(
     }
 }
 
+async fn serve_snapshot<S: Service>(
+    shared: &Shared<S>,
+    caller: Caller,
+    request: GetRequest,
+    mut send: quinn::SendStream,
+) {
+    let stopped = send.stopped();
+    let serve = async {
+        snapshot::get(shared, caller, request, &mut send).await;
+        if send.finish().is_ok() {
+            let _ = send.stopped().await;
+        }
+    };
+    tokio::select! {
+        () = serve => {}
+        _ = stopped => {}
+    }
+}
+
 /// Counted as a subscription: it costs as much, and more of the disk.
 async fn serve_backup<S: Service>(
     shared: &Shared<S>,
@@ -406,7 +437,7 @@ async fn serve_backup<S: Service>(
     }
 }
 
-fn check(caller: &Caller, action: Action<'_>) -> Result<(), Failure> {
+pub(super) fn check(caller: &Caller, action: Action<'_>) -> Result<(), Failure> {
     let needed = role_needed(action);
     if caller.role >= needed {
         return Ok(());

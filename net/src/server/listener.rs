@@ -58,6 +58,8 @@ pub struct ServerConfig {
     pub max_record_bytes: usize,
     /// The most bytes a second given to other nodes' fetches, all together; 0 sets no bound.
     pub bulk_bytes_per_second: u64,
+    /// A snapshot of which no whole chunk comes for so long is given up.
+    pub upload_idle: Duration,
 }
 
 impl ServerConfig {
@@ -82,6 +84,7 @@ impl ServerConfig {
             client_bytes: 96 << 20,
             max_record_bytes: 1 << 20,
             bulk_bytes_per_second: 0,
+            upload_idle: UPLOAD_IDLE,
         }
     }
 }
@@ -167,6 +170,8 @@ impl Server {
             connection_bytes: config.connection_bytes,
             max_record_bytes: config.max_record_bytes,
             handshake_timeout: config.handshake_timeout,
+            upload_idle: config.upload_idle,
+            downloads: tokio::sync::Semaphore::new(super::snapshot::DOWNLOADS_MAX),
             draining: drains.clone(),
             accounts: accounts.clone(),
             wide: Windows { receive: profile.receive_window_bytes(), send: profile.send_window_bytes() },
@@ -372,6 +377,8 @@ fn refused(cause: &ConnectionError) -> Option<String> {
     }
 }
 
+/// A client that reads its snapshot from a pipe may wait for whoever fills it, and one that hangs must not hold a place and a file for ever.
+const UPLOAD_IDLE: Duration = Duration::from_secs(30);
 /// How long the close may take to reach clients.
 const CLOSE_DELIVERY: Duration = Duration::from_millis(500);
 /// First packets that wait for a decision, before `accept` sees them.

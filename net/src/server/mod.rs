@@ -10,13 +10,16 @@
 //! that reads too slowly is slowed down in the same way: its feed is not asked for more. `docs/decisions/hostile.md` adds it up.
 
 use std::future::Future;
+use std::pin::Pin;
 
+use bytes::Bytes;
 use graven_frame::{Frame, Group};
 use tokio::sync::watch;
 
 pub use crate::protocol::append::{Ack, Rejection};
 pub use crate::protocol::backup::{BackupHead, BackupRequest};
 pub use crate::protocol::feed::{Start, SubscribeRequest};
+pub use crate::protocol::snapshot::{GetRequest, PutAnswer, PutRequest, SnapshotEntry, SnapshotInfo, SnapshotState};
 pub use crate::protocol::{
     Bounds, DamagedRange, ErrorCode, Failure, LeaderView, MemberChange, MemberEntry, MemberList, MemberReport,
     MemberRole, NodeHealth, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Outcome, PeerHealth, PlaceHealth,
@@ -33,6 +36,7 @@ mod append;
 mod backup;
 mod connection;
 mod listener;
+mod snapshot;
 mod subscribe;
 
 /// What [`crate::fuzzing`] tries of this room.
@@ -69,6 +73,24 @@ pub trait Service: Send + Sync + 'static {
         request: SubscribeRequest,
     ) -> impl Future<Output = Result<Opened<Self::Feed>, Failure>> + Send;
 
+    /// Whether a snapshot may come, and where its bytes go. By default none may.
+    fn put_snapshot(
+        &self,
+        _caller: Caller,
+        _request: PutRequest,
+    ) -> impl Future<Output = Result<Box<dyn SnapshotSink>, PutAnswer>> + Send {
+        async { Err(PutAnswer::Failed(no_snapshots())) }
+    }
+
+    /// Opens a snapshot. By default there is none.
+    fn get_snapshot(
+        &self,
+        _caller: Caller,
+        _request: GetRequest,
+    ) -> impl Future<Output = Result<OpenedSnapshot, Failure>> + Send {
+        async { Err(no_snapshots()) }
+    }
+
     /// Opens a copy of the whole log; the caller's role suffices.
     fn backup(
         &self,
@@ -96,6 +118,42 @@ pub struct Opened<F> {
     pub from: u64,
     /// Where the frames come from. Starts with the frame that holds `from`.
     pub feed: F,
+}
+
+fn no_snapshots() -> Failure {
+    Failure::refused(ErrorCode::Usage, "this node keeps no snapshots of applications")
+}
+
+/// Where the bytes of a snapshot go. Dropped before its end, nothing of it is left.
+pub trait SnapshotSink: Send + 'static {
+    /// Takes the next bytes, at most a chunk. May wait for a disk.
+    ///
+    /// # Errors
+    /// It is closed then, and nothing is left.
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Failure>;
+
+    /// All bytes are there, and are what was meant. Resolves when the snapshot is committed, or with why it is not.
+    fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = PutAnswer> + Send>>;
+}
+
+/// A snapshot that can be read. It stays what it is until this is dropped.
+pub struct OpenedSnapshot {
+    /// What it is.
+    pub info: SnapshotInfo,
+    /// How many chunks it has.
+    pub chunks: u64,
+    /// Its bytes.
+    pub body: Box<dyn SnapshotBody>,
+}
+
+/// The bytes of a snapshot.
+pub trait SnapshotBody: Send + 'static {
+    /// The chunk `number`, verified: no wrong byte leaves a node. At most [`CHUNK_BYTES`](crate::protocol::snapshot::CHUNK_BYTES). May wait
+    /// for a disk.
+    ///
+    /// # Errors
+    /// When it cannot be given: `damaged` and `unavailable` when another node may.
+    fn chunk(&mut self, number: u64) -> Result<Bytes, Failure>;
 }
 
 /// A subscription's source of frames, asked whenever its client has room.

@@ -75,6 +75,18 @@ pub struct Swept {
     pub partial: Vec<Info>,
 }
 
+/// The snapshots that are half received: [`super::Partial::open`] goes on with them. Files that are not whole enough to tell are left out.
+///
+/// # Errors
+/// [`BodyError::Io`]: the directory cannot be read.
+pub fn partials<D: Disk>(disk: &D) -> Result<Vec<Info>, BodyError> {
+    let mut names = names(disk)?;
+    names.retain(|name| name.strip_suffix(PARTIAL).is_some_and(is_body));
+    names.sort_unstable();
+    let info = |name: &String| info_of(&disk.open(name, None).ok()?, name).ok();
+    Ok(names.iter().filter_map(|name| info(name).filter(|info| info.header.partial_name() == *name)).collect())
+}
+
 /// Ends what a crash left, at the start of a node: files that were being written are removed, and files that were being received unless
 /// `keep` says that they are still wanted. Touches nothing else.
 ///

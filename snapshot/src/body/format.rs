@@ -89,13 +89,32 @@ pub struct Header {
     pub timestamp_ms: u64,
 }
 
+/// The name of the file of the snapshot with this id, if it is one with a name.
+#[must_use]
+pub fn file_of(id: u64) -> String {
+    format!("{SNAPSHOT_PREFIX}{id:016x}")
+}
+
+/// The id in the name of a file, if it is that of a snapshot with a name.
+#[must_use]
+pub fn id_of(file_name: &str) -> Option<u64> {
+    let id = u64::from_str_radix(file_name.strip_prefix(SNAPSHOT_PREFIX)?, 16).ok()?;
+    (file_of(id) == file_name).then_some(id)
+}
+
+/// The name of the file of a node's own state at this offset.
+#[must_use]
+pub fn own_file_at(offset: u64) -> String {
+    format!("{STATE_PREFIX}{offset:016x}")
+}
+
 impl Header {
     /// The name of its file: `snapshot-` and the id, or `state-` and the offset for a node's own state, in 16 hexadecimal digits.
     #[must_use]
     pub fn file_name(&self) -> String {
         match self.name.is_own() {
-            true => format!("{STATE_PREFIX}{:016x}", self.offset),
-            false => format!("{SNAPSHOT_PREFIX}{:016x}", self.id),
+            true => own_file_at(self.offset),
+            false => file_of(self.id),
         }
     }
 

@@ -3,16 +3,16 @@
 use std::fmt;
 use std::io::{self, IoSlice, Write};
 
-use graven_wal::{Disk, DiskFile, WriteMode};
+use graven_wal::{DIRECT_BYTES, Disk, DiskFile, WriteMode};
 
 use super::directory::remove_if_there;
 use super::error::{BodyError, failed};
-use super::format::{BODY_BYTES_MAX, CHUNK_BYTES, Digest, Header, Info, chunk_at, chunk_head};
+use super::format::{BODY_BYTES_MAX, CHUNK_BYTES, Digest, Header, Info, chunk_head};
 
 /// How a big file is written beside a log.
 pub struct Options {
-    /// A sync after so many bytes; 0 for none but the last. What is written and not synced stands before the next sync of the log, so
-    /// this bounds how long an append waits for a snapshot.
+    /// Where writes go through the page cache, a sync after so many bytes; 0 for none but the last. What is written there and not synced
+    /// stands before the next sync of the log, so this bounds how long an append waits for a snapshot.
     pub sync_bytes: u64,
     /// Bytes of the disk that are not taken: when fewer would stay free, the snapshot is given up and [`BodyError::is_full`].
     pub keep_free_bytes: u64,
@@ -50,9 +50,9 @@ impl fmt::Debug for Options {
 /// Writes one snapshot. [`BodyWriter::finish`] makes it durable under its name; dropped before that, or after any error, nothing of it
 /// is left.
 ///
-/// It holds one chunk in memory. Its methods wait for the disk.
+/// It holds one chunk and one block in memory. Its methods wait for the disk.
 pub struct BodyWriter<D: Disk> {
-    out: Paced<D>,
+    out: Stream<D>,
     header: Header,
     /// Of the chunk that is being filled.
     buffer: Vec<u8>,
@@ -81,8 +81,8 @@ impl<D: Disk> BodyWriter<D> {
         }
         remove_if_there(disk, &temporary)?;
         let space = expected.map(|bytes| Info { header: header.clone(), bytes, digest: 0 }.file_bytes());
-        let mut out = Paced::create(disk, temporary, options, space)?;
-        out.write(0, &mut [IoSlice::new(&header.encode())])?;
+        let mut out = Stream::of(Paced::create(disk, temporary, options, space)?)?;
+        out.push(&header.encode())?;
         let buffer = Vec::with_capacity(CHUNK_BYTES);
         Ok(BodyWriter { out, header, buffer, digest: Digest::new(), bytes: 0, expected, chunks: 0 })
     }
@@ -104,16 +104,16 @@ impl<D: Disk> BodyWriter<D> {
     /// # Errors
     /// [`BodyError`]; it is closed then, and nothing is left of it.
     pub fn put(&mut self, mut bytes: &[u8]) -> Result<(), BodyError> {
-        self.out.check_open()?;
+        self.out.file.check_open()?;
         let most = self.expected.unwrap_or(BODY_BYTES_MAX);
         let have = self.bytes.saturating_add(bytes.len() as u64);
         if have > most {
-            return Err(self.out.give_up(|file| BodyError::Length { file, have, expected: most }));
+            return Err(self.out.file.give_up(|file| BodyError::Length { file, have, expected: most }));
         }
         self.bytes = have;
         while !bytes.is_empty() {
             if self.buffer.is_empty() && bytes.len() >= CHUNK_BYTES {
-                // Nothing is gained by copying a chunk that is there as a whole.
+                // Nothing is gained by collecting a chunk that is there as a whole.
                 let (chunk, rest) = bytes.split_at(CHUNK_BYTES);
                 Self::write_chunk(&mut self.out, &mut self.digest, self.header.id, &mut self.chunks, chunk)?;
                 bytes = rest;
@@ -135,18 +135,19 @@ impl<D: Disk> BodyWriter<D> {
     /// [`BodyError`]. When the last steps fail, the rename and the directory's sync, it may be there or not after a crash, and whole if
     /// it is.
     pub fn finish(mut self) -> Result<Info, BodyError> {
-        self.out.check_open()?;
+        self.out.file.check_open()?;
         if let Some(expected) = self.expected.filter(|expected| *expected != self.bytes) {
             let have = self.bytes;
-            return Err(self.out.give_up(|file| BodyError::Length { file, have, expected }));
+            return Err(self.out.file.give_up(|file| BodyError::Length { file, have, expected }));
         }
         if !self.buffer.is_empty() {
             self.write_buffer()?;
         }
         let info = Info { header: self.header.clone(), bytes: self.bytes, digest: self.digest.value() };
         let footer = info.footer(&info.header.encode());
-        self.out.write(info.footer_at(), &mut [IoSlice::new(&footer)])?;
-        self.out.publish(&info.header.file_name())?;
+        self.out.push(&footer)?;
+        self.out.end()?;
+        self.out.file.publish(&info.header.file_name())?;
         Ok(info)
     }
 
@@ -157,7 +158,7 @@ impl<D: Disk> BodyWriter<D> {
     }
 
     fn write_chunk(
-        out: &mut Paced<D>,
+        out: &mut Stream<D>,
         digest: &mut Digest,
         id: u64,
         chunks: &mut u64,
@@ -165,7 +166,8 @@ impl<D: Disk> BodyWriter<D> {
     ) -> Result<(), BodyError> {
         digest.update(bytes);
         let head = chunk_head(id, *chunks, bytes);
-        out.write(chunk_at(*chunks), &mut [IoSlice::new(&head), IoSlice::new(bytes)])?;
+        out.push(&head)?;
+        out.push(bytes)?;
         *chunks += 1;
         Ok(())
     }
@@ -186,6 +188,62 @@ impl<D: Disk> Write for BodyWriter<D> {
 impl<D: Disk> fmt::Debug for BodyWriter<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BodyWriter").field("header", &self.header).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+/// A file that is written from front to back, in large blocks past the page cache where the file system knows how.
+///
+/// So no more than one block ever stands before the log's syncs, and the cache keeps what readers of the log need. What a file system does
+/// not take that way goes through the cache, synced in steps.
+struct Stream<D: Disk> {
+    file: Paced<D>,
+    direct: Option<D::File>,
+    /// One block, and what it takes to begin at an address that direct writes want.
+    memory: Vec<u8>,
+    begin: usize,
+    filled: usize,
+    /// Where the block goes.
+    at: u64,
+}
+
+/// Large enough that a disk is as fast as it can be with one write at a time, little for whoever waits behind it.
+const BLOCK_BYTES: usize = 1 << 20;
+
+impl<D: Disk> Stream<D> {
+    fn of(mut file: Paced<D>) -> Result<Stream<D>, BodyError> {
+        let direct = match file.disk.open(&file.name, Some(WriteMode::Direct)) {
+            Err(cause) if cause.kind() == io::ErrorKind::Unsupported => None,
+            opened => Some(file.done("open", opened)?),
+        };
+        let memory = vec![0; BLOCK_BYTES + DIRECT_BYTES as usize];
+        let begin = memory.as_ptr().align_offset(DIRECT_BYTES as usize);
+        Ok(Stream { file, direct, memory, begin, filled: 0, at: 0 })
+    }
+
+    fn push(&mut self, mut bytes: &[u8]) -> Result<(), BodyError> {
+        while !bytes.is_empty() {
+            let (some, rest) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.filled));
+            let to = self.begin + self.filled;
+            self.memory[to..to + some.len()].copy_from_slice(some);
+            self.filled += some.len();
+            bytes = rest;
+            if self.filled == BLOCK_BYTES {
+                let block = &self.memory[self.begin..self.begin + BLOCK_BYTES];
+                match &self.direct {
+                    Some(direct) => self.file.write_direct(direct, self.at, block)?,
+                    None => self.file.write(self.at, &mut [IoSlice::new(block)])?,
+                }
+                self.at += BLOCK_BYTES as u64;
+                self.filled = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is left. It has no length for a direct write, and touches no page that one has written.
+    fn end(&mut self) -> Result<(), BodyError> {
+        let rest = &self.memory[self.begin..self.begin + self.filled];
+        self.file.write(self.at, &mut [IoSlice::new(rest)])
     }
 }
 
@@ -252,24 +310,38 @@ impl<D: Disk> Paced<D> {
 
     /// Writes at the pace and in the steps of the options.
     pub(super) fn write(&mut self, at: u64, slices: &mut [IoSlice<'_>]) -> Result<(), BodyError> {
-        let len: usize = slices.iter().map(|slice| slice.len()).sum();
-        if let Some(pace) = &mut self.options.pace {
-            pace(len);
-        }
-        let bytes = len as u64;
-        if self.granted < bytes {
-            self.grant(bytes.max(SYNC_BYTES))?;
-        }
+        let bytes = slices.iter().map(|slice| slice.len()).sum();
+        self.admit(bytes)?;
         let written = self.file.write_vectored_at(at, slices);
         self.done("write", written)?;
-        self.granted = if self.granted == u64::MAX { u64::MAX } else { self.granted - bytes };
-        self.unsynced += bytes;
         if self.options.sync_bytes > 0 {
-            // The disk is kept busy while the next chunk is made; the sync then has little to wait for.
-            self.file.write_back(at, bytes);
+            // The disk is kept busy while the next bytes are made; the sync then has little to wait for.
+            self.file.write_back(at, bytes as u64);
+            self.unsynced += bytes as u64;
             if self.unsynced >= self.options.sync_bytes {
                 self.sync()?;
             }
+        }
+        Ok(())
+    }
+
+    /// Writes past the cache, at the pace of the options: nothing is left for a sync but the file's length and its place.
+    fn write_direct(&mut self, file: &D::File, at: u64, block: &[u8]) -> Result<(), BodyError> {
+        self.admit(block.len())?;
+        let written = file.write_at(at, block);
+        self.done("write", written)
+    }
+
+    /// Holds `bytes` up until they may be written, and sees to it that there is room.
+    fn admit(&mut self, bytes: usize) -> Result<(), BodyError> {
+        if let Some(pace) = &mut self.options.pace {
+            pace(bytes);
+        }
+        if self.granted < bytes as u64 {
+            self.grant((bytes as u64).max(SYNC_BYTES))?;
+        }
+        if self.granted != u64::MAX {
+            self.granted -= bytes as u64;
         }
         Ok(())
     }

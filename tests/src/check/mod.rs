@@ -44,6 +44,7 @@ pub mod records;
 pub mod refusals;
 pub mod repair;
 pub mod reserve;
+pub mod retention;
 pub mod trims;
 
 use graven::members::change::MemberChange;
@@ -162,6 +163,17 @@ impl Checkers {
         let memberships =
             before.iter().filter_map(|frame| Some((frame.header().index, membership::membership_in(frame)?)));
         self.changes.restarted(node, memberships.collect());
+        Ok(())
+    }
+
+    /// `node` lost the end of its log, and has `frames` behind `base`.
+    ///
+    /// # Errors
+    /// The log begins elsewhere than it may.
+    pub fn lost_end(&mut self, node: u64, base: &LogBase, frames: &[Frame]) -> Checked {
+        let mut left = self.before(node, base)?;
+        left.extend(frames.iter().cloned());
+        self.durability.diverges(node, &left);
         Ok(())
     }
 
