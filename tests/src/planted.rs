@@ -158,7 +158,7 @@ pub const ALL: &[Planted] = &[
     in_replica("names-forgotten", replica::Bug::NamesForgotten, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("trim-past-snapshot", replica::Bug::TrimPastSnapshot, 100, &["P2"]).under(Profile::SNAPSHOTS),
     in_replica("picture-unspread", replica::Bug::PictureUnspread, 100, &["P1"]).under(Profile::SNAPSHOTS),
-    in_replica("picture-gone-early", replica::Bug::PictureGoneEarly, 300, &["liveness"]).under(Profile::SNAPSHOTS),
+    in_replica("picture-gone-early", replica::Bug::PictureGoneEarly, 400, &["liveness"]).under(Profile::SNAPSHOTS),
     in_replica("cursor-goes-back", replica::Bug::CursorGoesBack, 100, &["P1", "P2", "answers"]).under(Profile::CURSORS),
     in_replica("cursors-not-rolled-back", replica::Bug::CursorsNotRolledBack, 100, &["P1", "P2", "P8"])
         .under(Profile::CURSORS),

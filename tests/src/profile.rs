@@ -276,7 +276,8 @@ impl Profile {
     /// Applications put snapshots under names, and the log is trimmed behind them; files are lost and fetched again.
     pub const SNAPSHOTS: Profile = Profile {
         name: "snapshots",
-        picture_us: 40_000,
+        picture_us: 25_000,
+        depose: 300,
         promises: &[Counter::CHECKPOINTS, Counter::RELEASES, Counter::INSTALLS, Counter::SNAPSHOTS, Counter::SPREAD],
         ..Profile::TRIMS
     };
