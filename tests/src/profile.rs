@@ -128,7 +128,7 @@ impl Profile {
         power: 600,
         slow_sync: 20,
         client_loss: 5,
-        promises: &[Counter::TORN_WRITES, Counter::FLIPS, Counter::STALLS],
+        promises: &[Counter::TORN_WRITES, Counter::STALLS],
         ..Profile::CALM
     };
     /// Power is lost in the middle of one write after the other, and comes back at once: tails are torn, cut, and torn again.
