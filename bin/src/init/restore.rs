@@ -159,7 +159,7 @@ impl Restoration {
             let mut written = 0;
             for node in &self.cluster.nodes {
                 let config =
-                    NodeConfig::load(&staging.join(&node.name).join("graven.toml")).map_err(InitError::Setting)?;
+                    NodeConfig::load(staging.join(&node.name).join("graven.toml")).map_err(InitError::Setting)?;
                 let log = Log::open(&config)?;
                 log.fill(backup, base.as_ref(), &end, |bytes| {
                     written += bytes;

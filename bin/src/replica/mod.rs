@@ -20,6 +20,7 @@ pub mod effect;
 mod entry;
 mod features;
 pub mod feed;
+mod feeding;
 pub mod fold;
 mod install;
 mod intake;
@@ -57,6 +58,7 @@ use checkpoint::{Checkpoints, State};
 pub use checkpoint::{Kept, StateError};
 pub use effect::{Alarm, Answer, Chore, DiskJob, Effect, Fetch, Load, Now, Rejection, RequestId, View};
 use entry::{apply_to_sessions, entry_meta, members_of};
+use feeding::Feeding;
 use install::Installs;
 use intake::{Intake, Wanted};
 use log::{LogView, Mark};
@@ -196,16 +198,6 @@ enum After {
     Saved(Kept),
     /// A checkpoint of another node was to be installed.
     Installed,
-}
-
-/// An append that the core wants sent.
-#[derive(Debug, Clone, Copy)]
-struct Feeding {
-    to: NodeId,
-    head: AppendHead,
-    first: u64,
-    last: u64,
-    max_bytes: usize,
 }
 
 impl Replica {
@@ -461,20 +453,6 @@ impl Replica {
                 self.effects.push_back(Effect::Send { to, message });
             }
         }
-    }
-
-    /// Takes in the frames of [`Effect::Load`]; none when they could not be read.
-    pub fn loaded(&mut self, now: Now, token: u64, frames: Vec<Frame>) {
-        let Some(feeding) = self.loads.remove(&token) else { return };
-        if self.core.term() != feeding.head.term || self.core.role() != Role::Leader {
-            return;
-        }
-        if frames.is_empty() {
-            self.core.unreachable(now.tick, feeding.to);
-        } else {
-            self.send_append(now.tick, &feeding, frames);
-        }
-        self.settle(now);
     }
 
     /// Takes in that the state machine has applied everything up to `index`.
@@ -733,28 +711,6 @@ impl Replica {
             timestamp_ms: self.stamp_of_noop(now),
         };
         (Frame::seal(spec, last.chain, Body::default(), 0), true)
-    }
-
-    fn feed(&mut self, tick: Tick, feeding: Feeding) {
-        if feeding.first > feeding.last {
-            return self.send_append(tick, &feeding, Vec::new());
-        }
-        let frames = self.log.frames(feeding.first, feeding.last, feeding.max_bytes);
-        if !frames.is_empty() {
-            return self.send_append(tick, &feeding, frames);
-        }
-        self.next_token += 1;
-        let last = feeding.last.min(self.log.ring_first() - 1);
-        let load = Load { token: self.next_token, first: feeding.first, last, max_bytes: feeding.max_bytes };
-        self.loads.insert(self.next_token, feeding);
-        self.effects.push_back(Effect::Load(load));
-    }
-
-    fn send_append(&mut self, tick: Tick, feeding: &Feeding, frames: Vec<Frame>) {
-        let last = frames.last().map_or(feeding.head.prev.index, |frame| Index(frame.header().index));
-        let bytes = frames.iter().map(Frame::encoded_len).sum::<usize>() as u64;
-        self.core.sent(tick, feeding.to, feeding.head.request, last, bytes, feeding.head.epoch);
-        self.effects.push_back(Effect::SendAppend { to: feeding.to, head: feeding.head, frames });
     }
 
     fn advance_readable(&mut self, now: Now) {
