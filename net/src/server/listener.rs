@@ -52,7 +52,7 @@ pub struct ServerConfig {
     /// The same for all connections together; Four times the largest group, so that
     /// one that is begun and never ended leaves room for others.
     pub total_bytes: usize,
-    /// What one client can have of them. Less than what the service takes, so that it never has all of it.
+    /// What one client can have of them, three quarters at most. Less than what the service takes, so that it never has all of it.
     pub client_bytes: usize,
     /// The largest record taken; a group with a larger one is refused.
     pub max_record_bytes: usize,
@@ -160,7 +160,7 @@ impl Server {
             connections: config.max_connections,
             subscriptions: config.max_subscriptions,
             window_bytes: config.total_window_bytes,
-            append_bytes: config.client_bytes,
+            append_bytes: config.client_bytes.min(config.total_bytes - config.total_bytes / 4),
         });
         let profile = Profile::client(config.window_bytes);
         let shared = Arc::new(Shared {
