@@ -19,6 +19,8 @@ mod admission;
 pub mod bulk;
 pub mod client;
 #[cfg(feature = "peer")]
+mod drivers;
+#[cfg(feature = "peer")]
 pub mod fuzzing;
 #[cfg(feature = "peer")]
 pub mod peer;

@@ -2,6 +2,7 @@
 #![cfg(feature = "peer")]
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, dead_code, reason = "tests")]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
@@ -89,6 +90,56 @@ async fn certificates_that_are_no_clients_of_this_cluster_are_refused() {
     }
     assert_eq!(cluster.server("n1").stats().connections, 0);
     cluster.client().await.append(["fine"]).await.unwrap();
+}
+
+/// Carries datagrams between one client and `to`, each `late` after it came. Ends when `stop` is set.
+fn far_away(to: SocketAddr, late: Duration, stop: Arc<AtomicBool>) -> SocketAddr {
+    let near = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let far = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = near.local_addr().unwrap();
+    far.connect(to).unwrap();
+    near.set_nonblocking(true).unwrap();
+    far.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        let (mut waiting, mut client, mut buffer) = (std::collections::VecDeque::new(), None, [0; 65536]);
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while let Ok((len, from)) = near.recv_from(&mut buffer) {
+                client = Some(from);
+                waiting.push_back((Instant::now() + late, true, buffer[..len].to_vec()));
+            }
+            while let Ok(len) = far.recv(&mut buffer) {
+                waiting.push_back((Instant::now() + late, false, buffer[..len].to_vec()));
+            }
+            while let Some((_, outward, bytes)) = waiting.pop_front_if(|due| due.0 <= Instant::now()) {
+                // What is not taken is lost, as on any network.
+                let _ = match (outward, client) {
+                    (true, _) => far.send(&bytes),
+                    (false, Some(client)) => near.send_to(&bytes, client),
+                    (false, None) => Ok(0),
+                };
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    address
+}
+
+/// The port is free when `close` returns: a connection to somebody far away lingers in QUIC for seconds, and does not keep it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_was_closed_gives_its_port_back_at_once() {
+    let mut cluster = Cluster::start(1).await;
+    let address = cluster.server("n1").local_address();
+    let stop = Arc::new(AtomicBool::new(false));
+    let relay = far_away(address, Duration::from_millis(200), stop.clone());
+    let issued = cluster.authority.issue_client("far", Role::Admin).unwrap();
+    let attacker = Attacker::new(host(1), with(&issued));
+    let _connection = attacker.client(relay).await.unwrap();
+    // And one in the middle of its handshake.
+    let unfinished = attacker::begin_handshakes(host(66), address, &client_of_nobody(), 1, Duration::ZERO, &stop);
+    assert_eq!(unfinished.sent, 1);
+    cluster.stop("n1").await;
+    std::net::UdpSocket::bind(address).unwrap();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
 }
 
 /// Ten thousand in the full size.

@@ -286,6 +286,7 @@ impl Drop for Dev {
         if thread::panicking() {
             for node in 1..=self.nodes {
                 show_tail(&self.dir.join(format!("n{node}/graven.log")));
+                show_tail(&self.dir.join(format!("n{node}/by-hand.log")));
             }
         }
     }

@@ -47,6 +47,7 @@ pub use hello::{Lane, Refusal};
 pub use stats::{LaneStats, LinkStats, PeerStats};
 
 use crate::{
+    drivers::Drivers,
     protocol::budget::{Budget, Charge},
     tls::{ALPN_PEER, Credentials, Identity, TlsError, TlsIdentity},
     transport::{self, Mtu, Profile, ResetKey, SOCKET_BUFFER_BYTES, SocketBuffers},
@@ -265,6 +266,7 @@ pub enum StartError {
 pub struct PeerPlane {
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
+    drivers: Arc<Drivers>,
 }
 
 /// What all tasks of a plane share.
@@ -318,11 +320,12 @@ impl PeerPlane {
         if bound.buffers.capped() {
             tracing::info!(?bound.buffers, "socket buffers are capped by the system; raise net.core.rmem_max and wmem_max");
         }
+        let drivers = Arc::new(Drivers::default());
         let endpoint = quinn::Endpoint::new(
             transport::endpoint(config.mtu, config.reset_key.as_ref()),
             Some(server),
             bound.socket,
-            Arc::new(quinn::TokioRuntime),
+            drivers.clone(),
         )
         .map_err(bind)?;
         let local = Local {
@@ -358,7 +361,7 @@ impl PeerPlane {
             tokio::spawn(incoming::follow_roster(shared.clone())),
             tokio::spawn(follow_credentials(shared.clone(), renewals)),
         ];
-        let plane = Self { shared, tasks };
+        let plane = Self { shared, tasks, drivers };
         plane.set_roster(roster);
         Ok(plane)
     }
@@ -431,21 +434,15 @@ impl PeerPlane {
 
     /// Closes every connection, tells the peers so, waits a moment until they know, and gives the port back.
     pub async fn close(mut self) {
-        let address = self.local_address();
         let tasks = self.stop();
         // Peers that do not answer notice by their own timeouts.
         let _silent_peers = timeout(CLOSE_WAIT, self.shared.endpoint.wait_idle()).await;
         for task in tasks {
             let _aborted = task.await;
         }
+        let drivers = self.drivers.clone();
         drop(self);
-        // quinn's own task holds the socket, and ends some time after the last of us let go of the endpoint.
-        let freed = async {
-            while std::net::UdpSocket::bind(address).is_err() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let _still_taken = timeout(CLOSE_WAIT, freed).await;
+        drivers.end().await;
     }
 
     /// Aborts every task and closes every connection; the tasks are over when they were awaited.

@@ -15,6 +15,7 @@ use super::connection::{self, Shared, Windows, feature_level};
 use crate::admission::{self, Admission, Lines, Place, Verdict};
 use crate::bulk::server::Bulk;
 use crate::bulk::{self, BulkSource};
+use crate::drivers::Drivers;
 use crate::protocol::budget::Budget;
 use crate::protocol::{ALPN, CLOSE_SHUTDOWN, VERSION, Welcome};
 use crate::tls::{self, ALPN_BULK, Credentials, Identity, TlsError, TlsIdentity};
@@ -93,6 +94,7 @@ impl ServerConfig {
 #[derive(Debug)]
 pub struct Server {
     endpoint: quinn::Endpoint,
+    drivers: Arc<Drivers>,
     address: SocketAddr,
     draining: watch::Sender<bool>,
     accounts: Arc<Accounts>,
@@ -146,11 +148,12 @@ impl Server {
         let quic = quic_config(&config, &credentials, source.is_some())?;
         let unbound = |cause| StartError::Bind { address: config.listen, cause };
         let bound = transport::bind(config.listen, transport::SOCKET_BUFFER_BYTES).map_err(unbound)?;
+        let drivers = Arc::new(Drivers::default());
         let endpoint = quinn::Endpoint::new(
             transport::endpoint(config.mtu, config.reset_key.as_ref()),
             Some(quic),
             bound.socket,
-            Arc::new(quinn::TokioRuntime),
+            drivers.clone(),
         )
         .map_err(unbound)?;
         let address = endpoint.local_addr().map_err(unbound)?;
@@ -182,7 +185,7 @@ impl Server {
             Arc::new(Bulk::new(source, config.bulk_bytes_per_second, timeout, drains))
         });
         let accepting = tokio::spawn(accept(endpoint.clone(), config, renewals, shared, bulk));
-        Ok(Server { endpoint, address, draining, accounts, budget, accepting })
+        Ok(Server { endpoint, drivers, address, draining, accounts, budget, accepting })
     }
 
     /// Where it listens; tells the port when it was bound to port 0.
@@ -210,15 +213,9 @@ impl Server {
         let _ = (&mut self.accepting).await;
         self.endpoint.close(CLOSE_SHUTDOWN.into(), b"the node is shutting down");
         let _ = tokio::time::timeout(CLOSE_DELIVERY, self.endpoint.wait_idle()).await;
-        let address = self.address;
+        let drivers = self.drivers.clone();
         drop(self);
-        // quinn's own task holds the socket, and ends some time after the endpoint was let go.
-        let freed = async {
-            while std::net::UdpSocket::bind(address).is_err() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let _ = tokio::time::timeout(CLOSE_DELIVERY, freed).await;
+        drivers.end().await;
     }
 }
 
@@ -344,8 +341,10 @@ async fn accept<S: Service>(
 async fn shake_hands<S>(shared: &Shared<S>, incoming: quinn::Incoming, place: Place) -> Option<quinn::Connection> {
     let address = incoming.remote_address();
     let connecting = incoming.accept().ok()?;
+    let mut draining = shared.draining.clone();
     let handshake = tokio::select! {
         handshake = tokio::time::timeout(shared.handshake_timeout, connecting) => handshake,
+        _ = draining.wait_for(|draining| *draining) => return None,
         () = place.evicted() => {
             tracing::debug!(%address, "handshake with a client gave its place to another");
             return None;
