@@ -110,7 +110,8 @@ fn far_away(to: SocketAddr, late: Duration, stop: Arc<AtomicBool>) -> SocketAddr
             while let Ok(len) = far.recv(&mut buffer) {
                 waiting.push_back((Instant::now() + late, false, buffer[..len].to_vec()));
             }
-            while let Some((_, outward, bytes)) = waiting.pop_front_if(|due| due.0 <= Instant::now()) {
+            while waiting.front().is_some_and(|due: &(Instant, bool, Vec<u8>)| due.0 <= Instant::now()) {
+                let Some((_, outward, bytes)) = waiting.pop_front() else { break };
                 // What is not taken is lost, as on any network.
                 let _ = match (outward, client) {
                     (true, _) => far.send(&bytes),
