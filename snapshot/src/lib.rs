@@ -25,7 +25,7 @@ mod released;
 mod store;
 
 pub use format::{Checkpoint, FORMAT_VERSION, Flaw, STATE_BYTES_MAX, file_bytes_max};
-pub use released::{note_released, released, reserve};
+pub use released::{Released, note_released, released, renew_released, reserve};
 pub use store::{
     CheckpointError, forget, load, move_above, name_of, read_base, save, set_aside, settle, stage, stored,
 };

@@ -93,6 +93,7 @@ fn verify(dir: &Path, global: &Global) -> CliResult {
             let first_missing = origin.is_some_and(|origin| origin.index < found.base.index);
             if found.damage.is_empty() && !first_missing {
                 check_checkpoints(dir, found.base.index)?;
+                check_released(dir)?;
                 if !global.json {
                     let entries = found.tail.index - found.base.index;
                     out::print_line(&format!("verified: {entries} entries are what was written"))?;
@@ -131,6 +132,18 @@ fn check_checkpoints(dir: &Path, base: u64) -> CliResult {
         }
     }
     Ok(())
+}
+
+/// The record of how far the log was let go of, which is kept twice.
+fn check_released(dir: &Path) -> CliResult {
+    let found = graven_snapshot::released(&RealDisk::open(dir));
+    let found = found.map_err(|cause| Failure::internal(format!("{}: {cause}", dir.display())))?;
+    let what = match found.damaged {
+        0 => return Ok(()),
+        1 => "one of the two records in the file `released` is damaged; start the node: it writes it again".to_owned(),
+        _ => format!("both records in the file `released` are damaged; {}", next_step(dir)),
+    };
+    Err(Failure::new(ErrorCode::Damaged, format!("{}: {what}", dir.display())))
 }
 
 /// Damage, with every place of it.

@@ -280,7 +280,7 @@ impl Log {
     /// Makes the empty log one that begins behind a checkpoint, in the order in which a node installs one.
     fn begin_behind(&mut self, base: &Checkpoint) -> Result<(), RestoreError> {
         self.checkpoint(|disk| graven_snapshot::stage(disk, base))?;
-        self.checkpoint(|disk| graven_snapshot::note_released(disk, base.base.index))?;
+        self.checkpoint(|disk| graven_snapshot::note_released(disk, base.base.index, Some(base.base)))?;
         self.log(|wal| wal.reset(base.base))?;
         self.log(|wal| wal.sync())?;
         self.checkpoint(|disk| graven_snapshot::settle(disk, base.base.index))

@@ -155,7 +155,7 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
                 false => save(checkpoint, |it| graven_snapshot::stage(wal.disk(), it))?,
             };
             if saved.is_some() {
-                match graven_snapshot::note_released(wal.disk(), checkpoint.base.index) {
+                match graven_snapshot::note_released(wal.disk(), checkpoint.base.index, Some(checkpoint.base)) {
                     // As for the checkpoint itself: the log stays as it is, and what is staged counts for nothing.
                     Err(error) if error.is_full() => return Ok(None),
                     noted => noted?,
@@ -175,7 +175,9 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
             Ok(None)
         }
         Chore::Release(index) => {
-            match graven_snapshot::note_released(wal.disk(), *index) {
+            // A damaged checkpoint is the scrubber's business: what it says of the place is a help, and not needed here.
+            let base = graven_snapshot::read_base(wal.disk(), *index).ok();
+            match graven_snapshot::note_released(wal.disk(), *index, base) {
                 // Its space could never be taken: the files stay.
                 Err(error) if error.is_full() => return Ok(None),
                 noted => noted?,

@@ -90,12 +90,13 @@ pub fn restore<D: Disk>(
     recovered: &Recovered,
     reader: &LogReader,
 ) -> Result<(Restored, SetAside), RestoreError> {
-    let released = graven_snapshot::released(disk)?;
+    let released = graven_snapshot::released(disk)?.index;
     if recovered.base.index > released {
         return Err(RestoreError::FilesMissing { first: recovered.first_index, released });
     }
     graven_snapshot::settle(disk, recovered.base.index)?;
     graven_snapshot::reserve(disk)?;
+    graven_snapshot::renew_released(disk, &recovered.base)?;
     let (mut checkpoint, mut kept, mut aside) = (None, Vec::new(), Vec::new());
     for index in graven_snapshot::stored(disk)?.into_iter().rev() {
         if index < recovered.base.index {
@@ -132,12 +133,13 @@ pub fn restore<D: Disk>(
     Ok((restored, aside))
 }
 
-/// The entry behind which the log once began, as far as what stands beside it tells: the beginning, if nothing was ever let go of, else the
-/// one of which the checkpoint was made when it was. `None` when that checkpoint cannot be read.
+/// The entry behind which the log once began, as far as what stands beside it tells: the beginning, if nothing was ever let go of, else
+/// what was noted when it was, or the checkpoint that was made of that entry. `None` when neither can be read.
 pub fn origin<D: Disk>(disk: &D) -> Option<graven_wal::LogBase> {
-    match graven_snapshot::released(disk).ok()? {
+    let released = graven_snapshot::released(disk).ok()?;
+    match released.index {
         0 => Some(graven_wal::LogBase::default()),
-        index => graven_snapshot::load(disk, index).ok().map(|found| found.base),
+        index => released.base.or_else(|| graven_snapshot::load(disk, index).ok().map(|found| found.base)),
     }
 }
 

@@ -171,6 +171,34 @@ fn a_flipped_bit_anywhere_in_a_stopped_node_costs_nothing() {
     assert!(named >= rounds / 3, "{named} of {rounds}");
 }
 
+/// What tells where a trimmed log begins is kept in more than one place, and after each damage in all of them again.
+#[test]
+fn the_beginning_of_a_trimmed_log_outlasts_one_damage_after_the_other() {
+    let (mut dev, all) = trimmed();
+    let node = follower(&dev);
+    let dir = data(&dev, &node);
+    verify_stopped(&dev, &node);
+    let released = dir.join("released");
+    let first = sealed(&dir, 0).0;
+    let base = checkpoints(&dir).into_iter().min().expect("a checkpoint");
+    // The first block of the record, the checkpoint that was made of its entry, the other block, the opening of the first file.
+    for (path, at) in [(&released, 40), (&base, 100), (&released, 4096 + 20), (&first, 1800)] {
+        let mut bytes = fs::read(path).expect("readable");
+        bytes[at] ^= 4;
+        fs::write(path, bytes).expect("written");
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let done = run(["wal", "verify", dir.to_str().expect("UTF-8")]).expect(6);
+        assert!(done.stderr.contains(&name), "{name}: {}", done.stderr);
+        dev.start_node(&node);
+        wait_for("the node to be whole", || {
+            let is_ok = state(&dev, &node)["state"] == "ok";
+            (is_ok && dev.run(&["read", "--node", &node]).stdout == all).then_some(())
+        });
+        verify_stopped(&dev, &node);
+    }
+    dev.start_node(&node);
+}
+
 /// Counts what it is given.
 #[derive(Debug)]
 struct Counting(u64);
