@@ -16,7 +16,8 @@
 //! the last hard state before it, so only damage behind the last of those can hide one. There, the two copies of a hidden hard state
 //! must both lie in the damaged bytes, and with them the border of blocks before the second copy: 128 bytes before it and 128 behind.
 //! What else lies there is known by its length: the fetched entries of the hole, as records. If, whatever stood between those, no such
-//! border fits into the rest, no hard state was hidden. Else [`Mender::hard_state_certain`] is `false`, the marker says so too, and
+//! border fits into the rest, no hard state was hidden. Nor was one where the prefixes of the damaged records are whole, and each leads
+//! to the next: they are frames then. Else [`Mender::hard_state_certain`] is `false`, the marker says so too, and
 //! the node must not vote any more under its identity.
 
 mod abandon;
@@ -707,7 +708,8 @@ fn note_refused<D: Disk>(patient: &Patient<D>, segments: &mut [Segment]) {
         });
         if !known {
             let what = "the medium refuses to read it";
-            let broken = Broken { segment: segment.id, from: refused.from, to: refused.to, room: 0, what };
+            let broken =
+                Broken { segment: segment.id, from: refused.from, to: refused.to, room: 0, frames_only: false, what };
             segment.parts.push((survey::Part::Spare(broken), 0));
         }
     }

@@ -152,6 +152,23 @@ impl<'a, F: DiskFile> Scanner<'a, F> {
         }
     }
 
+    /// Whether the bytes from one boundary to the other are those of frames, by their prefixes: whatever became of the rest of them.
+    pub(crate) fn frames_fill(&mut self, from: u64, to: u64) -> io::Result<bool> {
+        let mut at = from;
+        while at < to {
+            let found = self.bytes(at, PREFIX_BYTES)?.first_chunk().map(Prefix::decode);
+            match found {
+                Some(PrefixFound::Good(prefix))
+                    if prefix.kind == RecordKind::Frame && matches!(self.place(&prefix, at), Place::Ours) =>
+                {
+                    at = prefix.end();
+                }
+                _ => return Ok(false),
+            }
+        }
+        Ok(at == to)
+    }
+
     /// The second copy of a hard state whose first one should be at `at`.
     fn twin(&mut self, at: u64) -> io::Result<Option<Probe>> {
         let second = twin_of(at);

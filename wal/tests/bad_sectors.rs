@@ -228,6 +228,39 @@ fn vote_that_may_have_been_lost_is_told_and_marked() {
     assert!(mend(&entry, &frames).hard_state_certain);
 }
 
+/// Entries that nobody else has are cut. While the prefix of the damaged one is whole it is known to be an entry, however long, and no vote
+/// is doubted; without it a vote may have stood there, where an entry lies across a border of blocks.
+#[test]
+fn an_end_that_is_given_up_costs_no_vote_while_its_prefix_says_what_it_was() {
+    let disk = SimDisk::new(19);
+    let mut wal = new_log(&disk);
+    for _ in 0..9 {
+        grow(&mut wal, 1, 1000);
+        wal.sync().expect("no fault");
+    }
+    wal.close().expect("no fault");
+    let entries = inspect::entries(&disk).expect("a log").map(|entry| entry.expect("intact"));
+    let places: Vec<u64> = entries.map(|entry| entry.at).collect();
+    let name = "0000000000000001.seg";
+    let give_up = |at: u64| {
+        let copy = disk.copy();
+        copy.rot(name, at, |byte| *byte ^= 1);
+        let mut mender = Mender::open(copy.clone(), options()).expect("damage is no error");
+        let wanted = mender.wanted().expect("a hole");
+        mender.give_up(wanted.hole).expect("nothing of it is committed");
+        let marker = mender.cut_tail().expect("no fault");
+        let mended = mender.finish().expect("no fault");
+        assert_eq!(mended.hard_state_certain, marker.hard_state_certain);
+        mended.hard_state_certain
+    };
+    let mut doubted = 0;
+    for at in &places[2..places.len() - 2] {
+        assert!(give_up(at + 500), "the body of the entry at {at}");
+        doubted += u64::from(!give_up(at + 20));
+    }
+    assert!(doubted > 0, "no entry lies across a border");
+}
+
 #[test]
 fn damaged_marker_is_no_marker_that_permits() {
     let (disk, frames, ranges) = log_with_a_vote();

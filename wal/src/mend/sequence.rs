@@ -114,7 +114,8 @@ impl Sequence {
             self.vouch(opening.hard_state);
         } else if first {
             // Nothing but this opening said what the hard state was before the first record.
-            self.hidden.push(Broken { segment: id, from: 0, to: 0, room: super::NO_LAST, what: "the first opening" });
+            let (from, to, room) = (0, 0, super::NO_LAST);
+            self.hidden.push(Broken { segment: id, from, to, room, frames_only: false, what: "the first opening" });
         }
         for (part, commit) in &segment.parts {
             match part {
@@ -124,7 +125,9 @@ impl Sequence {
                     let certain = self.known_commit.max(self.base.index);
                     self.doubt = Some(self.doubt.map_or(certain, |before| before.min(certain)));
                     self.passed.push(*broken);
-                    self.hidden.push(*broken);
+                    if !broken.frames_only {
+                        self.hidden.push(*broken);
+                    }
                 }
                 // Where the log begins is certain only when its first entry continues what is taken for it.
                 Part::Spare(broken) if first && segment.opening.is_none() && broken.from == 0 => {

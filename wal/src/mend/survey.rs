@@ -31,6 +31,8 @@ pub(crate) struct Broken {
     pub(crate) to: u64,
     /// How many bytes of records there were at most.
     pub(crate) room: u64,
+    /// The prefix of each record in it is whole and says that it is a frame: nothing else stood there.
+    pub(crate) frames_only: bool,
     pub(crate) what: &'static str,
 }
 
@@ -75,7 +77,7 @@ const REFUSED_END: &str = "the medium refuses to read the end of the log";
 
 /// Segments that are not there, or not any more.
 pub(crate) fn lost_segment(id: u64, closed: bool, what: &'static str) -> Segment {
-    let broken = Broken { segment: id, from: 0, to: 0, room: NO_LAST, what };
+    let broken = Broken { segment: id, from: 0, to: 0, room: NO_LAST, frames_only: false, what };
     let mut lost = empty(id, None, 0, closed);
     lost.there = false;
     lost.parts.push((Part::Hidden(broken), 0));
@@ -115,7 +117,7 @@ pub(crate) fn read_segment<F: DiskFile>(
     if opening.is_none() {
         let (from, to) = (0, OPENING_BYTES);
         let what = if len < OPENING_BYTES { SHORTER } else { "the opening block is damaged" };
-        segment.parts.push((Part::Spare(Broken { segment: id, from, to, room: 0, what }), 0));
+        segment.parts.push((Part::Spare(Broken { segment: id, from, to, room: 0, frames_only: false, what }), 0));
     }
     let capacity = opening.map_or(len.max(OPENING_BYTES), |opening| opening.capacity);
     let mut walk = Walk {
@@ -188,7 +190,7 @@ impl<F: DiskFile> Walk<'_, F> {
         self.known_commit = self.known_commit.max(record.known_commit);
         if let (Some((from, to)), true) = (record.healed, self.segment.closed) {
             let what = "one of two copies of a hard state is damaged";
-            self.push(Part::Spare(Broken { segment: id, from, to, room: 0, what }));
+            self.push(Part::Spare(Broken { segment: id, from, to, room: 0, frames_only: false, what }));
         }
         match record.content {
             Content::Frame(header) => self.take_frame(&record.prefix, header, record.end),
@@ -247,6 +249,10 @@ impl<F: DiskFile> Walk<'_, F> {
         match next {
             Some(NextGood::Record(position)) => {
                 self.hide(at, position, what);
+                let frames_only = self.scanner.frames_fill(at, position).map_err(io_at("read", id, at))?;
+                if let Some((Part::Hidden(broken), _)) = self.segment.parts.last_mut() {
+                    broken.frames_only = frames_only;
+                }
                 self.segment.end = position;
                 Ok(true)
             }
@@ -275,7 +281,14 @@ impl<F: DiskFile> Walk<'_, F> {
         if *probe == Probe::Zero && !more {
             // Records stand one behind the other: where the next one would be there is none.
             let (id, len, capacity) = (self.segment.id, self.segment.len, self.capacity);
-            self.push(Part::Spare(Broken { segment: id, from: len, to: capacity, room: 0, what: SHORTER }));
+            self.push(Part::Spare(Broken {
+                segment: id,
+                from: len,
+                to: capacity,
+                room: 0,
+                frames_only: false,
+                what: SHORTER,
+            }));
         } else {
             self.hide(at, self.capacity, SHORTER);
         }
@@ -294,7 +307,8 @@ impl<F: DiskFile> Walk<'_, F> {
 
     fn hide(&mut self, from: u64, to: u64, what: &'static str) {
         let segment = self.segment.id;
-        self.push(Part::Hidden(Broken { segment, from, to, room: to.saturating_sub(from), what }));
+        let room = to.saturating_sub(from);
+        self.push(Part::Hidden(Broken { segment, from, to, room, frames_only: false, what }));
     }
 
     fn push(&mut self, part: Part) {
@@ -324,7 +338,14 @@ impl<F: DiskFile> Walk<'_, F> {
             Probe::Good(Record { content: Content::Trailer(found), .. }) if footer_at(found) => {}
             _ => {
                 let what = "the trailer is damaged";
-                self.push(Part::Spare(Broken { segment: id, from: at, to: capacity, room: 0, what }));
+                self.push(Part::Spare(Broken {
+                    segment: id,
+                    from: at,
+                    to: capacity,
+                    room: 0,
+                    frames_only: false,
+                    what,
+                }));
             }
         }
         Ok(())
