@@ -120,15 +120,22 @@ impl Core {
         self.tick_reads();
         if self.role == Role::Leader {
             self.tick_leader();
-        } else if self.may_stand() && self.now >= self.election_due {
-            self.become_pre_candidate();
+        } else if self.now >= self.election_due {
+            if self.may_stand() {
+                self.become_pre_candidate();
+            } else {
+                // Whoever asks this node is not sent to a leader that it has not heard of for so long.
+                self.leader = None;
+                self.tell_role();
+            }
         }
     }
 
     /// When the next [`Core::tick`] is due. Changes with every input.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        let election = (self.role != Role::Leader && self.may_stand()).then_some(self.election_due);
+        let waits = self.role != Role::Leader && (self.may_stand() || self.leader.is_some());
+        let election = waits.then_some(self.election_due);
         let leading = (self.role == Role::Leader).then(|| self.leader_deadline());
         let transfer = self.transfer.as_ref().map(|transfer| transfer.deadline);
         let rest = [election, leading, transfer, self.reads.deadline(), self.disk_deadline()];

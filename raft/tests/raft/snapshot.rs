@@ -112,6 +112,22 @@ fn a_node_that_abstains_neither_votes_nor_stands_and_does_both_afterwards() {
     assert_eq!(campaign(&mut core, 6), 2);
 }
 
+/// Clients ask any node where the leader is.
+#[test]
+fn a_node_that_cannot_stand_forgets_a_leader_that_it_does_not_hear() {
+    let mut core = core_of(3, &[1, 1], hard(1));
+    core.abstain(Tick(1), true);
+    core.receive(Tick(1), n(2), Message::Heartbeat { term: Term(1), commit: Index(0), round: 1 });
+    assert_eq!(core.leader(), Some(n(2)));
+    let _ = drain(&mut core);
+    let due = core.next_deadline().expect("the end of its patience");
+    core.tick(due);
+    let told = Output::Role { role: Role::Follower, term: Term(1), leader: None };
+    assert_eq!((core.leader(), drain(&mut core)), (None, vec![told]));
+    // Nothing is waited for any more.
+    assert!(core.next_deadline().is_none_or(|next| next > due));
+}
+
 /// An offer that the follower needs not: it answers at once, and its leader goes on with entries.
 #[test]
 fn an_offer_of_what_is_held_is_answered_without_a_fetch() {

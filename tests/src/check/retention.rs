@@ -11,8 +11,9 @@ use crate::clock::WALL_START_MS;
 
 /// Bytes that are kept in simulated clusters.
 const KEEP_BYTES: u64 = 48 << 10;
-/// What a log keeps beside its entries (terms, votes, what was superseded) counts as well after a restart: small here, and more in small segments.
-const BESIDE_BYTES: u64 = KEEP_BYTES / 4;
+/// What a log keeps beside its entries counts as well after a restart: terms, votes, what was superseded, and 64 bytes behind each sync. Entries
+/// here are a few hundred bytes, each synced alone, in small segments.
+const BESIDE_BYTES: u64 = KEEP_BYTES / 3;
 /// How long records are kept.
 const KEEP_MS: u64 = 6_000;
 /// How much too old a record may look: clocks that are in step are up to a second off, for stamps and for trims.
