@@ -297,6 +297,27 @@ async fn group_that_stops_half_way_ends_the_connection_and_frees_its_charge() {
     }
 }
 
+/// Packets of one byte each cost as much as full ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_in_pieces_of_a_byte_ends_the_connection() {
+    let cluster = Cluster::start(1).await;
+    let attacker = insider(&cluster, 2, "thin", Role::Append);
+    let connection = attacker.client(cluster.server("n1").local_address()).await.unwrap();
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    let whole = tagged(StreamKind::Append, &on_stream(&group(1, 1, &[7; 60_000])));
+    let mut sent = 0;
+    while connection.close_reason().is_none() && sent < whole.len() {
+        let _ = send.write_all(&whole[sent..=sent]).await;
+        sent += 1;
+        // A packet of its own.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let reason = timeout(attacker::PATIENCE, connection.closed()).await.expect("stays open").to_string();
+    assert!(reason.contains("pieces of a few bytes"), "{reason}");
+    assert!(sent < 5000, "{sent} bytes");
+    assert_eq!(cluster.server("n1").stats().unanswered_bytes, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn client_that_reads_no_answers_is_not_read_any_further() {
     const BATCH: u64 = 1000;

@@ -102,7 +102,7 @@ async fn read_groups<S: Service>(
             if let Some(prefix) = chunks.take_array::<GROUP_PREFIX_BYTES>() {
                 break prefix;
             }
-            if !fill(&mut chunks, &mut recv).await {
+            if fill(&mut chunks, &mut recv).await == 0 {
                 return Ok(());
             }
         };
@@ -113,7 +113,11 @@ async fn read_groups<S: Service>(
         let server = appends.server.charge(len + GROUP_OVERHEAD_BYTES).await;
         // Until then all of it must be there, however steadily it drips.
         let deadline = Instant::now() + GROUP_STALL + Duration::from_secs((len / GROUP_BYTES_PER_SECOND) as u64);
+        let mut pieces = 0;
         let parts = loop {
+            if pieces > PIECES_FREE + chunks.len() / PIECE_BYTES {
+                return Err(format!("an append group of {len} bytes comes in pieces of a few bytes"));
+            }
             if let Some(parts) = chunks.take(len) {
                 break parts;
             }
@@ -121,8 +125,8 @@ async fn read_groups<S: Service>(
             match tokio::time::timeout_at(deadline.min(Instant::now() + GROUP_STALL), fill(&mut chunks, &mut recv))
                 .await
             {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
+                Ok(0) => return Ok(()),
+                Ok(count) => pieces += count,
                 Err(_) => return Err(format!("an append group of {len} bytes stopped half-way")),
             }
         };
@@ -160,15 +164,15 @@ pub(crate) fn too_large(group: &Group, limit: usize) -> Option<usize> {
     group.records().map(|record| record.payload.len()).find(|size| *size > limit)
 }
 
-/// Reads what is there; `false` when the stream ended or broke.
-async fn fill(chunks: &mut Chunks, recv: &mut quinn::RecvStream) -> bool {
+/// Reads what is there, and tells in how many pieces it came; 0 when the stream ended or broke.
+async fn fill(chunks: &mut Chunks, recv: &mut quinn::RecvStream) -> usize {
     let mut parts = [const { Bytes::new() }; CHUNKS_A_READ];
     match recv.read_chunks(&mut parts).await {
         Ok(Some(count)) => {
             parts.into_iter().take(count).for_each(|part| chunks.push(part));
-            true
+            count
         }
-        Ok(None) | Err(_) => false,
+        Ok(None) | Err(_) => 0,
     }
 }
 
@@ -189,5 +193,9 @@ pub(super) const STREAMS_MAX: usize = 8;
 const GROUP_OVERHEAD_BYTES: usize = 256;
 /// As many packets as one receive batch brings on most systems.
 const CHUNKS_A_READ: usize = 32;
+/// Each packet costs this node as much as one that is full. A client's packets are, but for the ends of what it writes: after so many
+/// pieces there must be so many bytes in each of them, on the average.
+const PIECES_FREE: usize = 256;
+const PIECE_BYTES: usize = 64;
 /// A client writes a whole group at once; so long without a byte of it means the client is gone or means harm.
 const GROUP_STALL: Duration = Duration::from_secs(10);
