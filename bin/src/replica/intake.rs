@@ -22,11 +22,6 @@ const ROUND_BYTES: usize = 1 << 20;
 /// prepared room for all of it, so that the trim behind it finds its place.
 const TAIL_BYTES_MAX: usize = 4 << 20;
 
-/// The two bounds while several clients wait: what one of them writes stands before the next append of another.
-const SHARED_ROUND_BYTES: usize = 256 << 10;
-/// As above.
-const SHARED_TAIL_BYTES: usize = 1 << 20;
-
 /// Something that wants to be in the log.
 #[derive(Debug)]
 pub(super) enum Wanted {
@@ -87,9 +82,10 @@ impl Replica {
     /// Proposes what waits, if this node leads and its last write is done. Returns whether anything was proposed.
     pub(super) fn propose_waiting(&mut self, now: Now) -> bool {
         self.maybe_refuse_waiting(now);
+        self.pace.look(now.tick);
         // Beside appends, not before or after them: whoever goes first would keep the other waiting for a write each time.
-        let mut proposed = if self.may_propose(0) { self.propose_moves(now) } else { 0 };
-        while proposed < self.round_bytes() && self.intake.len() > 0 && self.may_propose(proposed) {
+        let mut proposed = if self.may_propose(now, 0) { self.propose_moves(now) } else { 0 };
+        while proposed < self.round_bytes(now) && self.intake.len() > 0 && self.may_propose(now, proposed) {
             let Some(bytes) = self.propose_one(now) else { continue };
             proposed += bytes;
             // The persist of this frame goes out before the next is judged, so that the log's end is where we think it is.
@@ -107,13 +103,13 @@ impl Replica {
         self.hold(now, self.log.last().index, refused);
     }
 
-    fn round_bytes(&self) -> usize {
-        if self.intake.queue.is_contended() { SHARED_ROUND_BYTES } else { ROUND_BYTES }
+    fn round_bytes(&self, now: Now) -> usize {
+        self.pace.limit(now.tick).map_or(ROUND_BYTES, |limit| limit.min(ROUND_BYTES))
     }
 
-    fn may_propose(&self, proposed: usize) -> bool {
+    fn may_propose(&self, now: Now, proposed: usize) -> bool {
         let writing = proposed == 0 && self.jobs.iter().any(|job| job.first.is_some());
-        let tail_max = if self.intake.queue.is_contended() { SHARED_TAIL_BYTES } else { TAIL_BYTES_MAX };
+        let tail_max = self.pace.limit(now.tick).unwrap_or(TAIL_BYTES_MAX);
         let keeps_pace = !self.is_backed_up() && self.core.room_keeps_pace();
         self.core.role() == Role::Leader && !writing && self.log.tail_bytes() < tail_max && keeps_pace
     }
@@ -134,7 +130,7 @@ impl Replica {
                 draft.waiting.push((request, Answer::SessionOpened { session: index }));
             }
         } else {
-            self.gather(&mut draft, &spec);
+            self.gather(&mut draft, &spec, self.round_bytes(now).min(FRAME_BYTES));
             spec.count = draft.count;
         }
         if draft.waiting.is_empty() {
@@ -157,6 +153,7 @@ impl Replica {
             }
         }
         let bytes = frame.encoded_len();
+        self.pace.proposed(index, now.tick);
         self.stash.clear();
         self.stash.push_back(frame);
         for (request, answer) in draft.waiting {
@@ -171,9 +168,9 @@ impl Replica {
     }
 
     /// Judges waiting appends in order and takes those that may enter, until the frame is full.
-    fn gather(&mut self, draft: &mut Draft, spec: &HeaderSpec) {
+    fn gather(&mut self, draft: &mut Draft, spec: &HeaderSpec, most: usize) {
         while let Some(Wanted::Append(_, group)) = self.intake.queue.front() {
-            if draft.bytes > 0 && draft.bytes + group.body().len() > FRAME_BYTES {
+            if draft.bytes > 0 && draft.bytes + group.body().len() > most {
                 return;
             }
             let Some(Wanted::Append(request, group)) = self.intake.queue.pop() else { return };

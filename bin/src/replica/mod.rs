@@ -27,6 +27,7 @@ mod intake;
 pub mod log;
 mod membership;
 pub mod names;
+mod pace;
 #[doc(hidden)]
 pub mod planted;
 mod received;
@@ -63,6 +64,7 @@ use install::Installs;
 use intake::{Intake, Wanted};
 use log::{LogView, Mark};
 use membership::{Changing, Growth};
+use pace::Pace;
 use planted::{Bug, is_planted};
 use received::Refused;
 use recovering::Recovering;
@@ -150,6 +152,7 @@ pub struct Replica {
     features: features::Features,
     growth: Growth,
     intake: Intake,
+    pace: Pace,
     /// Moves of cursors that wait for the disk.
     moves: cursors::Waiting,
     acks: Acks,
@@ -274,6 +277,7 @@ impl Replica {
             features: features::Features::default(),
             growth: Growth::default(),
             intake: Intake::default(),
+            pace: Pace::default(),
             moves: cursors::Waiting::default(),
             acks: Acks::default(),
             stash: VecDeque::new(),
@@ -382,6 +386,7 @@ impl Replica {
         if header.count == 0 || header.session.is_some() != header.sequence.is_some() {
             return self.answer(request, Err(Rejection::Malformed));
         }
+        self.pace.arrives(client);
         self.intake.push(client, Wanted::Append(request, group));
     }
 
@@ -579,6 +584,7 @@ impl Replica {
                 self.ready.push((request, Err(Rejection::NotLeader { leader })));
             }
             self.loads.clear();
+            self.pace.forget();
             self.installs.forget_offers();
         } else {
             self.growth.forget();
@@ -732,6 +738,7 @@ impl Replica {
         let at = self.log.readable();
         self.acks.readable(at.index, at.next_offset, &mut self.ready);
     }
+        self.pace.readable(at.index, now.tick);
 }
 
 fn core_of(

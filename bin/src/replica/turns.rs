@@ -89,6 +89,7 @@ impl<T> Turns<T> {
     }
 
     /// Whether more than one client waits.
+    #[cfg(test)]
     pub(super) fn is_contended(&self) -> bool {
         self.order.len() > 1
     }

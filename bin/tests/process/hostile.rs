@@ -1,7 +1,8 @@
 //! Real nodes under attack: strangers, clients and a peer that mean harm. Each is refused or held back, memory stays under its
 //! bound, and an honest client goes on.
 //!
-//! `GRAVEN_LONG=1` attacks for longer and prints what it does to the latency of honest appends, attack and quiet in turns.
+//! `GRAVEN_LONG=1` attacks for longer and prints what it does to the latency of honest appends, attack and quiet in turns;
+//! `GRAVEN_ATTACKS=Flood,Requests` leaves out the others.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -61,6 +62,8 @@ impl Scene {
         let address = |key: &str| node[key].as_str().and_then(|text| text.parse().ok()).expect("an address");
         let pids = nodes.iter().filter_map(|node| u32::try_from(node["pid"].as_u64()?).ok()).collect();
         let (clients, peers) = (address("address"), address("peer_address"));
+        let flood = authority(&dev).issue_client("flood", Role::Append).expect("a certificate");
+        flood.save(dev.dir.join("flood.crt"), dev.dir.join("flood.key")).expect("written");
         Scene { authority: authority(&dev), clients, peers, pids, dev }
     }
 
@@ -93,11 +96,13 @@ enum Attack {
     UnreadAnswers,
     /// A client that sends all it can.
     Flood,
+    /// The same in groups of 16 KiB.
+    FloodOfSmall,
     /// Status, bounds and sessions, asked for all the time.
     Requests,
 }
 
-const ATTACKS: [Attack; 8] = [
+const ATTACKS: [Attack; 9] = [
     Attack::ClientHandshakes,
     Attack::PeerHandshakes,
     Attack::UnreadSubscriptions,
@@ -105,6 +110,7 @@ const ATTACKS: [Attack; 8] = [
     Attack::ThinGroups,
     Attack::UnreadAnswers,
     Attack::Flood,
+    Attack::FloodOfSmall,
     Attack::Requests,
 ];
 
@@ -167,10 +173,8 @@ async fn attack(scene: Arc<Scene>, attack: Attack, stop: Arc<AtomicBool>) {
             }
         }
         Attack::ThinGroups => {
-            for connection in all_connections(&scene, 2, "thin", Role::Append, 1 << 20).await {
-                for _ in 0..8 {
-                    tasks.spawn(thin_group(connection.clone()));
-                }
+            for _ in 0..CONNECTIONS {
+                tasks.spawn(thin_groups(scene.clone()));
             }
         }
         Attack::UnreadAnswers => {
@@ -178,9 +182,9 @@ async fn attack(scene: Arc<Scene>, attack: Attack, stop: Arc<AtomicBool>) {
                 tasks.spawn(refused_groups(connection));
             }
         }
-        Attack::Flood => {
+        Attack::Flood | Attack::FloodOfSmall => {
             for _ in 0..2 {
-                tasks.spawn(flood(scene.clone()));
+                tasks.spawn(flood(scene.clone(), if attack == Attack::Flood { 32 << 10 } else { 1 << 10 }));
             }
         }
         Attack::Requests => {
@@ -211,6 +215,20 @@ fn spawn_handshakes(tasks: &mut JoinSet<()>, to: SocketAddr, alpn: &'static [u8]
         let begun = begin_handshakes(host(66), to, &crypto, 10_000, Duration::from_micros(500), &stop);
         println!("    {begun:?}");
     });
+}
+
+/// Thin groups on a connection, and on another one when that is ended.
+async fn thin_groups(scene: Arc<Scene>) {
+    let attacker = scene.insider(2, "thin", Role::Append);
+    loop {
+        match attacker.client(scene.clients).await {
+            Ok(connection) => {
+                let mut groups: JoinSet<()> = (0..8).map(|_| thin_group(connection.clone())).collect();
+                while groups.join_next().await.is_some() {}
+            }
+            Err(_full) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
 }
 
 /// A group of 16 MiB that never comes to its end, one byte in each packet.
@@ -256,13 +274,15 @@ async fn refused_groups(connection: quinn::Connection) {
 }
 
 /// A client that follows the protocol and has too much to say.
-async fn flood(scene: Arc<Scene>) {
+async fn flood(scene: Arc<Scene>, record_bytes: usize) {
     let mut config = ClientConfig::load(&scene.dev.client).expect("a client's file");
     config.window_bytes = 64 << 20;
+    // Somebody else than those who are measured.
+    (config.certificate, config.key) = (scene.dev.dir.join("flood.crt"), scene.dev.dir.join("flood.key"));
     let Ok(client) = Client::connect(config).await else { return };
     let Ok(appender) = client.appender().await else { return };
     let (mut sender, mut acks) = appender.split();
-    let batch = vec![vec![7_u8; 32 << 10]; 16];
+    let batch = vec![vec![7_u8; record_bytes]; 16];
     let reading = async { while let Some(Ok(_)) = acks.next().await {} };
     let sending = async { while sender.send(&batch).await.is_ok() {} };
     tokio::join!(reading, sending);
@@ -339,7 +359,9 @@ fn attacks_are_held_back_memory_is_bounded_and_honest_clients_go_on() {
         let honest = honest.expect("connects");
         let idle = scene.memory_mib();
         println!("load {}; idle {idle} MiB, bound {BOUND_MIB} MiB", load_average());
-        for what in ATTACKS {
+        let chosen = std::env::var("GRAVEN_ATTACKS").ok();
+        let is_chosen = |what: &Attack| chosen.as_ref().is_none_or(|names| names.contains(&format!("{what:?}")));
+        for what in ATTACKS.into_iter().filter(is_chosen) {
             let (mut ratios, mut worst) = (Vec::new(), 0);
             for _ in 0..rounds {
                 let quiet_time = if is_long() { time } else { time / 4 };
