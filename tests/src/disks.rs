@@ -94,14 +94,14 @@ impl Cluster {
         self.finish_writers();
         if self.rng.chance(500) {
             let Some(leader) = self.leader() else { return Ok(()) };
-            let crashes = self.stats.crashes;
+            let life = self.node(leader).life;
             let hangs = *self.rng.pick(&[4_000_000, 8_000_000, 33_000_000]);
             self.hang_disk(leader, hangs);
             let until = self.now_us + hangs;
             self.leadership_leaves(leader)?;
             self.writers_finish_within(liveness::HEALED_US, "the disk of a node that led hangs")?;
             self.run_for(until.saturating_sub(self.now_us) + 1_000)?;
-            if hangs < 30_000_000 && self.stats.crashes > crashes {
+            if hangs < 30_000_000 && self.node(leader).life > life {
                 return violated("stalls", format!("a process ended though its disk hung for {hangs} us only"));
             }
         } else {
