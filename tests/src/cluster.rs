@@ -483,7 +483,11 @@ impl Cluster {
         self.checkers.committed(node, view.term.0, view.commit_index)?;
         for frame in &self.checkers.log()[known..] {
             if self.profile.retention {
-                self.kept.committed(frame, self.now_us)?;
+                let led = self.leader().is_some_and(|leader| {
+                    let leads = self.replica(leader).is_some_and(|it| it.view().term.0 == frame.header().term);
+                    leads && self.node(leader).life == 1
+                });
+                self.kept.committed(frame, self.now_us, !led)?;
             }
             if let Some(before) = trimmed_by(frame) {
                 self.states_reach(before)?;
