@@ -621,6 +621,8 @@ impl Replica {
             self.members_version += 1;
         }
         self.durable = self.durable.min(from - 1);
+        // Whoever supersedes them may fall before a majority has what it wrote, and one who has them lead again.
+        self.doubt_pictures();
     }
 
     /// Turns what the core wants durable into a disk job, and takes its frames into the log's view.

@@ -230,6 +230,15 @@ impl Names {
         latest
     }
 
+    /// What readers see, and what any entry behind that brings: a later one that takes its name may be superseded, and it is not.
+    pub(super) fn pictures(&self) -> BTreeSet<u64> {
+        let brought = self.ahead.iter().filter_map(|(_, word)| match word {
+            Word::Offer(_, picture) => Some(picture.id),
+            _ => None,
+        });
+        self.visible.ids().into_iter().chain(brought).collect()
+    }
+
     /// Whether the log says already that this picture is committed.
     pub(super) fn is_settling(&self, id: u64) -> bool {
         self.ahead.iter().any(|(_, word)| matches!(word, Word::Commit(_, settled) if *settled == id))
@@ -345,6 +354,12 @@ mod tests {
         assert!(names.is_settling(2));
         names.pass(4);
         assert_eq!((names.visible().lowest(), names.visible().ids()), (Some(("a", 30)), BTreeSet::from([2])));
+    }
+
+    #[test]
+    fn a_picture_whose_name_a_later_entry_takes_is_still_spoken_of() {
+        let all = names(&[offer("a", 1, 4), offer("a", 2, 5), Word::Drop("a".to_owned())]);
+        assert_eq!((all.latest().ids(), all.pictures()), (BTreeSet::new(), BTreeSet::from([1, 2])));
     }
 
     #[test]

@@ -90,8 +90,7 @@ impl Replica {
     /// The pictures that this node's log speaks of, committed or not.
     #[must_use]
     pub fn named_pictures(&self) -> BTreeSet<u64> {
-        let names = &self.tables.names;
-        names.visible().ids().union(&names.latest().ids()).copied().collect()
+        self.tables.names.pictures()
     }
 
     /// Whether a picture of `name` at `offset` may come: asked before its bytes are taken.
@@ -231,9 +230,8 @@ impl Replica {
         let latest = self.tables.names.latest().ids();
         if !self.pictures.unsure {
             // What an entry takes away is needed until that entry can no longer be lost.
-            let visible = self.tables.names.visible().ids();
-            let kept = |id: &u64| latest.contains(id) || (visible.contains(id) && !is_planted(Bug::PictureGoneEarly));
-            let gone: Vec<u64> = self.pictures.held.iter().copied().filter(|id| !kept(id)).collect();
+            let kept = if is_planted(Bug::PictureGoneEarly) { latest.clone() } else { self.tables.names.pictures() };
+            let gone: Vec<u64> = self.pictures.held.difference(&kept).copied().collect();
             for id in gone {
                 self.pictures.held.remove(&id);
                 self.effects.push_back(Effect::ForgetPicture(id));
@@ -330,7 +328,8 @@ impl Replica {
         before > self.first_offset.max(self.tables.trims.highest()) && self.propose_trim(now, before).is_ok()
     }
 
-    /// The log begins anew: files that it does not name may be named by what follows.
+    /// The log begins anew, or lost entries to a leader whose own are not committed yet: files that it does not name may be named by what
+    /// follows.
     pub(super) fn doubt_pictures(&mut self) {
         self.pictures.unsure = true;
         self.pictures.seen = u64::MAX;
