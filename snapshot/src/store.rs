@@ -208,8 +208,8 @@ pub fn set_aside<D: Disk>(disk: &D, index: u64) -> Result<String, CheckpointErro
     Ok(aside)
 }
 
-/// Moves the checkpoints of entries above `last` into a directory in the data directory: the log was cut before them, with consent. Returns
-/// how many.
+/// Moves the checkpoints of entries above `last` into a directory in the data directory, which keeps them: the log is cut before them.
+/// Returns how many.
 ///
 /// # Errors
 /// [`CheckpointError::Io`].

@@ -130,6 +130,11 @@ impl Cluster {
         while let Some(wanted) = mender.wanted() {
             let mut moved = false;
             let (mut answered, others) = (0, self.nodes.len() - 1);
+        mender.note_committed(restore::committed_by_checkpoints(&disk));
+        if mender.holes().is_empty() {
+            // The log looks whole, and a checkpoint knows of more: the window of P5 again, after which a person replaces the node.
+            return Ok(Mended::Beyond);
+        }
             for peer in self.peers_of(node) {
                 let range = (wanted.first, wanted.last);
                 let Some(frames) = self.give_frames(peer, node, range) else { continue };
@@ -150,7 +155,10 @@ impl Cluster {
                 return Ok(Mended::Later);
             }
         }
-        if mender.has_damaged_tail() {
+        if let Some(kept) = mender.kept_before_tail() {
+            if graven_snapshot::move_above(&disk, kept, restore::CUT_CHECKPOINTS).is_err() {
+                return Ok(Mended::Beyond);
+            }
             let Ok(marker) = mender.cut_tail() else { return Ok(Mended::Beyond) };
             self.trace.line(self.now_us, format_args!("n{node} lost the end of its log, behind {}", marker.last_kept));
             self.stats.cut_ends += 1;

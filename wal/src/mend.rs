@@ -283,7 +283,14 @@ impl<D: Disk> Mender<D> {
     /// Whether the end of the log is damaged, and nobody knows how far it went.
     #[must_use]
     pub fn has_damaged_tail(&self) -> bool {
-        self.gaps.iter().any(|filling| filling.gap.last.is_none() && !filling.filled)
+        self.kept_before_tail().is_some()
+    }
+
+    /// The last entry before the damaged end, which [`Mender::cut_tail`] leaves.
+    #[must_use]
+    pub fn kept_before_tail(&self) -> Option<u64> {
+        let tail = self.gaps.iter().find(|filling| filling.gap.last.is_none() && !filling.filled);
+        tail.map(|tail| tail.gap.before.index)
     }
 
     /// Membership entries that can be read, newest first, at most [`MOST_MEMBERSHIPS`], superseded ones too: they say where the

@@ -15,6 +15,7 @@ use super::Global;
 use super::error::{CliResult, ErrorCode, Failure};
 use super::out::{self, Out};
 use super::status::human_size;
+use crate::replica::restore::CUT_CHECKPOINTS;
 
 mod watched;
 
@@ -204,7 +205,7 @@ fn mend(dir: &Path, accept_data_loss: bool, global: &Global) -> CliResult {
     let plan = plan.map_err(|error| failure(&error, dir))?;
     if accept_data_loss && let Some((_, last)) = plan.keeps {
         // A checkpoint of entries that are gone would vouch for them. A crash before this is made up for by repairing again.
-        let aside = plan.quarantine.clone().unwrap_or_else(|| "quarantine-checkpoints".to_owned());
+        let aside = plan.quarantine.clone().unwrap_or_else(|| CUT_CHECKPOINTS.to_owned());
         graven_snapshot::move_above(&RealDisk::open(dir), last, &aside)
             .map_err(|error| Failure::internal(format!("{}: {error}", dir.display())))?;
     }

@@ -30,7 +30,7 @@ use super::mending_service::{Phase, RecoveringBulk, RecoveringService};
 use super::peers_file::{self, Peer};
 use crate::config::NodeConfig;
 use crate::members::Members;
-use crate::replica::restore::{self, RestoreError};
+use crate::replica::restore::{self, CUT_CHECKPOINTS, RestoreError};
 
 /// The first pause between two rounds of asking everybody, and the longest one.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -146,7 +146,11 @@ impl<F: FnMut()> Healing<'_, F> {
         let fetcher = Fetcher { local, tls: self.tls.clone() };
         self.close_holes(&fetcher, &mut mender).await?;
         self.maybe_fetch_checkpoint(&fetcher, &mender).await?;
-        if mender.has_damaged_tail() {
+        if let Some(kept) = mender.kept_before_tail() {
+            // Before the cut: a start that finds a log shorter than its checkpoint would take that for a lost end, and stop there.
+            let disk = RealDisk::open(&self.config.data_dir);
+            waiting(|| graven_snapshot::move_above(&disk, kept, CUT_CHECKPOINTS))
+                .map_err(|cause| self.unsaved(&cause))?;
             // Which entries were acknowledged there nobody can tell: the marker keeps this node from voting until it has them again.
             let marker = waiting(|| mender.cut_tail()).map_err(|cause| self.failed(&cause))?;
             warn!(
@@ -178,7 +182,9 @@ impl<F: FnMut()> Healing<'_, F> {
         let options = log_options(self.config, &self.tls);
         let open = move || {
             let origin = restore::origin(&disk);
-            Mender::open_behind(disk, options, origin)
+            let mut mender = Mender::open_behind(disk.clone(), options, origin)?;
+            mender.note_committed(restore::committed_by_checkpoints(&disk));
+            Ok(mender)
         };
         let opened = tokio::task::spawn_blocking(open).await;
         let opened = opened.map_err(|cause| StartError::Thread(std::io::Error::other(cause)))?;

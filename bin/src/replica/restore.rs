@@ -145,6 +145,16 @@ pub fn origin<D: Disk>(disk: &D) -> Option<graven_wal::LogBase> {
 
 /// The pictures of applications whose files are here. Damaged ones are set aside: they are fetched again.
 fn pictures<D: Disk>(disk: &D, recovered: &Recovered, aside: &mut SetAside) -> Result<Vec<u64>, BodyError> {
+/// Where checkpoints go that speak of entries which the log lost with its end.
+pub const CUT_CHECKPOINTS: &str = "quarantine-checkpoints";
+
+/// Up to which entry the checkpoints beside a log, as far as they can be read, say that it is committed. 0 when there is none.
+#[must_use]
+pub fn committed_by_checkpoints<D: Disk>(disk: &D) -> u64 {
+    let stored = graven_snapshot::stored(disk).unwrap_or_default();
+    stored.into_iter().rev().find(|index| graven_snapshot::load(disk, *index).is_ok()).unwrap_or(0)
+}
+
     let mut ids = Vec::new();
     for stored in body::stored(disk)? {
         let Some(id) = body::id_of(&stored.file) else { continue };

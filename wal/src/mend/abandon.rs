@@ -1,4 +1,4 @@
-//! Giving up entries that nobody has and nobody is known to have committed.
+//! Giving up entries that nobody has and nobody is known to have committed, and what is known of that.
 
 use crate::disk::Disk;
 use crate::error::OpenError;
@@ -9,6 +9,13 @@ use crate::mend::{Mender, examine, lay_out};
 use crate::open::io_at;
 
 impl<D: Disk> Mender<D> {
+    /// Takes in that entries up to `index` were committed, as a checkpoint beside the log says: they are not given up, and when they are lost
+    /// with the end of the log, the marker says so.
+    pub fn note_committed(&mut self, index: u64) {
+        self.known_commit = self.known_commit.max(index);
+        self.highest.0 = self.highest.0.max(index);
+    }
+
     /// Takes the hole that [`Mender::wanted`] names for a lost end of the log: it, and everything behind it, is to be cut by
     /// [`Mender::cut_tail`], when the holes before it are closed. Nothing on the disk is changed by this; holes have new numbers
     /// behind it, and those before it may be wanted again.
