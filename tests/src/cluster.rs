@@ -572,7 +572,7 @@ impl Cluster {
                 return self.on_failed_start(node, &error);
             }
         };
-        if self.maybe_mend(node, Ok(recovered.last_index))? {
+        if self.maybe_mend(node, Ok(&recovered))? {
             return Ok(());
         }
         self.trace.line(

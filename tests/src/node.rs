@@ -101,6 +101,11 @@ fn options(segment_bytes: u64) -> Options {
 }
 
 impl Node {
+    /// How its log is opened.
+    pub(crate) fn options(&self) -> Options {
+        options(self.segment_bytes)
+    }
+
     /// A node with a new log that holds `first`; one that joins later begins with an empty one.
     ///
     /// # Panics
@@ -138,7 +143,7 @@ impl Node {
         profile: &Profile,
     ) -> Result<(Recovered, Vec<Frame>), StartError> {
         let sync = if rng.chance(150) { SyncMethod::Dsync } else { SyncMethod::Fdatasync };
-        let options = Options { sync, ..options(self.segment_bytes) };
+        let options = Options { sync, ..self.options() };
         let (wal, recovered) = Wal::open(self.disk.clone(), options).map_err(StartError::Open)?;
         let reader = wal.reader();
         let mut frames = Vec::new();

@@ -173,6 +173,8 @@ pub const ALL: &[Planted] = &[
         .under(Profile::ROT),
     in_replica("recovered-early", replica::Bug::RecoveredEarly, 300, &["P1", "P2", "leader completeness"])
         .under(Profile::ROT),
+    in_replica("recovered-untold", replica::Bug::RecoveredUntold, 1000, &["P1", "P2", "leader completeness"])
+        .under(Profile::ROT),
     in_wal("marker-not-written", wal::Bug::MarkerNotWritten, 100, &["P1", "P2", "leader completeness"])
         .under(Profile::ROT),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),

@@ -7,11 +7,11 @@
 //! Two things that graven does not promise to survive are undone by giving the node its disk back as it was: rot in the last bytes
 //! before a sync point, which looks like an unfinished write, and rot that may have taken a vote, after which a person replaces the node.
 
-use graven::replica::restore;
+use graven::replica::{LostEnd, restore};
 use graven_frame::Frame;
 use graven_wal::mend::{Marker, MendError, Mender};
 use graven_wal::sim::SimDisk;
-use graven_wal::{Options, Wal};
+use graven_wal::{Recovered, Wal};
 
 use crate::check::Checked;
 use crate::cluster::{Cluster, Event};
@@ -29,8 +29,8 @@ pub(crate) struct Sick {
     node: u64,
     /// Its disk before.
     before: SimDisk,
-    /// The end of its log before.
-    last: u64,
+    /// What was in its log.
+    found: Recovered,
     /// Whether the end of its log was cut since.
     cut: bool,
 }
@@ -39,6 +39,12 @@ impl Sick {
     /// Whether it is this node, and its log lost its end.
     pub(crate) fn is_cut(&self, node: u64) -> bool {
         self.node == node && self.cut
+    }
+
+    /// Whether nothing is missing: neither an entry, nor the one that superseded another, nor a term or vote.
+    fn is_whole(&self, found: &Recovered) -> bool {
+        let end = |of: &Recovered| (of.last_index, of.last_chain, of.hard_state);
+        end(found) == end(&self.found)
     }
 }
 
@@ -63,7 +69,7 @@ impl Cluster {
             self.crash(node, power);
         }
         let before = self.node(node).disk.copy();
-        let Ok((_, found)) = Wal::open(before.copy(), Options::default()) else { return };
+        let Ok((_, found)) = Wal::open(before.copy(), self.node(node).options()) else { return };
         let files: Vec<String> = before.names().into_iter().filter(|name| name.ends_with(SEGMENTS)).collect();
         if files.is_empty() {
             return;
@@ -85,18 +91,18 @@ impl Cluster {
             self.trace.line(self.now_us, format_args!("n{node} rots in {name} at {at}"));
         }
         self.stats.rots += 1;
-        self.sick = Some(Sick { node, before, last: found.last_index, cut: false });
+        self.sick = Some(Sick { node, before, found, cut: false });
     }
 
     /// Whether a node that does not start, or starts with less than it had, is sick. If so, it is seen to.
     pub(crate) fn maybe_mend(
         &mut self,
         node: u64,
-        started: Result<u64, &StartError>,
+        started: Result<&Recovered, &StartError>,
     ) -> Result<bool, crate::check::Violation> {
         let Some(sick) = self.sick.as_ref().filter(|sick| sick.node == node) else { return Ok(false) };
         match started {
-            Ok(last) if last >= sick.last || sick.cut => return Ok(false),
+            Ok(found) if sick.cut || sick.is_whole(found) => return Ok(false),
             // The window of P5: no sync point followed the bytes that rotted.
             Ok(_) => self.give_back(node),
             Err(StartError::Open(graven_wal::OpenError::Io { .. })) => return Ok(false),
@@ -121,20 +127,20 @@ impl Cluster {
     fn mend(&mut self, node: u64) -> Result<Mended, crate::check::Violation> {
         let disk = self.node(node).disk.clone();
         let origin = restore::origin(&disk);
-        let Ok(mut mender) = Mender::open_behind(disk.clone(), Options::default(), origin) else {
+        let Ok(mut mender) = Mender::open_behind(disk.clone(), self.node(node).options(), origin) else {
             return Ok(Mended::Beyond);
         };
+        mender.note_committed(restore::committed_by_checkpoints(&disk));
+        if mender.holes().is_empty() {
+            // The log looks whole, and a checkpoint knows of more: the window of P5 again, after which a person replaces the node.
+            return Ok(Mended::Beyond);
+        }
         for hole in mender.holes() {
             self.trace.line(self.now_us, format_args!("n{node} has a hole: {hole}"));
         }
         while let Some(wanted) = mender.wanted() {
             let mut moved = false;
             let (mut answered, others) = (0, self.nodes.len() - 1);
-        mender.note_committed(restore::committed_by_checkpoints(&disk));
-        if mender.holes().is_empty() {
-            // The log looks whole, and a checkpoint knows of more: the window of P5 again, after which a person replaces the node.
-            return Ok(Mended::Beyond);
-        }
             for peer in self.peers_of(node) {
                 let range = (wanted.first, wanted.last);
                 let Some(frames) = self.give_frames(peer, node, range) else { continue };
@@ -194,16 +200,17 @@ impl Cluster {
             && self.replica(node).is_some_and(|replica| !replica.view().recovering);
         if is_well {
             self.sick = None;
+            self.checkers.durability.well(node);
         }
         Ok(())
     }
 }
 
 /// The entry that a log which lost its end must have again; an error when a vote may be lost with it.
-pub(crate) fn recovering(disk: &SimDisk) -> Result<Option<u64>, StartError> {
+pub(crate) fn recovering(disk: &SimDisk) -> Result<Option<LostEnd>, StartError> {
     match Marker::read(disk) {
         Ok(marker) if marker.as_ref().is_none_or(|marker| marker.hard_state_certain) => {
-            Ok(marker.map(|marker| marker.highest_index))
+            Ok(marker.map(|marker| LostEnd { index: marker.highest_index, term: marker.highest_term }))
         }
         other => Err(StartError::Read(format!("a vote may be lost: {other:?}"))),
     }

@@ -43,7 +43,7 @@ use crate::members::Members;
 use crate::replica::disk::DiskError;
 use crate::replica::names::Directory;
 use crate::replica::restore::{self, RestoreError};
-use crate::replica::{Alarm, Now, RING_BYTES, Replica, ReplicaConfig, StateError, View};
+use crate::replica::{Alarm, LostEnd, Now, RING_BYTES, Replica, ReplicaConfig, StateError, View};
 
 /// Peer events that may wait for the protocol thread: each holds at most an append of about 256 KiB, so 32 MiB; the lanes
 /// stop reading then.
@@ -487,7 +487,7 @@ fn open_log(config: &NodeConfig, tls: &TlsIdentity) -> Result<(Wal<RealDisk>, gr
 
 /// A log that was mended may have lost what this node promised; the marker beside it says so, before anything votes. Returns the last entry
 /// that this node must have again before it does.
-fn read_marker<D: Disk>(disk: &D, config: &NodeConfig) -> Result<Option<u64>, StartError> {
+fn read_marker<D: Disk>(disk: &D, config: &NodeConfig) -> Result<Option<LostEnd>, StartError> {
     let doubt = |why: String| Err(StartError::InDoubt { dir: config.data_dir.clone(), why });
     match Marker::read(disk) {
         Ok(None) => Ok(None),
@@ -497,7 +497,7 @@ fn read_marker<D: Disk>(disk: &D, config: &NodeConfig) -> Result<Option<u64>, St
                 "this log lost its end behind entry {}: no vote before a leader has brought what may have been acknowledged there",
                 marker.last_kept
             );
-            Ok(Some(marker.highest_index))
+            Ok(Some(LostEnd { index: marker.highest_index, term: marker.highest_term }))
         }
         Err(cause) => doubt(format!("what is left to say about it cannot be read: {cause}")),
     }

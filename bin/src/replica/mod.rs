@@ -67,6 +67,7 @@ use membership::{Changing, Growth};
 use pace::Pace;
 use planted::{Bug, is_planted};
 use received::Refused;
+pub use recovering::LostEnd;
 use recovering::Recovering;
 use report::Reports;
 use retention::Keeper;
@@ -95,9 +96,8 @@ pub struct ReplicaConfig {
     pub cluster: u128,
     /// Bytes of log after which a checkpoint is made.
     pub checkpoint_bytes: u64,
-    /// An entry that this node may have acknowledged and has lost with the end of its log: until it has everything that it may once
-    /// have acknowledged, it neither votes nor stands.
-    pub recovering: Option<u64>,
+    /// What this node lost with the end of its log: until it has everything that it may once have acknowledged, it neither votes nor stands.
+    pub recovering: Option<LostEnd>,
     /// When old records are trimmed while this node leads.
     pub retention: Retention,
 }
@@ -351,7 +351,7 @@ impl Replica {
             return;
         }
         if let Some(recovering) = &mut self.recovering {
-            recovering.counted_on(head.prev.index.0);
+            recovering.counted_on(&head);
         }
         let mut entries = match self.check_append(&head, &frames) {
             Ok(entries) => entries,
@@ -738,9 +738,9 @@ impl Replica {
         self.maybe_checkpoint();
         self.maybe_release(now.tick);
         let at = self.log.readable();
+        self.pace.readable(at.index, now.tick);
         self.acks.readable(at.index, at.next_offset, &mut self.ready);
     }
-        self.pace.readable(at.index, now.tick);
 }
 
 fn core_of(

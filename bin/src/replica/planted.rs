@@ -90,6 +90,8 @@ pub enum Bug {
     LostEndVotes,
     /// A node that lost the end of its log has its vote back before it has everything again.
     RecoveredEarly,
+    /// A node that lost the end of its log has its vote back without having heard from the leader that counts on it.
+    RecoveredUntold,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }

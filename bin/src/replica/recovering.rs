@@ -8,28 +8,49 @@
 //! disk is in doubt, and a leader that cannot read its own log cannot feed whoever is behind. It goes on to take and acknowledge what is
 //! appended at its end: those bytes it has written and synced, and what is damaged is no less there for it.
 
-use graven_raft::{Follower, Role, Tick};
+use graven_raft::{AppendHead, Follower, Role, Tick};
 
 use super::effect::{Chore, Effect, Now};
 use super::planted::{Bug, is_planted};
 use super::{After, Replica};
 
+/// The highest of what is known to have been in a log that lost its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostEnd {
+    /// The highest index.
+    pub index: u64,
+    /// The highest term.
+    pub term: u64,
+}
+
 /// Until when.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recovering {
-    /// The last entry that it must have again.
+    lost: LostEnd,
+    /// The last entry that a leader counted on, or knew to be committed, since this start.
     until: u64,
+    /// The highest term whose leader said, since this start, how far it counted on this node.
+    told: u64,
 }
 
 impl Recovering {
-    /// `until` is the highest entry that is known to have been here.
-    pub(super) fn new(until: u64) -> Recovering {
-        Recovering { until }
+    pub(super) fn new(lost: LostEnd) -> Recovering {
+        Recovering { lost, until: 0, told: 0 }
     }
 
-    /// A leader asks for what follows entry `prev`: it counted on everything up to there.
-    pub(super) fn counted_on(&mut self, prev: u64) {
-        self.until = self.until.max(prev);
+    /// Whether a log that is committed up to an entry of this index and term, the leader's own, has everything again.
+    fn is_over(&self, index: u64, term: u64) -> bool {
+        // Of an earlier term than the leader's, what was committed is here, and the rest never will be. It may have been more than there is now.
+        let whole = term > self.lost.term || index >= self.lost.index;
+        let told = self.told == term || is_planted(Bug::RecoveredUntold);
+        (told && whole && index >= self.until) || is_planted(Bug::RecoveredEarly)
+    }
+
+    /// A leader asks for what follows `head.prev`: it counted on everything up to there. What it lets go of, because it was told of the loss
+    /// in an earlier life of this node, was committed by then or never counted.
+    pub(super) fn counted_on(&mut self, head: &AppendHead) {
+        self.until = self.until.max(head.prev.index.0).max(head.commit.0);
+        self.told = self.told.max(head.term.0);
     }
 }
 
@@ -70,20 +91,63 @@ impl Replica {
     }
 
     /// Ends the time in which this node's word means nothing: it holds an entry of its leader's own term, committed, and everything that
-    /// the leader once counted on it for. Whatever it acknowledged before it lost its log's end is there again, or never was
+    /// the leader once counted on it for, as the leader said itself: the log may have ended with entries of this term, and what is left of
+    /// them fulfils the rest without a word from anybody. Whatever it acknowledged before it lost its log's end is there again, or never was
     /// committed (Raft paper 5.4.3).
     pub(super) fn maybe_recovered(&mut self, now: Tick) {
         let readable = self.log.readable();
-        let is_back = |recovering: &Recovering| {
-            (readable.index >= recovering.until || is_planted(Bug::RecoveredEarly))
-                && readable.term == self.core.term().0
-                && self.core.role() == Role::Follower
-        };
+        let follows = readable.term == self.core.term().0 && self.core.role() == Role::Follower;
+        let is_back = |recovering: &Recovering| follows && recovering.is_over(readable.index, readable.term);
         if self.recovering.as_ref().is_some_and(is_back) {
             self.recovering = None;
             self.core.abstain(now, self.abstains());
             self.chore(Chore::Recovered, After::Nothing);
             self.effects.push_back(Effect::Recovered);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graven_raft::{Index, LogId, Term};
+
+    use super::*;
+
+    const LOST: LostEnd = LostEnd { index: 110, term: 7 };
+
+    fn head(term: u64, prev: u64, commit: u64) -> AppendHead {
+        AppendHead {
+            term: Term(term),
+            prev: LogId { term: Term(term), index: Index(prev) },
+            prev_chain: 0,
+            commit: Index(commit),
+            request: 1,
+            epoch: 1,
+        }
+    }
+
+    #[test]
+    fn nothing_is_over_before_the_leader_of_this_term_spoke() {
+        let mut recovering = Recovering::new(LOST);
+        assert!(!recovering.is_over(110, 7));
+        recovering.counted_on(&head(7, 105, 100));
+        assert!(recovering.is_over(110, 7) && !recovering.is_over(109, 7), "in its own term it counted on all of that");
+        assert!(!recovering.is_over(120, 8), "another leader has not spoken yet");
+    }
+
+    #[test]
+    fn a_later_leader_need_not_bring_as_much_as_was_here() {
+        let mut recovering = Recovering::new(LOST);
+        recovering.counted_on(&head(8, 105, 100));
+        assert!(recovering.is_over(109, 8));
+    }
+
+    #[test]
+    fn what_the_leader_counted_on_or_has_committed_must_be_here() {
+        for told in [head(8, 112, 100), head(8, 105, 112)] {
+            let mut recovering = Recovering::new(LOST);
+            recovering.counted_on(&told);
+            assert!(!recovering.is_over(111, 8) && recovering.is_over(112, 8));
         }
     }
 }

@@ -50,7 +50,9 @@ pub enum RestoreError {
         released: u64,
     },
     /// A checkpoint covers entries that were durable here and are not in the log.
-    #[error("the log ends at entry {last}, and a checkpoint says that it once reached entry {index}: its end was lost")]
+    #[error(
+        "the log ends at entry {last}, and a checkpoint says that it once reached entry {index}: its end was lost, and perhaps a vote; put the files back, or replace this node with `graven member replace`"
+    )]
     Shortened {
         /// The last entry there.
         last: u64,
@@ -143,8 +145,6 @@ pub fn origin<D: Disk>(disk: &D) -> Option<graven_wal::LogBase> {
     }
 }
 
-/// The pictures of applications whose files are here. Damaged ones are set aside: they are fetched again.
-fn pictures<D: Disk>(disk: &D, recovered: &Recovered, aside: &mut SetAside) -> Result<Vec<u64>, BodyError> {
 /// Where checkpoints go that speak of entries which the log lost with its end.
 pub const CUT_CHECKPOINTS: &str = "quarantine-checkpoints";
 
@@ -155,6 +155,8 @@ pub fn committed_by_checkpoints<D: Disk>(disk: &D) -> u64 {
     stored.into_iter().rev().find(|index| graven_snapshot::load(disk, *index).is_ok()).unwrap_or(0)
 }
 
+/// The pictures of applications whose files are here. Damaged ones are set aside: they are fetched again.
+fn pictures<D: Disk>(disk: &D, recovered: &Recovered, aside: &mut SetAside) -> Result<Vec<u64>, BodyError> {
     let mut ids = Vec::new();
     for stored in body::stored(disk)? {
         let Some(id) = body::id_of(&stored.file) else { continue };

@@ -15,6 +15,8 @@ use super::{Checked, violated};
 #[derive(Debug, Default, Clone)]
 struct Synced {
     chains: Vec<Chain>,
+    /// What it held before its log lost its end.
+    lost: Vec<Chain>,
     term: u64,
     vote: Option<u64>,
 }
@@ -44,6 +46,21 @@ impl Durability {
         let chains = &mut self.nodes[node as usize].chains;
         let equal = chains.iter().zip(frames).take_while(|(chain, frame)| **chain == frame.header().chain).count();
         chains.truncate(equal);
+    }
+
+    /// `node` lost the end of its log, which begins with `frames` still. What it acknowledged before counts for its leader, and may: as long
+    /// as it has no vote, whoever is elected has the votes of a majority without it, and with them what the others hold.
+    pub fn lost_end(&mut self, node: u64, frames: &[Frame]) {
+        let synced = &mut self.nodes[node as usize];
+        if synced.lost.is_empty() {
+            synced.lost.clone_from(&synced.chains);
+        }
+        self.diverges(node, frames);
+    }
+
+    /// `node` has its vote again: what it holds counts, and nothing else.
+    pub fn well(&mut self, node: u64) {
+        self.nodes[node as usize].lost.clear();
     }
 
     /// Term and vote are synced at `node`.
@@ -107,7 +124,8 @@ impl Durability {
     /// # Errors
     /// The disks that hold it are no quorum of any of them.
     pub fn acknowledged(&self, index: u64, chain: Chain, in_force: &[(u64, Membership)]) -> Checked {
-        let holds = |node: &usize| self.nodes[*node].chains.get(index as usize - 1) == Some(&chain);
+        let has = |chains: &[Chain]| chains.get(index as usize - 1) == Some(&chain);
+        let holds = |node: &usize| has(&self.nodes[*node].chains) || has(&self.nodes[*node].lost);
         let holders: BTreeSet<_> = (1..self.nodes.len()).filter(holds).map(|node| NodeId(node as u64)).collect();
         if in_force.iter().any(|(_, membership)| is_quorum(membership, &holders)) {
             return Ok(());
@@ -138,6 +156,25 @@ impl Durability {
 mod tests {
     use super::super::testing::frame;
     use super::*;
+
+    #[test]
+    fn a_lost_end_counts_until_its_node_has_a_vote_again() {
+        let first = frame(None, 1, &[]);
+        let log = [first.clone(), frame(Some(&first), 1, &[])];
+        let chain = log[1].header().chain;
+        let three = [(1, Membership::of_voters((1..=3).map(NodeId)))];
+        let mut durability = Durability::new(3);
+        for node in [1, 2] {
+            log.iter().for_each(|frame| durability.synced(node, frame));
+        }
+        durability.lost_end(2, &log[..1]);
+        durability.lost_end(2, &log[..1]);
+        durability.recovered(2, &log[..1]).expect("that much was left");
+        durability.acknowledged(2, chain, &three).expect("it has no vote");
+        durability.exposed(2, 2, chain).expect_err("it is not there");
+        durability.well(2);
+        durability.acknowledged(2, chain, &three).expect_err("one of three");
+    }
 
     #[test]
     fn an_acknowledgement_without_a_synced_majority_is_seen() {

@@ -173,7 +173,7 @@ impl Checkers {
     pub fn lost_end(&mut self, node: u64, base: &LogBase, frames: &[Frame]) -> Checked {
         let mut left = self.before(node, base)?;
         left.extend(frames.iter().cloned());
-        self.durability.diverges(node, &left);
+        self.durability.lost_end(node, &left);
         Ok(())
     }
 
