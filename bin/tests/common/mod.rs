@@ -121,13 +121,18 @@ pub(crate) fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("the process is there");
 }
 
+/// Fields of /proc/PID/stat between the state and the number of threads.
+const THREADS_AFTER_STATE: usize = 16;
+
 pub(crate) fn is_running(pid: i32) -> bool {
-    // Its first thread may be gone while another one, in a sync, still holds the lock of its directory.
-    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    threads.into_iter().any(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    })
+    // Its first thread may be gone while another one, in a sync, still holds the lock of its directory. They are counted, not listed: a list
+    // ends early when a thread that is on it ends meanwhile.
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
+    let mut fields = rest.split(' ');
+    let is_gone = fields.next().is_some_and(|state| ["Z", "X"].contains(&state));
+    let threads: u32 = fields.nth(THREADS_AFTER_STATE).and_then(|count| count.parse().ok()).unwrap_or(0);
+    !is_gone || threads > 1
 }
 
 /// A first port such that this many nodes find theirs free. Far from the range the system hands out by itself.
