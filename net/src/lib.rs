@@ -10,6 +10,7 @@
 //! | `bulk` (feature `peer`) | fetching frames and checkpoints from another node |
 //! | `peer` (feature `peer`) | lanes between nodes: control messages and appends |
 //! | `server` (feature `peer`) | the node's listener for clients |
+//! | `raw` (feature `peer`) | QUIC alone, for measurements |
 //!
 //! quinn stays behind these modules: no type of it is part of what the rest of graven calls.
 
@@ -28,6 +29,8 @@ pub mod peer;
 pub mod planted;
 #[doc = include_str!("../PROTOCOL.md")]
 pub mod protocol;
+#[cfg(feature = "peer")]
+pub mod raw;
 #[cfg(feature = "peer")]
 pub mod server;
 pub mod tls;

@@ -131,3 +131,23 @@ fn fsync_needs_a_directory() {
     run(["bench", "fsync", "--quick", "--full"]).expect(2);
     run(["bench", "fsync", "--seconds", "never"]).expect(2);
 }
+
+#[test]
+fn quic_alone_is_measured_between_two_processes() {
+    let args = ["bench", "quic", "--bytes", "1M", "--seconds", "0.02", "--rounds", "1", "--mtu", "1452,6500"];
+    let told = run(args.iter().chain(&["--window", "256K,1M", "--json"])).expect(0).text();
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    let rows = told["settings"].as_array().expect("rows");
+    let of = |row: &Value| (row["mtu"].as_u64(), row["window_bytes"].as_u64());
+    let expected =
+        [(1452, 256 << 10), (6500, 256 << 10), (1452, 1 << 20)].map(|(mtu, window)| (Some(mtu), Some(window)));
+    assert_eq!(rows.iter().map(of).collect::<Vec<_>>(), expected);
+    for row in rows {
+        assert!(row["datagram_bytes"].as_u64() <= row["mtu"].as_u64(), "{row}");
+        for figure in ["p50_us", "p99_us", "send_mb_per_second", "receive_mb_per_second"] {
+            assert!(row[figure].as_f64().expect("a figure") > 0.0, "{figure} of {row}");
+        }
+    }
+    assert_eq!(run(args).expect(0).text().lines().count(), 5);
+    run(["bench", "quic", "--window", "1K"]).expect(2);
+}

@@ -7,6 +7,7 @@ use super::error::CliResult;
 
 mod append;
 mod fsync;
+mod quic;
 
 /// Arguments of `graven bench`.
 #[derive(Debug, Args)]
@@ -19,6 +20,11 @@ pub(crate) struct BenchArgs {
 enum What {
     /// Measure what this disk's syncs cost, raw and through graven's log
     Fsync(fsync::FsyncBench),
+    /// Measure QUIC alone between two processes, with graven's own settings
+    Quic(quic::QuicBench),
+    /// The other process of `graven bench quic`
+    #[command(hide = true)]
+    QuicListener(quic::QuicListener),
     /// Append as fast as the cluster takes it
     Append(append::AppendBench),
 }
@@ -27,6 +33,8 @@ enum What {
 pub(crate) fn run(args: &BenchArgs, global: &Global) -> CliResult {
     match &args.what {
         What::Fsync(bench) => fsync::run(bench, global),
+        What::Quic(bench) => quic::run(bench, global),
+        What::QuicListener(listener) => quic::listen(listener, global),
         What::Append(bench) => append::run(bench, global),
     }
 }
