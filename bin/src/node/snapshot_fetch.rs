@@ -208,15 +208,15 @@ async fn receive(
         (partial, Ok(()))
     });
     let ended = loop {
+        // A chunk that is fully here and has no place to go is lost with this process, and sent again: none is asked for before there is one.
+        let Ok(place) = sender.reserve().await else {
+            // It stopped writing, and says why below.
+            break Ok(());
+        };
         match stream.next().await {
             None => break Ok(()),
             Some(Err(error)) => break Err(Ended::from(error)),
-            Some(Ok(chunk)) => {
-                if sender.send(chunk).await.is_err() {
-                    // It stopped writing, and says why below.
-                    break Ok(());
-                }
-            }
+            Some(Ok(chunk)) => place.send(chunk),
         }
     };
     drop(sender);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,6 +21,8 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::node::snapshot_source::SnapshotSource;
+
+mod killed;
 
 const CLUSTER: u128 = 0x9ec5;
 /// The node that fetches.
@@ -134,8 +137,7 @@ impl House {
 
     fn tls(&self, node: u64) -> TlsIdentity {
         let issued = self.authority.issue_node(&format!("n{node}"), node, ["127.0.0.1"]).unwrap();
-        let path = |end: &str| self.dir.path().join(format!("n{node}.{end}"));
-        let files = TlsFiles { ca: path("ca"), certificate: path("crt"), key: path("key") };
+        let files = tls_files(self.dir.path(), node);
         std::fs::write(&files.ca, self.authority.certificate_pem()).unwrap();
         std::fs::write(&files.certificate, &issued.certificate_pem).unwrap();
         std::fs::write(&files.key, &issued.key_pem).unwrap();
@@ -153,14 +155,7 @@ impl House {
     }
 
     fn fetcher(&self, bytes_per_second: u64) -> SnapshotFetcher {
-        SnapshotFetcher {
-            local: BulkIdentity { cluster: CLUSTER, node: SELF, incarnation: 1 },
-            tls: self.tls(SELF),
-            disk: self.disk(SELF),
-            bytes_per_second,
-            keep_free_bytes: 0,
-            pause: Duration::from_millis(20),
-        }
+        fetcher(self.disk(SELF), self.tls(SELF), bytes_per_second)
     }
 
     /// Puts the same snapshot on each of these nodes.
@@ -180,6 +175,22 @@ impl House {
         assert_eq!(verify(&self.disk(SELF), &info.header.file_name()).unwrap(), *info);
         let names = std::fs::read_dir(self.disk(SELF).path()).unwrap().count();
         assert_eq!(names, 1, "nothing half is left");
+    }
+}
+
+fn tls_files(dir: &Path, node: u64) -> TlsFiles {
+    let path = |end: &str| dir.join(format!("n{node}.{end}"));
+    TlsFiles { ca: path("ca"), certificate: path("crt"), key: path("key") }
+}
+
+fn fetcher(disk: RealDisk, tls: TlsIdentity, bytes_per_second: u64) -> SnapshotFetcher {
+    SnapshotFetcher {
+        local: BulkIdentity { cluster: CLUSTER, node: SELF, incarnation: 1 },
+        tls,
+        disk,
+        bytes_per_second,
+        keep_free_bytes: 0,
+        pause: Duration::from_millis(20),
     }
 }
 
