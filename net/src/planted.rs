@@ -9,6 +9,8 @@ use std::cell::Cell;
 pub enum Bug {
     /// Behind a snapshot the stream goes on one record late.
     SeamOffByOne,
+    /// A client says a digest of its snapshot that is not its own.
+    DigestWrong,
 }
 
 thread_local! {

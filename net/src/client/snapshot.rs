@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::dial::Link;
 use super::{Client, Inner, RequestError, unexpected};
+use crate::planted::{Bug, is_planted};
 use crate::protocol::snapshot::{
     BLOCK_BYTES, BlockHead, BodyDigest, CHUNK_BYTES, END_BYTES, GetAnswer, GetRequest, PutAnswer, PutRequest,
     SnapshotEntry, SnapshotInfo, chunk_head, decode_end, end_block, message_block,
@@ -247,6 +248,7 @@ impl Upload {
                 let message = format!("the snapshot has {total} bytes or more, {} were announced", bytes.unwrap_or(0));
                 return Err(Failure::refused(ErrorCode::Usage, message));
             }
+            let value = value ^ u64::from(is_planted(Bug::DigestWrong));
             let head = if is_end { end_block(total, value) } else { chunk_head(&chunk) };
             let write = async {
                 send.write_chunk(head).await?;

@@ -64,13 +64,15 @@ struct Client {
     /// Its share of append groups. A group counts from its first byte on, so whoever begins many and ends none has all there is of it.
     appends: Arc<Budget>,
     requests: Arc<Semaphore>,
+    downloads: Arc<Semaphore>,
 }
 
 impl Client {
     fn new(number: u64, limits: &Limits) -> Client {
         let sessions = Bucket::new(SESSIONS_PER_SECOND, SESSIONS_AT_ONCE, Instant::now());
         let (appends, requests) = (Budget::new(limits.append_bytes), Arc::new(Semaphore::new(REQUESTS_AT_ONCE)));
-        Client { number, connections: 0, subscriptions: 0, sessions, appends, requests }
+        let downloads = Arc::new(Semaphore::new(DOWNLOADS_SHARE));
+        Client { number, connections: 0, subscriptions: 0, sessions, appends, requests, downloads }
     }
 }
 
@@ -124,6 +126,11 @@ impl Accounts {
     /// The requests of the client called `name` that may be worked on at once. It has a connection.
     pub(super) fn requests(&self, name: &Arc<str>) -> Arc<Semaphore> {
         self.lock().client(name, &self.limits).requests.clone()
+    }
+
+    /// The snapshots that the client called `name` may be given at once. It has a connection.
+    pub(super) fn downloads(&self, name: &Arc<str>) -> Arc<Semaphore> {
+        self.lock().client(name, &self.limits).downloads.clone()
     }
 
     /// Takes `bytes` of windows, if they are left.
@@ -220,6 +227,8 @@ const SESSIONS_AT_ONCE: u32 = 512;
 /// Requests of one client that are worked on at the same time, on all its connections. A node answers one in some 20 us, so those of others
 /// wait for a millisecond at most.
 const REQUESTS_AT_ONCE: usize = 64;
+/// Snapshots given to one client at the same time, on all its connections: three quarters of what the node gives to all.
+pub(super) const DOWNLOADS_SHARE: usize = super::snapshot::DOWNLOADS_MAX * 3 / 4;
 /// Names kept before those are looked for that may be forgotten.
 const CLIENTS_REMEMBERED: usize = 4096;
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::task::JoinHandle;
 
+use super::accounts::DOWNLOADS_SHARE;
 use super::connection::{Shared, check};
 use super::{Caller, ErrorCode, Failure, OpenedSnapshot, Service, SnapshotBody, SnapshotSink};
 use crate::protocol::snapshot::{
@@ -158,6 +159,15 @@ pub(super) async fn get<S: Service>(
         say(send, &failed(failure)).await;
         return;
     }
+    let share = shared.accounts.downloads(&caller.name);
+    let Ok(_share) = share.try_acquire() else {
+        let message = format!(
+            "the node gives {} {DOWNLOADS_SHARE} snapshots at the same time; ask another one, or when one of them has come",
+            caller.name
+        );
+        say(send, &failed(Failure::refused(ErrorCode::Unavailable, message))).await;
+        return;
+    };
     let Ok(_place) = shared.downloads.try_acquire() else {
         let message = format!("the node gives {DOWNLOADS_MAX} snapshots at the same time; ask another one, or later");
         say(send, &failed(Failure::refused(ErrorCode::Unavailable, message))).await;

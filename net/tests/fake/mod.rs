@@ -2,20 +2,61 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use graven_frame::{Body, Chain, Frame, Group, HeaderSpec, Kind};
 use graven_net::client::{Client, ClientConfig, ConnectError};
+use graven_net::protocol::snapshot::CHUNK_BYTES;
 use graven_net::server::{
-    Ack, AppendReply, BackupHead, BackupRequest, Bounds, Busy, Caller, ErrorCode, Failure, Feed, FeedItem, LeaderView,
-    MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Opened, OpenedBackup, Rejection, Request,
-    Response, Server, ServerConfig, Service, Start, SubscribeRequest,
+    Ack, AppendReply, BackupHead, BackupRequest, Bounds, Busy, Caller, ErrorCode, Failure, Feed, FeedItem, GetRequest,
+    LeaderView, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus, Opened, OpenedBackup,
+    OpenedSnapshot, PutAnswer, PutRequest, Rejection, Request, Response, Server, ServerConfig, Service, SnapshotBody,
+    SnapshotInfo, SnapshotSink, Start, SubscribeRequest,
 };
 use graven_net::tls::{Authority, Role, TlsFiles, TlsIdentity};
 use tokio::sync::{Notify, watch};
+
+/// More than a client receives ahead of whoever reads from it.
+const ZEROES_CHUNKS: usize = 64;
+
+/// The snapshot that every node gives.
+struct Zeroes;
+
+impl SnapshotBody for Zeroes {
+    fn chunk(&mut self, _number: u64) -> Result<Bytes, Failure> {
+        Ok(vec![0; CHUNK_BYTES].into())
+    }
+}
+
+/// A snapshot that a node takes: it counts the bytes, and is gone when it is dropped.
+struct Taken {
+    bytes: u64,
+    request: PutRequest,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl SnapshotSink for Taken {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = PutAnswer> + Send>> {
+        let PutRequest { name, offset, .. } = self.request.clone();
+        let info = SnapshotInfo { name, id: 1, offset, bytes: self.bytes, digest: 0, timestamp: 0 };
+        Box::pin(async { PutAnswer::Done(info) })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 pub const CLUSTER: u128 = 0xC0FFEE;
 
@@ -102,6 +143,8 @@ pub struct Faults {
     pub backups_asked: AtomicUsize,
     /// Frames a feed was asked for.
     pub frames_given: AtomicUsize,
+    /// Uploads that are under way.
+    pub uploads: Arc<AtomicUsize>,
     limbo: Mutex<Vec<AppendReply>>,
 }
 
@@ -174,6 +217,17 @@ impl Service for Node {
             Request::NodeStatus => Response::NodeStatus(Box::new(self.report(&world, leads))),
             other => Response::Failed(Failure::refused(ErrorCode::Usage, format!("unexpected {other:?}"))),
         }
+    }
+
+    async fn put_snapshot(&self, _caller: Caller, request: PutRequest) -> Result<Box<dyn SnapshotSink>, PutAnswer> {
+        self.faults.uploads.fetch_add(1, Ordering::SeqCst);
+        Ok(Box::new(Taken { bytes: 0, request, under_way: self.faults.uploads.clone() }))
+    }
+
+    async fn get_snapshot(&self, _caller: Caller, request: GetRequest) -> Result<OpenedSnapshot, Failure> {
+        let bytes = (ZEROES_CHUNKS * CHUNK_BYTES) as u64;
+        let info = SnapshotInfo { name: request.name, id: 1, offset: 0, bytes, digest: 0, timestamp: 0 };
+        Ok(OpenedSnapshot { info, chunks: ZEROES_CHUNKS as u64, body: Box::new(Zeroes) })
     }
 
     async fn subscribe(&self, _caller: Caller, request: SubscribeRequest) -> Result<Opened<FakeFeed>, Failure> {
