@@ -232,8 +232,14 @@ impl Replica {
         let own = if self.config.state_machine { self.pictures.state_needs } else { u64::MAX };
         let limit = self.first_offset.min(if is_planted(Bug::ReleasePastState) { u64::MAX } else { own });
         let trimmed = |kept: &&Kept| kept.next_offset <= limit || is_planted(Bug::ReleasePastTrim);
-        let found = self.checkpoints.kept.iter().rev().find(|kept| trimmed(kept) && kept.index <= readable);
-        let Some(at) = found.copied().filter(|kept| kept.index > self.checkpoints.released) else { return };
+        let released = self.checkpoints.released;
+        let last = |kept: &[Kept], most: u64| {
+            let found = kept.iter().rev().find(|kept| trimmed(kept) && kept.index <= most);
+            found.copied().filter(|kept| kept.index > released)
+        };
+        let Some(at) = last(&self.checkpoints.kept, readable) else { return };
+        let unpinned = self.unpinned(now, at.index);
+        let Some(at) = last(&self.checkpoints.kept, unpinned) else { return };
         self.checkpoints.released = at.index;
         self.checkpoints.kept.retain(|kept| kept.index >= at.index);
         // From here on no follower is sent anything from before it.

@@ -87,6 +87,9 @@ impl Replica {
                 self.core.offer_install(now, to, LogId { term: Term(term), index: Index(index) })
             });
             if waits {
+                if kept.is_some_and(|kept| self.pins.offered(to, kept.index, now)) {
+                    self.laggards.offered(to);
+                }
                 self.installs.offers.insert(to, now.after(OFFER_EVERY_US));
             } else {
                 self.installs.offers.remove(&to);

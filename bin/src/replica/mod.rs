@@ -24,10 +24,12 @@ mod feeding;
 pub mod fold;
 mod install;
 mod intake;
+pub mod laggards;
 pub mod log;
 mod membership;
 pub mod names;
 mod pace;
+mod pins;
 #[doc(hidden)]
 pub mod planted;
 mod received;
@@ -140,6 +142,8 @@ pub struct Replica {
     pictures: Pictures,
     checkpoints: Checkpoints,
     installs: Installs,
+    pins: pins::Pins,
+    laggards: laggards::Laggards,
     recovering: Option<Recovering>,
     /// Damage in the log is known.
     damaged: bool,
@@ -265,6 +269,8 @@ impl Replica {
             pictures: Pictures::found(restored.pictures.iter().copied(), restored.states),
             checkpoints,
             installs: Installs::default(),
+            pins: pins::Pins::default(),
+            laggards: laggards::Laggards::default(),
             recovering,
             damaged: false,
             config,
@@ -302,6 +308,7 @@ impl Replica {
         self.core.tick(now.tick);
         self.maybe_release_ring(now.tick);
         self.make_offers(now.tick);
+        self.look_at_followers(now.tick);
         self.maybe_report(now);
         self.settle(now);
     }
@@ -586,6 +593,8 @@ impl Replica {
             self.loads.clear();
             self.pace.forget();
             self.installs.forget_offers();
+            self.pins.forget();
+            self.laggards.forget();
         } else {
             self.growth.forget();
         }

@@ -92,6 +92,8 @@ pub enum Bug {
     RecoveredEarly,
     /// A node that lost the end of its log has its vote back without having heard from the leader that counts on it.
     RecoveredUntold,
+    /// The log that a transfer's receiver needs next is let go of like any other.
+    TransferUnpinned,
     /// A disk that was full once stays full in the eyes of the node.
     FullNotCleared,
 }

@@ -238,6 +238,13 @@ impl Lab {
         self.tell_lanes(server, true);
     }
 
+    /// From now on the process of `server` takes in everything `lag_us` late, for as long as it lives.
+    pub fn slow_down(&mut self, server: u64, lag_us: u64) {
+        if let Some(process) = &mut self.cluster.node_mut(server).process {
+            process.lag_us = Some(lag_us);
+        }
+    }
+
     fn tell_lanes(&mut self, server: u64, stands: bool) {
         for other in (1..=self.servers).filter(|other| *other != server) {
             for (node, peer) in [(server, other), (other, server)] {
