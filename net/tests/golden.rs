@@ -9,9 +9,10 @@ use bytes::BytesMut;
 use captures::Captures;
 use graven_net::{
     protocol::{
-        Bounds, DamagedRange, ErrorCode, Failure, Hello, HelloReply, LeaderView, MAX_MESSAGE_BYTES, MemberChange,
-        MemberEntry, MemberList, MemberReport, MemberRole, NewMember, NodeHealth, NodeReport, NodeRole, NodeState,
-        NodeStats, NodeStatus, PeerHealth, PlaceHealth, Request, Response, SocketHealth, SyncHealth, Usage, Welcome,
+        Behind, Bounds, DamagedRange, ErrorCode, Failure, Hello, HelloReply, LeaderView, MAX_MESSAGE_BYTES,
+        MemberChange, MemberEntry, MemberList, MemberReport, MemberRole, NewMember, NodeHealth, NodeReport, NodeRole,
+        NodeState, NodeStats, NodeStatus, PeerHealth, PlaceHealth, Request, Response, SocketHealth, SyncHealth, Usage,
+        Welcome,
         append::{Ack, Answer, Rejection, decode_answer, decode_prefix, encode_answer, encode_prefix},
         feed::{ITEM_BYTES, ItemHead, Start, SubscribeRequest},
         snapshot::{
@@ -250,6 +251,9 @@ fn snapshots(all: &mut Captures) {
         timestamp: 1_700_000_000_000,
     };
     let entry = |state| SnapshotEntry { info: info.clone(), state };
+    message(all, "request-followers", Request::Followers);
+    let behind = Behind { lag_entries: 70_000, checkpoints: 2, growing_ms: 12_000 };
+    message(all, "response-followers", Response::Followers(vec![(2, behind)]));
     message(all, "request-snapshots", Request::Snapshots);
     message(all, "request-drop-snapshot", Request::DropSnapshot { name: "orders".into() });
     let list = vec![entry(SnapshotState::Committed), entry(SnapshotState::Spreading)];

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use graven_net::client::Client;
-use graven_net::protocol::{ClusterStatus, NodeStatus};
+use graven_net::protocol::{Behind, ClusterStatus, NodeStatus};
 use jiff::Timestamp;
 
 use super::Global;
@@ -113,7 +113,8 @@ fn show(out: &mut Out, status: &ClusterStatus, global: &Global) -> CliResult {
     let leader = status.leader.as_deref().unwrap_or("none");
     let head = format!("cluster {id}, leader {leader}\n");
     let (stalls, ends) = (stalls(&status.nodes), expiries(&status.nodes, Timestamp::now()));
-    out.line(&format!("{head}{}{stalls}{ends}", table(&status.nodes)))
+    let falling = falling(&status.nodes);
+    out.line(&format!("{head}{}{stalls}{falling}{ends}", table(&status.nodes)))
 }
 
 /// A line for each disk that does not answer.
@@ -128,6 +129,25 @@ fn stalls(nodes: &[NodeStatus]) -> String {
 
 /// A write that takes longer is worth a line: as long as a leader waits before it hands over.
 const STALL_WORTH_TELLING_MS: u64 = 1000;
+
+/// A line for each follower that keeps falling behind.
+fn falling(nodes: &[NodeStatus]) -> String {
+    let line = |node: &NodeStatus| {
+        let words = node.behind.as_ref().and_then(falling_words)?;
+        Some(format!("\n{} keeps falling behind: {words}; `graven doctor` says what to look at", node.name))
+    };
+    nodes.iter().filter_map(line).collect()
+}
+
+/// How one keeps falling behind; `None` when it does not.
+pub(super) fn falling_words(behind: &Behind) -> Option<String> {
+    let Behind { lag_entries, checkpoints, growing_ms } = *behind;
+    behind.keeps_falling().then(|| {
+        let grows =
+            if growing_ms > 0 { format!(", for {} more and more", human_time(growing_ms)) } else { String::new() };
+        format!("it lacks {lag_entries} entries{grows}, and was offered {checkpoints} checkpoints by this leader")
+    })
+}
 
 /// A line for each certificate that ends before long; `--json` has all of them.
 fn expiries(nodes: &[NodeStatus], now: Timestamp) -> String {

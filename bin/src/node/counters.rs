@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use graven_net::protocol::{PeerHealth, SocketHealth, SyncHealth};
+use graven_net::protocol::{Behind, PeerHealth, SocketHealth, SyncHealth};
 
 /// Counters of one node since its start.
 #[derive(Debug, Default)]
@@ -37,6 +37,8 @@ pub struct Counters {
 pub(super) struct PeersSeen {
     pub(super) socket: SocketHealth,
     pub(super) peers: Vec<PeerHealth>,
+    /// How they keep up, when this node leads.
+    pub(super) followers: Vec<(u64, Behind)>,
     /// What they hold against this node.
     pub(super) trouble: Option<String>,
 }

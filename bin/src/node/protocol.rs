@@ -9,6 +9,7 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use graven_net::peer::{Held, PeerEvent, PeerPlane, RefusedBy};
+use graven_net::protocol::Behind;
 use graven_net::server::{Ack, LeaderView, PeerHealth, Rejection as Rejected, SocketHealth};
 use graven_raft::{NodeId, Role, Tick};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -22,6 +23,7 @@ use super::input::{Input, Reply, Waiter, Who};
 use super::log_thread::{LogInput, LogReport};
 use super::pictures::PictureTask;
 use crate::members::Members;
+use crate::replica::laggards::Lag;
 use crate::replica::names::Directory;
 use crate::replica::{Alarm, Answer, DiskJob, Effect, Load, Now, Rejection, Replica, RequestId, View};
 
@@ -551,11 +553,18 @@ impl Protocol {
             feature_level: link.feature_level,
             rtt_us: link.control.map(|lane| u64::try_from(lane.rtt.as_micros()).unwrap_or(u64::MAX)),
         };
+        let behind = |lag: Lag| Behind {
+            lag_entries: lag.entries,
+            checkpoints: lag.checkpoints,
+            growing_ms: lag.growing_us / 1000,
+        };
+        let followers = self.replica.lags().map(|(node, lag)| (node.0, behind(lag))).collect();
         self.counters.note_peers(|seen| {
             let socket = stats.socket;
             seen.socket =
                 SocketHealth { wanted: size(socket.wanted), receive: size(socket.receive), send: size(socket.send) };
             seen.peers = stats.peers.iter().map(peer).collect();
+            seen.followers = followers;
         });
     }
 }

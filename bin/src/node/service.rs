@@ -183,6 +183,7 @@ impl NodeService {
             feature_level: Some(members.feature_level),
             trouble: shared.counters.peers_seen().trouble,
             recovering: health.range,
+            behind: None,
         }
     }
 
@@ -274,6 +275,7 @@ impl Service for NodeService {
             Request::Transfer { node } => self.transfer(&node).await,
             Request::NodeStats => Response::NodeStats(self.counters()),
             Request::NodeHealth => Response::NodeHealth(Box::new(self.health().await)),
+            Request::Followers => Response::Followers(self.shared.counters.peers_seen().followers),
             Request::Damage => Response::Damage(self.shared.health.borrow().range.clone()),
             // What a node that was cut off knows may be long over: only the leader is asked.
             Request::Members if self.shared.view.borrow().role != Role::Leader => self.not_leader(),

@@ -53,7 +53,7 @@ use self::courier::Lanes;
 use self::network::Network;
 use self::session::Session;
 pub use crate::protocol::NodeReport;
-use crate::protocol::{Request, Response};
+use crate::protocol::{Behind, Request, Response};
 
 mod appender;
 mod backup;
@@ -298,6 +298,12 @@ impl Client {
                 *status = NodeStatus { reachable: true, ..report.status };
             }
         }
+        if let Some(leader) = &leader {
+            for (id, behind) in self.inner.followers_of(leader).await {
+                let of = nodes.values_mut().find(|node| node.id == Some(id));
+                of.into_iter().for_each(|node| node.behind = Some(behind));
+            }
+        }
         ClusterStatus { cluster_id, leader, nodes: nodes.into_values().collect() }
     }
 
@@ -532,6 +538,16 @@ impl Inner {
                 return Err(passing.unwrap_or_else(|| network.gave_up(asked)));
             }
             network.pause().await;
+        }
+    }
+
+    /// How the others keep up with this leader; nothing when it does not say.
+    async fn followers_of(&self, leader: &str) -> Vec<(u64, Behind)> {
+        let ask = async { self.network.link_to(leader).await.ok()?.unary(&Request::Followers).await.ok() };
+        match tokio::time::timeout(STATUS_TIMEOUT, ask).await {
+            Ok(Some(Response::Followers(followers))) => followers,
+            // An older node does not know the question.
+            _ => Vec::new(),
         }
     }
 

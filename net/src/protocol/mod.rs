@@ -23,7 +23,7 @@ pub use health::{NodeHealth, PeerHealth, PlaceHealth, SocketHealth, SyncHealth, 
 pub use members::{MemberChange, MemberEntry, MemberList, MemberRole, NewMember};
 pub use snapshot::{SnapshotEntry, SnapshotInfo, SnapshotState};
 pub use status::{
-    Bounds, ClusterStatus, DamagedRange, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
+    Behind, Bounds, ClusterStatus, DamagedRange, MemberReport, NodeReport, NodeRole, NodeState, NodeStats, NodeStatus,
 };
 
 /// Name of the client protocol in the TLS handshake.
@@ -222,6 +222,8 @@ pub enum Request {
         /// The name.
         name: String,
     },
+    /// How the others keep up with the leader that is asked.
+    Followers,
 }
 
 /// The answer to a [`Request`]. New answers are added at the end.
@@ -279,6 +281,8 @@ pub enum Response {
     Snapshots(Vec<SnapshotEntry>),
     /// To [`Request::DropSnapshot`]: that is committed.
     SnapshotDropped,
+    /// To [`Request::Followers`]: each by its id; empty at one that does not lead.
+    Followers(Vec<(u64, Behind)>),
 }
 
 /// Everything a client may ask for, for [`role_needed`].
@@ -319,6 +323,7 @@ pub fn role_needed(action: Action<'_>) -> Role {
             | Request::NodeHealth
             | Request::Members
             | Request::Damage
+            | Request::Followers
             | Request::Cursor { .. }
             | Request::Cursors { .. }
             // Whoever may follow the log may keep its place in it.

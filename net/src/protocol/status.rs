@@ -72,7 +72,35 @@ pub struct NodeStatus {
     /// report: [`Request::Damage`](super::Request::Damage) asks for it.
     #[serde(with = "beside")]
     pub recovering: Option<DamagedRange>,
+    /// How it keeps up, as the leader sees it; `None` for the leader itself. Not in the bytes of a report either:
+    /// [`Request::Followers`](super::Request::Followers) asks the leader for it.
+    #[serde(with = "beside")]
+    pub behind: Option<Behind>,
 }
+
+/// How a follower keeps up with its leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Behind {
+    /// Entries of the leader's log that it is not known to have on stable storage.
+    pub lag_entries: u64,
+    /// Checkpoints that it had to be offered since this leader leads, because the entries that it needed were gone.
+    pub checkpoints: u64,
+    /// For how long what it lacks has been growing, in milliseconds; 0 when it does not.
+    pub growing_ms: u64,
+}
+
+impl Behind {
+    /// Whether it keeps falling behind, and not just has for a moment.
+    #[must_use]
+    pub fn keeps_falling(&self) -> bool {
+        self.checkpoints >= CHECKPOINTS_WORTH_TELLING || self.growing_ms >= GROWING_WORTH_TELLING_MS
+    }
+}
+
+/// One is what a node needs that was away for long; with a second one the first did not help.
+const CHECKPOINTS_WORTH_TELLING: u64 = 2;
+/// A burst is copied before this, by a follower that can keep up at all.
+const GROWING_WORTH_TELLING_MS: u64 = 10_000;
 
 /// The first damage in a node's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +162,7 @@ impl NodeStatus {
             feature_level: None,
             trouble: None,
             recovering: None,
+            behind: None,
         }
     }
 }

@@ -15,6 +15,7 @@
 //! | `disk_space` | error below the reserve, warning below 5 % or a day of writing | |
 //! | `disk_stalled`, `slow_sync` | warning | the disk did not answer; 1 of 100 syncs takes longer than 50 ms |
 //! | `lag` | warning | a member lacks what was committed half a second ago |
+//! | `falling_behind` | warning | a member lacks more and more, or needs one checkpoint after the other |
 //! | `few_voters`, `even_voters` | warning, note | one more loss, or one node more than is of use |
 //! | `versions`, `feature_level` | warning, note | nodes differ |
 //! | `elections` | warning | leadership does not settle |

@@ -7,6 +7,7 @@ use graven_net::client::{MemberRole, NodeState, NodeStatus};
 use super::super::facts::{ClusterFacts, NodeFacts};
 use super::node::judge_node;
 use super::{Found, Level};
+use crate::cli::status::falling_words;
 
 pub(super) fn judge(cluster: &ClusterFacts, now_ms: u64, found: &mut Found) {
     if let Some(refused) = &cluster.refused {
@@ -82,6 +83,10 @@ fn judge_status(cluster: &ClusterFacts, node: &NodeStatus, now_ms: u64, found: &
     let whose = format!("the certificate of {}", node.name);
     found.certificate(who, &whose, node.certificate_expires.as_deref(), super::NEAR_DAYS, now_ms, &renew);
     lag(cluster, node, found);
+    if let Some(words) = node.behind.as_ref().and_then(falling_words) {
+        let advice = "make its disk and the network to it as fast as those of the others, append more slowly, or keep more of the log ([retention]) if it is away for long";
+        found.add(Level::Warning, "falling_behind", Some(&node.name), words, advice);
+    }
 }
 
 /// Not how many entries are missing at one moment, which under load says nothing: what was committed at the first look is not

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use graven_net::client::{ClusterStatus, MemberList, MemberRole, NodeHealth, NodeRole, NodeState, NodeStatus};
-use graven_net::protocol::{MemberEntry, PeerHealth, SocketHealth};
+use graven_net::protocol::{Behind, MemberEntry, PeerHealth, SocketHealth};
 
 use super::super::facts::{ClusterFacts, FileFacts, LogIs, NodeFacts};
 use super::*;
@@ -298,4 +298,15 @@ fn findings_come_worst_first() {
     });
     let levels: Vec<Level> = findings.iter().map(|finding| finding.level).collect();
     assert_eq!(levels, [Level::Error, Level::Warning, Level::Note]);
+}
+
+#[test]
+fn a_follower_that_keeps_falling_behind_is_found_and_one_that_was_given_one_checkpoint_is_not() {
+    let with = |checkpoints, growing_ms| {
+        let behind = Behind { lag_entries: 900, checkpoints, growing_ms };
+        found(|cluster| cluster.status.nodes[1].behind = Some(behind))
+    };
+    assert_eq!(with(1, 9_000), []);
+    assert_eq!(one(&with(2, 0)), (Level::Warning, "falling_behind", Some("n2")));
+    assert_eq!(one(&with(0, 10_000)), (Level::Warning, "falling_behind", Some("n2")));
 }

@@ -108,7 +108,8 @@ async fn a_process_killed_ten_times_in_a_transfer_is_sent_little_twice() {
     let house = House::new();
     let info = house.put(&[1], name(), size);
     // What the other process finds: its certificate and an empty directory.
-    (house.tls(SELF), house.disk(SELF));
+    house.tls(SELF);
+    house.disk(SELF);
     let (server, _) = house.serve(1, None, &Arc::default()).await;
     let sent: Arc<AtomicU64> = Arc::default();
     let listener = server.local_address();
