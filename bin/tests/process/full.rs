@@ -168,3 +168,38 @@ fn a_node_on_a_disk_without_a_free_byte_starts_votes_and_reads() {
     bare.free(1);
     wait_for("appends to resume", || (bare.run(&["append"], b"after\n").code() == 0).then_some(()));
 }
+
+/// The names of a node's files of snapshots.
+fn snapshots(bare: &Bare, node: u16) -> Vec<String> {
+    let names = std::fs::read_dir(bare.path(node, "data")).expect("the data directory");
+    let names = names.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+    names.filter(|name| name.starts_with("snapshot-")).collect()
+}
+
+#[test]
+fn a_receiver_without_room_for_a_snapshot_stays_well_and_fetches_it_when_it_has_some() {
+    let Some(mut bare) = cluster(&[LARGE, LARGE, SMALL]) else { return };
+    bare.run(&["append"], b"record\n").expect(0);
+    // More than is free there, and it takes part in the log all the same.
+    let body = vec![7; 40 << 20];
+    bare.run(&["snapshot", "put", "a", "--offset", "1"], &body).expect(0);
+    wait_for("the full node to say that it has no room", || bare.words(3).contains("snapshot").then_some(()));
+    bare.run(&["append"], b"more\n").expect(0);
+    bare.wait_for_equal_offsets();
+    assert_eq!(bare.says(3, "state"), "ok", "the log's room is not taken");
+    assert_eq!(snapshots(&bare, 3), [""; 0]);
+    bare.kill(3);
+    bare.start(3, &[]);
+    assert_eq!(snapshots(&bare, 3), [""; 0], "nothing is left");
+    // And one who puts where the leader has no room gets one sentence.
+    bare.lead(3);
+    let refused = bare.run(&["snapshot", "put", "b", "--offset", "1", "--json"], &body).expect(4);
+    assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+    assert_eq!(refused.error()["code"], "disk_full");
+    assert_eq!(snapshots(&bare, 3), [""; 0]);
+    bare.free(3);
+    wait_for("the snapshot to come", || {
+        let files = snapshots(&bare, 3);
+        (files.len() == 1 && !files[0].contains('.')).then_some(())
+    });
+}

@@ -177,6 +177,34 @@ fn a_snapshot_for_which_no_disk_has_room_is_told_before_it_is_sent() {
     assert_eq!(files(&dev, "n1"), [""; 0]);
 }
 
+/// A client that lies about its digest leaves nothing on a real node's disk, also after a restart; nor does one that stops half-way for ever,
+/// which is given up after half a minute: that one is tried in long runs.
+#[test]
+fn uploads_that_lie_or_stop_leave_nothing() {
+    let mut dev = Dev::start(1, &[]);
+    append(&dev, 10);
+    planted::plant(Some(Bug::DigestWrong));
+    let error = block_on(async {
+        let client = connect(&dev).await;
+        client.put_snapshot("a", 5, &noise(6, 3 << 20)[..]).await.expect_err("another digest")
+    });
+    planted::plant(None);
+    assert_eq!((error.code(), error.outcome()), (ErrorCode::Damaged, Outcome::Refused), "{error}");
+    wait_for("nothing to be left", || files(&dev, "n1").is_empty().then_some(()));
+    if std::env::var_os("GRAVEN_LONG").is_some() {
+        let mut hanging = hanging_put(&dev, "a", &noise(7, 3 << 20));
+        assert_eq!(wait_for_exit(&mut hanging, 2 * PATIENCE).code(), Some(3));
+        let mut words = String::new();
+        std::io::Read::read_to_string(hanging.stderr.as_mut().expect("piped"), &mut words).expect("UTF-8");
+        assert!(words.lines().count() == 1 && words.contains("stopped coming"), "{words}");
+        wait_for("nothing to be left", || files(&dev, "n1").is_empty().then_some(()));
+    }
+    dev.kill("n1");
+    dev.start_node("n1");
+    assert_eq!(files(&dev, "n1"), [""; 0]);
+    dev.run_with(&["snapshot", "put", "a", "--offset", "5"], b"state").expect(0);
+}
+
 #[test]
 fn a_leader_killed_in_the_middle_of_an_upload_leaves_nothing() {
     let mut dev = Dev::start(3, &[]);
