@@ -334,6 +334,10 @@ impl Blocks {
                     let block = self.buffer.split_to(BLOCK_HEAD_BYTES + len).freeze();
                     return self.block(tag, block.slice(BLOCK_HEAD_BYTES..));
                 }
+                // At once: a buffer that grows with what comes is copied again and again. Blocks are bounded where their heads are read.
+                self.buffer.reserve(
+                    BLOCK_HEAD_BYTES + len - self.buffer.len() + READ_CHUNKS * usize::from(transport::MTU_MAX),
+                );
             }
             self.fill().await?;
         }
@@ -360,10 +364,13 @@ impl Blocks {
             self.pace.pass(self.owed).await;
             self.owed = 0;
         }
-        match tokio::time::timeout(self.stall_timeout, self.receive.read_chunk(READ_BYTES, true)).await {
-            Ok(Ok(Some(chunk))) => {
-                self.owed = chunk.bytes.len();
-                self.buffer.extend_from_slice(&chunk.bytes);
+        let mut chunks: [Bytes; READ_CHUNKS] = std::array::from_fn(|_| Bytes::new());
+        match tokio::time::timeout(self.stall_timeout, self.receive.read_chunks(&mut chunks)).await {
+            Ok(Ok(Some(count))) => {
+                for chunk in &chunks[..count] {
+                    self.owed += chunk.len();
+                    self.buffer.extend_from_slice(chunk);
+                }
                 Ok(())
             }
             Ok(Ok(None)) => Err(self.lost("it ended the answer half-way".to_owned())),
@@ -481,7 +488,7 @@ const WINDOW_BYTES: u64 = 64 << 10;
 /// What may be received of one answer and not read: bandwidth times round trip of a data centre many times over, and of
 /// all together no more than 2.5 MiB.
 const STREAM_WINDOW_BYTES: u32 = 512 << 10;
-/// What is taken from quinn at a time.
-const READ_BYTES: usize = 256 << 10;
+/// What is taken from quinn at a time: chunks of one datagram each.
+const READ_CHUNKS: usize = 32;
 /// As large as the block allows.
 const REFUSAL_LIMIT: usize = 1024;

@@ -108,7 +108,12 @@ impl<D: Disk> BodyReader<D> {
             into.clear();
             return Ok(());
         }
-        into.resize(CHUNK_HEAD_BYTES + self.info.chunk_bytes(number), 0);
+        let len = CHUNK_HEAD_BYTES + self.info.chunk_bytes(number);
+        if into.capacity() < len {
+            // Zeroed by the system where it is new, and not once more here.
+            *into = vec![0; len];
+        }
+        into.resize(len, 0);
         self.file.read_exact_at(chunk_at(number), into).map_err(failed("read", &self.name))?;
         match chunk_holds(&self.info, number, into) {
             true => Ok(()),

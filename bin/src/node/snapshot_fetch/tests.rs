@@ -23,6 +23,7 @@ use super::*;
 use crate::node::snapshot_source::SnapshotSource;
 
 mod killed;
+mod speed;
 
 const CLUSTER: u128 = 0x9ec5;
 /// The node that fetches.
