@@ -231,12 +231,18 @@ impl<D: Disk> Wal<D> {
             && written == synced
             && synced > vouched
             && self.options.sync != SyncMethod::UnsafeNone
-            // Behind a footer only the next segment can vouch for what is before; the reserve is not for that.
-            && (!sealed || self.pool.len() > 1)
+            // Else only the next segment can vouch for what is before; the reserve is not for that.
+            && (self.takes_sync_point() || self.pool.len() > 1)
+    }
+
+    /// Whether the active segment has room for one more. Every record before it kept some for one, and each start needs another.
+    fn takes_sync_point(&self) -> bool {
+        Fill::of(&self.shared.read(), self.active.written, self.active.sealed, self.active.capacity).takes(0)
     }
 
     /// Writes a record that vouches for everything synced before, and syncs it: from then on a change in those bytes is
-    /// damage, not a torn tail. Behind a footer it is the opening of the next segment. Does nothing when none is due.
+    /// damage, not a torn tail. Behind a footer, and where there is no room left, it is the opening of the next segment. Does nothing when
+    /// none is due.
     ///
     /// # Errors
     /// As [`Wal::sync`].
@@ -245,7 +251,7 @@ impl<D: Disk> Wal<D> {
         if !self.sync_point_due() {
             return Ok(());
         }
-        if self.active.sealed {
+        if !self.takes_sync_point() {
             return match self.ensure(&[self.options.segment_bytes], 1) {
                 Ok(()) => self.rotate(self.options.segment_bytes).and_then(|()| self.sync()),
                 // Later, then.
@@ -255,7 +261,6 @@ impl<D: Disk> Wal<D> {
         }
         let at = self.active.written;
         let prefix = self.prefix(RecordKind::SyncPoint, at, 0, crc32fast::hash(b"")).encode();
-        // Room for one sync point is kept by every record before it.
         self.write(&mut [IoSlice::new(&prefix)], at + PREFIX_BYTES as u64)?;
         self.sync()?;
         self.active.vouched = self.active.synced;

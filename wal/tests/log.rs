@@ -380,6 +380,30 @@ fn sync_point_is_due_once_after_a_sync() {
     assert_eq!(wal.stats().syncs, syncs, "nothing to do, nothing done");
 }
 
+/// Each start of an idle log adds a sync point. When the segment is full of them they go on in the next one: over its footer they would make it
+/// look damaged.
+#[test]
+fn any_number_of_starts_leaves_room_for_the_footer() {
+    let disk = SimDisk::new(1);
+    let mut wal = new_log(&disk);
+    let mut frames = vec![first()];
+    frames.extend(grow(&mut wal, 4, 2000));
+    for _ in 0..400 {
+        wal.sync().expect("healthy disk");
+        prepare_all(&mut wal);
+        wal.write_sync_point().expect("healthy disk");
+        drop(wal);
+        wal = Wal::open(disk.clone(), options()).expect("clean").0;
+    }
+    assert!(wal.stats().segments > 1, "more sync points than one segment holds");
+    frames.extend(grow(&mut wal, 12, 2000));
+    assert_eq!(read_all(&wal.reader()), frames);
+    drop(wal);
+    let (wal, recovered) = Wal::open(disk, options()).expect("clean");
+    assert_eq!((recovered.report.scanned_segments, &*recovered.report.healed), (1, &[][..]), "footers are whole");
+    assert_eq!(read_all(&wal.reader()), frames);
+}
+
 #[test]
 fn an_entry_larger_than_a_segment_gets_a_larger_one() {
     let disk = SimDisk::new(1);
