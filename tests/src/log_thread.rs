@@ -57,7 +57,6 @@ impl Cluster {
         process.disk_busy = more || !process.running.is_empty();
         let again = process.disk_busy;
         let report = process.reported;
-        let first = process.reader.first_index();
         // A job that waits for room may have its term and vote on the disk already.
         let waiting = process.running.front().map(|job| (job.sequence, job.hard_state));
         for job in &jobs {
@@ -75,18 +74,16 @@ impl Cluster {
                 Some(Chore::Install(checkpoint)) if done && ran.saved.has(checkpoint.base.index) => {
                     self.checkers.installed(node, &checkpoint.base)?;
                     self.begins_elsewhere(node, checkpoint.base.next_offset)?;
+                    if let Some(process) = self.node_mut(node).alive(life) {
+                        process.first_seen = process.reader.first_index();
+                    }
                 }
                 Some(Chore::Save(saved)) if done && ran.saved.has(saved.base.index) => self.stats.checkpoints += 1,
-                Some(Chore::Release(_)) if done => {
-                    self.stats.releases += 1;
-                    let before = first.checked_sub(2).map(|at| self.checkers.log().get(at as usize));
-                    let offset = before.map_or(0, |frame| frame.map_or(u64::MAX, Frame::next_offset));
-                    self.checkers.holds(node, offset)?;
-                    self.released_to(node, offset)?;
-                }
+                Some(Chore::Release(_)) if done => self.stats.releases += 1,
                 _ => {}
             }
         }
+        self.check_front(node, life)?;
         self.trace.line(now_us, format_args!("n{node} synced {:?}", ran.done));
         if again {
             let pause = if ran.disk_full { 2_000 } else { 20 };
@@ -120,16 +117,36 @@ impl Cluster {
         if let Err(error) = process.use_idle() {
             return self.on_disk_error(node, &error.into());
         }
+        self.check_front(node, life)?;
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         let before = process.reported;
         process.reported = DiskReport { room: process.wal.room(), waits: false, saved: Saved::default(), ..before };
         let report = process.reported;
-        if report.room.is_full() || process.wal.sync_point_due() {
-            self.schedule(self.now_us + 5_000, Event::DiskIdle { node, life });
+        let pause = if process.wal.is_releasing() {
+            Some(200)
+        } else {
+            (report.room.is_full() || process.wal.sync_point_due()).then_some(5_000)
+        };
+        if let Some(pause) = pause {
+            self.schedule(self.now_us + pause, Event::DiskIdle { node, life });
         }
         if report != before {
             return self.input_of(node, life, |replica, now| replica.disk_done(now, report));
         }
         Ok(())
+    }
+
+    /// Segments at the front of a log go one at a time: after each, what is left must be enough.
+    fn check_front(&mut self, node: u64, life: u64) -> Checked {
+        let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
+        let first = process.reader.first_index();
+        if std::mem::replace(&mut process.first_seen, first) == first {
+            return Ok(());
+        }
+        let before = first.checked_sub(2).map(|at| self.checkers.log().get(at as usize));
+        let offset = before.map_or(0, |frame| frame.map_or(u64::MAX, Frame::next_offset));
+        self.checkers.holds(node, offset)?;
+        self.released_to(node, offset)
     }
 
     /// The log is closed for good: the process ends, as the daemon's does, with or without a loss of power.

@@ -94,6 +94,8 @@ pub struct Process {
     pub(crate) names_seen: Option<u64>,
     /// The version of the cursors that the checkers looked at last.
     pub(crate) cursors_seen: Option<u64>,
+    /// The first entry that the checkers saw in its files.
+    pub(crate) first_seen: u64,
 }
 
 fn options(segment_bytes: u64) -> Options {
@@ -197,6 +199,7 @@ impl Node {
             applying: false,
             names_seen: None,
             cursors_seen: None,
+            first_seen: recovered.first_index,
         });
         Ok((recovered, frames))
     }
@@ -227,6 +230,9 @@ impl Process {
     pub fn run_disk(&mut self) -> Result<disk::Ran, disk::DiskError> {
         let ran = disk::run(&mut self.wal, &mut self.running)?;
         let sequence = ran.done.unwrap_or(self.reported.sequence);
+        if self.wal.is_releasing() {
+            self.wal.release_step()?;
+        }
         self.reported = DiskReport { sequence, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };
         Ok(ran)
     }
@@ -236,6 +242,9 @@ impl Process {
     /// # Errors
     /// The log's error; the log is closed.
     pub fn use_idle(&mut self) -> Result<(), graven_wal::AppendError> {
+        if self.wal.is_releasing() {
+            return self.wal.release_step().map(drop);
+        }
         if self.wal.sync_point_due() {
             return self.wal.write_sync_point();
         }

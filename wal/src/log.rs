@@ -42,6 +42,8 @@ pub struct Wal<D: Disk> {
     pub(crate) staging: Vec<[u8; PREFIX_BYTES]>,
     /// The memory of the segment before, and what readers see of it, for the next one.
     pub(crate) retired: Option<(Mirror, Arc<View>)>,
+    /// Segments that hold only entries below this one are on their way out.
+    pub(crate) release_to: u64,
     /// Alive while a sealed segment is being mended.
     pub(crate) mending: std::sync::Weak<()>,
     pub(crate) _lock: D::Lock,
@@ -226,7 +228,7 @@ impl<D: Disk> Wal<D> {
     /// [`Wal::write_sync_point`] when nothing else came within 10 ms.
     #[must_use]
     pub fn sync_point_due(&self) -> bool {
-        let Active { written, synced, vouched, sealed, .. } = self.active;
+        let Active { written, synced, vouched, .. } = self.active;
         self.closed.is_none()
             && written == synced
             && synced > vouched

@@ -394,6 +394,7 @@ fn settle<D: Disk>(
         closed: None,
         staging: Vec::new(),
         retired: None,
+        release_to: 0,
         mending: std::sync::Weak::new(),
         _lock: lock,
     };

@@ -27,42 +27,67 @@ impl<D: Disk> Wal<D> {
     /// # Errors
     /// The first error closes the log for good.
     pub fn release_before(&mut self, index: u64) -> Result<u64, AppendError> {
-        self.check_open()?;
-        if self.shared.read().releasable(index).is_some() {
-            // A segment may be free to go because of a reset or a superseding entry behind it. Power fails after the removal
-            // and before those are durable: the log would be without either.
-            self.sync()?;
-        }
-        loop {
-            let Some((id, capacity)) = self.shared.read().releasable(index) else { break };
-            // Out of the index first: from here on nobody new can come to read it.
-            let Some(released) = self.shared.write().drop_first() else { break };
-            let mut view = released.view;
-            let unread = Arc::get_mut(&mut view).and_then(|view| Arc::get_mut(&mut view.map));
-            let recycled = match unread.is_some_and(|map| map.is_unborrowed()) || is_planted(Bug::RecycledWhileRead) {
-                true => self.pool.recycle(id, capacity, &self.counters),
-                false => {
-                    self.shared.hold(view.map.lease(), capacity);
-                    Ok(false)
-                }
-            };
-            if recycled.map_err(|failure| self.close_for(failure))? {
-                Counters::sub(&self.counters.segments, 1);
-                continue;
-            }
-            let removed = self.disk.remove(&segment_name(id)).map_err(Failure::at("remove", id, 0));
-            // Each removal is made durable before the next: a hole between segments would look like a lost one.
-            let removed = if is_planted(Bug::RemovalUnsynced) {
-                removed
-            } else {
-                removed.and_then(|()| self.disk.sync_dir().map_err(Failure::at("sync the directory for", id, 0)))
-            };
-            removed.map_err(|failure| self.close_for(failure))?;
-            Counters::sub(&self.counters.segments, 1);
-            Counters::sub(&self.counters.bytes_on_disk, capacity);
-        }
-        self.shared.sweep_held(&self.counters);
+        self.release_from_now(index);
+        while self.release_step()? {}
         Ok(self.shared.read().base.index + 1)
+    }
+
+    /// Has the same done by [`Wal::release_step`], one segment at a time: each takes a sync of the directory, and appends need not wait for
+    /// a thousand of them. Until the last step the log begins earlier, and so it does after a crash in between.
+    pub fn release_from_now(&mut self, index: u64) {
+        self.release_to = self.release_to.max(index);
+    }
+
+    /// Whether there is a segment to let go of.
+    #[must_use]
+    pub fn is_releasing(&self) -> bool {
+        self.closed.is_none() && self.shared.read().releasable(self.release_to).is_some()
+    }
+
+    /// Lets go of one segment, as [`Wal::release_before`] and [`Wal::release_from_now`] were asked to. Returns whether there are more.
+    ///
+    /// # Errors
+    /// The first error closes the log for good.
+    pub fn release_step(&mut self) -> Result<bool, AppendError> {
+        self.check_open()?;
+        let Some((id, capacity)) = self.shared.read().releasable(self.release_to) else {
+            self.shared.sweep_held(&self.counters);
+            return Ok(false);
+        };
+        // A segment may be free to go because of a reset or a superseding entry behind it. Power fails after the removal
+        // and before those are durable: the log would be without either.
+        self.sync()?;
+        self.release_first(id, capacity)?;
+        Ok(true)
+    }
+
+    fn release_first(&mut self, id: u64, capacity: u64) -> Result<(), AppendError> {
+        // Out of the index first: from here on nobody new can come to read it.
+        let Some(released) = self.shared.write().drop_first() else { return Ok(()) };
+        let mut view = released.view;
+        let unread = Arc::get_mut(&mut view).and_then(|view| Arc::get_mut(&mut view.map));
+        let recycled = match unread.is_some_and(|map| map.is_unborrowed()) || is_planted(Bug::RecycledWhileRead) {
+            true => self.pool.recycle(id, capacity, &self.counters),
+            false => {
+                self.shared.hold(view.map.lease(), capacity);
+                Ok(false)
+            }
+        };
+        if recycled.map_err(|failure| self.close_for(failure))? {
+            Counters::sub(&self.counters.segments, 1);
+            return Ok(());
+        }
+        let removed = self.disk.remove(&segment_name(id)).map_err(Failure::at("remove", id, 0));
+        // Each removal is made durable before the next: a hole between segments would look like a lost one.
+        let removed = if is_planted(Bug::RemovalUnsynced) {
+            removed
+        } else {
+            removed.and_then(|()| self.disk.sync_dir().map_err(Failure::at("sync the directory for", id, 0)))
+        };
+        removed.map_err(|failure| self.close_for(failure))?;
+        Counters::sub(&self.counters.segments, 1);
+        Counters::sub(&self.counters.bytes_on_disk, capacity);
+        Ok(())
     }
 
     /// Seals the active segment and goes on in the next one, which the pool has.

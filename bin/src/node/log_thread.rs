@@ -122,6 +122,10 @@ impl LogThread {
                 self.behind_bytes += appended as u64;
                 self.preparing |= appended > 0;
             }
+            // One between two batches: each costs a sync of the directory, and a trim may free a thousand.
+            if self.wal.is_releasing() {
+                self.wal.release_step()?;
+            }
             // Under steady load there is no idle moment; preparation then goes on as fast as the log grows.
             while self.preparing && self.behind_bytes >= PREPARE_STEP_BYTES {
                 self.prepare()?;
@@ -130,7 +134,9 @@ impl LogThread {
     }
 
     fn pause(&self) -> Duration {
-        if self.full {
+        if self.wal.is_releasing() {
+            Duration::ZERO
+        } else if self.full {
             FULL_RETRY
         } else if self.wal.sync_point_due() {
             SYNC_POINT_AFTER
@@ -158,6 +164,10 @@ impl LogThread {
     }
 
     fn idle(&mut self) -> Result<(), DiskError> {
+        if self.wal.is_releasing() {
+            // It goes on behind this.
+            return Ok(());
+        }
         if self.wal.sync_point_due() {
             return Ok(self.wal.write_sync_point()?);
         }

@@ -182,7 +182,8 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
                 Err(error) if error.is_full() => return Ok(None),
                 noted => noted?,
             }
-            wal.release_before(index + 1)?;
+            // Step by step, between jobs and in idle moments: whoever runs this calls `Wal::release_step`.
+            wal.release_from_now(index + 1);
             graven_snapshot::forget(wal.disk(), *index)?;
             Ok(None)
         }
