@@ -180,19 +180,20 @@ fn read<D: Disk>(disk: &D, name: &str, most: usize) -> Result<Vec<u8>, Checkpoin
     Ok(bytes)
 }
 
-/// Removes the checkpoints below `index`; the removals are durable when this returns.
+/// Removes checkpoints below `index`, oldest first, `most` at most; the removals are durable when this returns. Returns whether there are more.
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
-pub fn forget<D: Disk>(disk: &D, index: u64) -> Result<(), CheckpointError> {
+pub fn forget<D: Disk>(disk: &D, index: u64, most: usize) -> Result<bool, CheckpointError> {
     let below: Vec<u64> = stored(disk)?.into_iter().filter(|stored| *stored < index).collect();
     if below.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
-    for old in below {
-        remove_if_there(disk, &name_of(old))?;
+    for old in below.iter().take(most) {
+        remove_if_there(disk, &name_of(*old))?;
     }
-    disk.sync_dir().map_err(failed("sync the directory of", PREFIX))
+    disk.sync_dir().map_err(failed("sync the directory of", PREFIX))?;
+    Ok(below.len() > most)
 }
 
 /// Keeps a damaged checkpoint under another name, so that nothing takes it for a good one and somebody may look at it.
@@ -289,10 +290,12 @@ mod tests {
     #[test]
     fn older_ones_are_forgotten_and_a_damaged_one_is_kept_aside() {
         let disk = SimDisk::new(1);
-        for index in [3, 5, 0x1234] {
+        for index in [2, 3, 5, 0x1234] {
             save(&disk, &checkpoint(index)).expect("room");
         }
-        forget(&disk, 5).expect("removed");
+        assert!(forget(&disk, 5, 1).expect("removed"), "there is another one");
+        assert_eq!(stored(&disk).expect("a list"), [3, 5, 0x1234]);
+        assert!(!forget(&disk, 5, 1).expect("removed"));
         assert_eq!(stored(&disk).expect("a list"), [5, 0x1234]);
         assert_eq!(read_base(&disk, 5).expect("a header"), checkpoint(5).base);
         let aside = set_aside(&disk, 5).expect("renamed");

@@ -92,7 +92,7 @@ impl Cluster {
                 && let Some(process) = self.node_mut(node).alive(life)
                 && let Err(error) = process.use_idle()
             {
-                return self.on_disk_error(node, &error.into());
+                return self.on_disk_error(node, &error);
             }
             self.schedule(now_us + pause, Event::DiskStart { node, life });
         } else {
@@ -115,14 +115,14 @@ impl Cluster {
         }
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         if let Err(error) = process.use_idle() {
-            return self.on_disk_error(node, &error.into());
+            return self.on_disk_error(node, &error);
         }
         self.check_front(node, life)?;
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
         let before = process.reported;
         process.reported = DiskReport { room: process.wal.room(), waits: false, saved: Saved::default(), ..before };
         let report = process.reported;
-        let pause = if process.wal.is_releasing() {
+        let pause = if process.released.is_some() {
             Some(200)
         } else {
             (report.room.is_full() || process.wal.sync_point_due()).then_some(5_000)

@@ -96,6 +96,8 @@ pub struct Process {
     pub(crate) cursors_seen: Option<u64>,
     /// The first entry that the checkers saw in its files.
     pub(crate) first_seen: u64,
+    /// Entries up to here are let go of, and files of them are left.
+    pub(crate) released: Option<u64>,
 }
 
 fn options(segment_bytes: u64) -> Options {
@@ -200,6 +202,7 @@ impl Node {
             names_seen: None,
             cursors_seen: None,
             first_seen: recovered.first_index,
+            released: None,
         });
         Ok((recovered, frames))
     }
@@ -230,9 +233,8 @@ impl Process {
     pub fn run_disk(&mut self) -> Result<disk::Ran, disk::DiskError> {
         let ran = disk::run(&mut self.wal, &mut self.running)?;
         let sequence = ran.done.unwrap_or(self.reported.sequence);
-        if self.wal.is_releasing() {
-            self.wal.release_step()?;
-        }
+        self.released = ran.released.or(self.released);
+        disk::let_go_step(&mut self.wal, &mut self.released)?;
         self.reported = DiskReport { sequence, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };
         Ok(ran)
     }
@@ -241,12 +243,12 @@ impl Process {
     ///
     /// # Errors
     /// The log's error; the log is closed.
-    pub fn use_idle(&mut self) -> Result<(), graven_wal::AppendError> {
-        if self.wal.is_releasing() {
-            return self.wal.release_step().map(drop);
+    pub fn use_idle(&mut self) -> Result<(), disk::DiskError> {
+        if self.released.is_some() {
+            return disk::let_go_step(&mut self.wal, &mut self.released);
         }
         if self.wal.sync_point_due() {
-            return self.wal.write_sync_point();
+            return Ok(self.wal.write_sync_point()?);
         }
         self.wal.prepare(PREPARE_BYTES)?;
         Ok(())

@@ -72,7 +72,15 @@ pub(super) fn run(
     reports: &Sender<LogReport>,
     counters: &Arc<Counters>,
 ) {
-    let mut thread = LogThread { wal, queue: VecDeque::new(), done: 0, full: false, preparing: true, behind_bytes: 0 };
+    let mut thread = LogThread {
+        wal,
+        queue: VecDeque::new(),
+        done: 0,
+        full: false,
+        preparing: true,
+        behind_bytes: 0,
+        released: None,
+    };
     if let Err(error) = thread.work(jobs, reports, counters).and_then(|()| Ok(thread.wal.close()?)) {
         // When nobody listens any more the process is ending anyway, and nothing was acknowledged.
         let _ = reports.blocking_send(LogReport::Failed(error));
@@ -87,6 +95,8 @@ struct LogThread {
     preparing: bool,
     /// Bytes appended for which no byte of the next segment was prepared yet.
     behind_bytes: u64,
+    /// Entries up to here are let go of, and files of them are left.
+    released: Option<u64>,
 }
 
 impl LogThread {
@@ -112,6 +122,7 @@ impl LogThread {
                     counters.sync_times.note(began.elapsed());
                 }
                 self.done = ran.done.unwrap_or(self.done);
+                self.released = ran.released.or(self.released);
                 let report =
                     DiskReport { sequence: self.done, room: self.wal.room(), waits: ran.disk_full, saved: ran.saved };
                 self.note_room(report.waits || report.room.is_full());
@@ -123,9 +134,7 @@ impl LogThread {
                 self.preparing |= appended > 0;
             }
             // One between two batches: each costs a sync of the directory, and a trim may free a thousand.
-            if self.wal.is_releasing() {
-                self.wal.release_step()?;
-            }
+            disk::let_go_step(&mut self.wal, &mut self.released)?;
             // Under steady load there is no idle moment; preparation then goes on as fast as the log grows.
             while self.preparing && self.behind_bytes >= PREPARE_STEP_BYTES {
                 self.prepare()?;
@@ -134,7 +143,7 @@ impl LogThread {
     }
 
     fn pause(&self) -> Duration {
-        if self.wal.is_releasing() {
+        if self.released.is_some() {
             Duration::ZERO
         } else if self.full {
             FULL_RETRY
@@ -164,7 +173,7 @@ impl LogThread {
     }
 
     fn idle(&mut self) -> Result<(), DiskError> {
-        if self.wal.is_releasing() {
+        if self.released.is_some() {
             // It goes on behind this.
             return Ok(());
         }

@@ -32,6 +32,8 @@ pub struct Ran {
     pub disk_full: bool,
     /// The checkpoints that were saved or installed.
     pub saved: Saved,
+    /// Up to which entry the log is let go of now: [`let_go_step`] takes the files away.
+    pub released: Option<u64>,
 }
 
 /// Which checkpoints are durable now, by the last entry of each. One may have found no room, and one behind or before it some: each is told for
@@ -89,7 +91,7 @@ impl From<CheckpointError> for DiskError {
 /// # Errors
 /// The log's first error. The log is closed from then on; none of these jobs may be reported as done.
 pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<Ran, DiskError> {
-    let mut ran = Ran { done: None, disk_full: false, saved: Saved::default() };
+    let mut ran = Ran { done: None, disk_full: false, saved: Saved::default(), released: None };
     let mut written = false;
     while let Some(job) = queue.front_mut() {
         if let Some(hard_state) = job.hard_state {
@@ -120,6 +122,9 @@ pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<R
         // Only now: before this job's frames stand in the log, the index may name entries that they replace.
         wal.note_commit(job.commit);
         if let Some(chore) = job.chore.take() {
+            if let Chore::Release(index) = &chore {
+                ran.released = Some(*index);
+            }
             match do_chore(wal, &chore) {
                 Ok(saved) => saved.into_iter().for_each(|index| ran.saved.note(index)),
                 // Only an install needs room in the log itself: not even the reserve is left. It begins again.
@@ -140,6 +145,24 @@ pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<R
     }
     Ok(ran)
 }
+
+/// Takes away one segment of those that were let go of, or some checkpoints of `released` when all of them are gone; `released` is `None` when
+/// nothing is left. For idle moments and between two batches: a trim may free a thousand of each, and appends do not wait for them.
+///
+/// # Errors
+/// As [`run`].
+pub fn let_go_step<D: Disk>(wal: &mut Wal<D>, released: &mut Option<u64>) -> Result<(), DiskError> {
+    let Some(index) = *released else { return Ok(()) };
+    if !wal.is_releasing() && !graven_snapshot::forget(wal.disk(), index, FORGOTTEN_AT_ONCE)? {
+        *released = None;
+        return Ok(());
+    }
+    wal.release_step()?;
+    Ok(())
+}
+
+/// Removed in about the time of a sync.
+const FORGOTTEN_AT_ONCE: usize = 8;
 
 /// Does what is no append. Returns the last entry of the checkpoint that is durable now, if it was about one.
 fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, DiskError> {
@@ -166,7 +189,7 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
                 wal.sync()?;
                 graven_snapshot::settle(wal.disk(), checkpoint.base.index)?;
                 wal.release_before(checkpoint.base.index + 1)?;
-                graven_snapshot::forget(wal.disk(), checkpoint.base.index)?;
+                graven_snapshot::forget(wal.disk(), checkpoint.base.index, usize::MAX)?;
             }
             Ok(saved)
         }
@@ -182,9 +205,7 @@ fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, Dis
                 Err(error) if error.is_full() => return Ok(None),
                 noted => noted?,
             }
-            // Step by step, between jobs and in idle moments: whoever runs this calls `Wal::release_step`.
             wal.release_from_now(index + 1);
-            graven_snapshot::forget(wal.disk(), *index)?;
             Ok(None)
         }
     }

@@ -175,27 +175,32 @@ impl Load {
         let mut seen = Seen::new()?;
         let payload: Vec<u8> = (0..self.bench.size).map(|_| rand::random()).collect();
         let every = self.bench.rate.map(|rate| Duration::from_secs_f64(f64::from(self.bench.clients) / rate as f64));
-        let mut due = Instant::now();
+        // Clients that begin together would go on together, and their calls share one sync each time.
+        let mut due = Instant::now() + every.unwrap_or_default().mul_f64(rand::random());
         let mut sent_at = std::collections::VecDeque::new();
         loop {
             let more = Instant::now() < self.end && !self.stop.load(Ordering::Relaxed);
-            if more && sent_at.len() < self.bench.in_flight as usize {
-                if let Some(every) = every {
-                    tokio::time::sleep_until(due.into()).await;
-                    due += every;
-                }
+            if more && sent_at.len() < self.bench.in_flight as usize && every.is_none_or(|_| Instant::now() >= due) {
                 let mut batch = Batch::new();
                 for _ in 0..self.bench.batch {
                     batch.push(&payload).map_err(|error| Failure::usage(format!("--size times --batch: {error}")))?;
                 }
                 // With a rate, a call is late from the moment it was due: waiting for room is latency too.
-                sent_at.push_back(every.map_or_else(Instant::now, |every| due - every));
+                sent_at.push_back(every.map_or_else(Instant::now, |_| due));
+                due += every.unwrap_or_default();
                 if let Err(error) = appender.send(batch).await {
                     return failed(seen, error.into());
                 }
                 continue;
             }
-            let Some(ack) = (if sent_at.is_empty() { None } else { appender.next_ack().await }) else { break };
+            // Acknowledgements are taken when they come, whether or not the next call is due.
+            let waits_for_due = more && every.is_some() && sent_at.len() < self.bench.in_flight as usize;
+            let ack = tokio::select! {
+                ack = appender.next_ack(), if !sent_at.is_empty() => ack,
+                () = tokio::time::sleep_until(due.into()), if waits_for_due => continue,
+                else => break,
+            };
+            let Some(ack) = ack else { break };
             let ack = match ack {
                 Ok(ack) => ack,
                 Err(error) => return failed(seen, error.into()),
