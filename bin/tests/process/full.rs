@@ -181,7 +181,7 @@ fn a_receiver_without_room_for_a_snapshot_stays_well_and_fetches_it_when_it_has_
     let Some(mut bare) = cluster(&[LARGE, LARGE, SMALL]) else { return };
     bare.run(&["append"], b"record\n").expect(0);
     // More than is free there, and it takes part in the log all the same.
-    let body = vec![7; 40 << 20];
+    let body = vec![7; 28 << 20];
     bare.run(&["snapshot", "put", "a", "--offset", "1"], &body).expect(0);
     wait_for("the full node to say that it has no room", || bare.words(3).contains("snapshot").then_some(()));
     bare.run(&["append"], b"more\n").expect(0);
