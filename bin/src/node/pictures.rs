@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use graven_net::bulk::SnapshotWanted;
 use graven_snapshot::body::{self, BodyReader, Info};
@@ -34,16 +34,20 @@ pub(super) enum PictureTask {
     Forget(u64),
 }
 
-/// A fetch under way; it tells whether the file is durable here now.
-type Fetching = Pin<Box<dyn Future<Output = bool> + Send>>;
+/// A fetch under way; it tells whether the file is durable here now, or why not.
+type Fetching = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// What cannot be fetched is tried twice a second, for as long as a disk is full or a node is down: a line a minute says so.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// Does what the replica wants done, until the channel is closed. Files are removed while another one is being fetched.
 pub(super) async fn keep(shared: Arc<Shared>, mut tasks: mpsc::Receiver<PictureTask>) {
     let mut fetching: Option<(u64, Fetching)> = None;
     let mut names = shared.names.clone();
+    let mut told: Option<(u64, Instant)> = None;
     loop {
         let wanted = fetching.as_ref().map(|(id, _)| *id);
-        let (id, fetched) = tokio::select! {
+        let (id, failed) = tokio::select! {
             task = tasks.recv() => match task {
                 Some(PictureTask::Fetch { name, picture }) => {
                     // The replica wants one at a time; another one while this is under way takes its place.
@@ -56,13 +60,21 @@ pub(super) async fn keep(shared: Arc<Shared>, mut tasks: mpsc::Receiver<PictureT
                 }
                 None => return,
             },
-            ended = under_way(&mut fetching) => ended,
-            id = unwanted(&mut names, wanted) => (id, false),
+            (id, ended) = under_way(&mut fetching) => (id, ended.err()),
+            // What became of it does not matter: its file is forgotten below.
+            id = unwanted(&mut names, wanted) => (id, Some(String::new())),
         };
         fetching = None;
-        if !fetched && !is_named(&names.borrow(), id) {
+        let is_told = told.is_some_and(|(of, at)| of == id && at.elapsed() < TOLD_EVERY);
+        let fetched = failed.is_none();
+        let is_named = is_named(&names.borrow(), id);
+        if !fetched && !is_named {
             // What was received of it helps nobody any more.
             forget(&shared, id).await;
+        }
+        if let Some(words) = failed.filter(|_| is_named && !is_told) {
+            warn!("{words}");
+            told = Some((id, Instant::now()));
         }
         if shared.inputs.send(Input::PictureFetched(id, fetched)).await.is_err() {
             return;
@@ -71,7 +83,7 @@ pub(super) async fn keep(shared: Arc<Shared>, mut tasks: mpsc::Receiver<PictureT
 }
 
 /// How the fetch under way ended; never when there is none.
-async fn under_way(fetching: &mut Option<(u64, Fetching)>) -> (u64, bool) {
+async fn under_way(fetching: &mut Option<(u64, Fetching)>) -> (u64, Result<(), String>) {
     match fetching {
         Some((id, fetch)) => (*id, fetch.await),
         None => std::future::pending().await,
@@ -90,18 +102,20 @@ fn is_named(names: &Directory, id: u64) -> bool {
     names.ids().contains(&id)
 }
 
-async fn fetch(shared: Arc<Shared>, name: String, picture: Picture) -> bool {
+async fn fetch(shared: Arc<Shared>, name: String, picture: Picture) -> Result<(), String> {
     let (members, me) = (shared.members.clone(), shared.identity.node);
     let peers = move || peers_file::others(&members.borrow(), me);
     let fits = move |found: &Info| {
         (found.header.offset, found.bytes, u128::from(found.digest)) == (picture.offset, picture.bytes, picture.digest)
     };
     let fetched = SnapshotFetcher::of(&shared).fetch(SnapshotWanted::Id(picture.id), &peers, &fits).await;
-    match &fetched {
-        Ok(found) => info!(name, offset = picture.offset, bytes = found.bytes, "fetched a snapshot"),
-        Err(cause) => warn!("the snapshot {name} of offset {} was not fetched: {cause}", picture.offset),
+    match fetched {
+        Ok(found) => {
+            info!(name, offset = picture.offset, bytes = found.bytes, "fetched a snapshot");
+            Ok(())
+        }
+        Err(cause) => Err(format!("the snapshot {name} of offset {} was not fetched: {cause}", picture.offset)),
     }
-    fetched.is_ok()
 }
 
 /// Removes the file of a picture, and what was received of it.
