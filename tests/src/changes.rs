@@ -1,11 +1,12 @@
-//! A change of the members, with a crash between every two steps of it.
+//! A change of the members, with a crash between every two steps of it; and the one after a data directory was wiped.
 
 use graven::members::MemberRole;
 use graven::members::change::MemberChange;
 
 use crate::check::Checked;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Event};
 use crate::faults::newcomer;
+use crate::node::Node;
 use crate::profile::Profile;
 use crate::trace::{Trace, TraceTo};
 
@@ -14,24 +15,28 @@ const BY_HAND: Profile = Profile { name: "by hand", member_us: 1, ..Profile::CAL
 /// Events of a calm change of voters, and some more: then it is over.
 const STEPS: u64 = 120;
 
+/// Whether the members in force have one of this name in this role, and no change of voters is under way.
+fn has(cluster: &Cluster, name: &str, role: MemberRole) -> bool {
+    let settled = cluster.members().filter(|members| !members.is_joint());
+    settled.and_then(|members| members.by_name(name)).is_some_and(|member| member.role == role)
+}
+
+/// Asks for a change once, and waits for what comes of it. Refused while the leader's first entry is not committed, or the learner has not
+/// caught up: asked for again.
+fn ask(cluster: &mut Cluster, change: &MemberChange, name: &str, role: MemberRole) -> Checked {
+    cluster.run_while(|cluster| cluster.leader().is_none())?;
+    if let Some(leader) = cluster.leader() {
+        cluster.ask_change(leader, change.clone());
+    }
+    let until = cluster.stats.steps + 400;
+    cluster.run_while(|cluster| !has(cluster, name, role) && cluster.stats.steps < until)
+}
+
 /// Replaces `old` by a learner, lets `steps` events pass, and crashes whoever leads then, or `victim`. Afterwards the change
 /// must be made whole or not at all, on all nodes, and may be asked for again.
 fn crash_within(seed: u64, old: u64, victim: Option<u64>, steps: u64, power: bool) -> Checked {
     let mut cluster = Cluster::new(seed, 3, BY_HAND, Trace::new(TraceTo::Hash));
     cluster.run_while(|cluster| cluster.leader().is_none() || cluster.committed_records() < 5)?;
-    let has = |cluster: &Cluster, name: &str, role: MemberRole| {
-        let settled = cluster.members().filter(|members| !members.is_joint());
-        settled.and_then(|members| members.by_name(name)).is_some_and(|member| member.role == role)
-    };
-    let ask = |cluster: &mut Cluster, change: &MemberChange, name: &str, role| {
-        cluster.run_while(|cluster| cluster.leader().is_none())?;
-        if let Some(leader) = cluster.leader() {
-            cluster.ask_change(leader, change.clone());
-        }
-        // Refused while the leader's first entry is not committed, or the learner has not caught up: asked for again.
-        let until = cluster.stats.steps + 400;
-        cluster.run_while(|cluster| !has(cluster, name, role) && cluster.stats.steps < until)
-    };
     while !has(&cluster, "n4", MemberRole::Learner) {
         ask(&mut cluster, &MemberChange::Add(newcomer(4)), "n4", MemberRole::Learner)?;
     }
@@ -54,6 +59,57 @@ fn crash_within(seed: u64, old: u64, victim: Option<u64>, steps: u64, power: boo
     let voters = cluster.members().map(|members| members.membership().voters.len());
     assert_eq!(voters, Some(3), "one came, one went");
     cluster.checkers.linearizable()
+}
+
+/// After `steps` events the disk of `victim`, or of whoever leads then, is empty. The node is replaced by one with another id, as `graven member replace`
+/// does it. With `returns` it starts instead as who it was, which the incarnation in the peers' hello keeps real nodes from.
+fn wipe_after(seed: u64, victim: Option<u64>, steps: u64, returns: bool) -> Checked {
+    let mut cluster = Cluster::new(seed, 3, BY_HAND, Trace::new(TraceTo::Hash));
+    cluster.run_while(|cluster| cluster.leader().is_none() || cluster.committed_records() < 5)?;
+    for _ in 0..steps {
+        cluster.step()?;
+    }
+    let Some(victim) = victim.or(cluster.leader()) else { return Ok(()) };
+    cluster.stop(victim, true);
+    cluster.node_mut(victim).disk = Node::new(victim, seed, None).disk;
+    let acknowledged = cluster.committed_records();
+    if returns {
+        cluster.schedule(cluster.now_us + 1_000, Event::Start { node: victim });
+    }
+    // Two of three go on meanwhile.
+    cluster.run_while(|cluster| cluster.committed_records() < acknowledged + 5)?;
+    while !has(&cluster, "n4", MemberRole::Learner) {
+        ask(&mut cluster, &MemberChange::Add(newcomer(4)), "n4", MemberRole::Learner)?;
+    }
+    let replace = MemberChange::Replace { old: format!("n{victim}"), new: "n4".to_owned() };
+    while !has(&cluster, "n4", MemberRole::Voter) {
+        ask(&mut cluster, &replace, "n4", MemberRole::Voter)?;
+    }
+    cluster.finish_writers();
+    cluster.run_until_done()?;
+    assert_eq!(cluster.members().map(|members| members.membership().voters.len()), Some(3), "one came, one went");
+    cluster.checkers.linearizable()
+}
+
+#[test]
+fn a_wiped_node_is_replaced_without_stopping_appends() {
+    let stride = if std::env::var_os("GRAVEN_LONG").is_some() { 1 } else { 10 };
+    for steps in (0..STEPS).step_by(stride) {
+        for victim in [None, Some(1), Some(2)] {
+            let seed = steps * 4 + victim.unwrap_or(0);
+            if let Err(violation) = wipe_after(seed, victim, steps, false) {
+                panic!("seed {seed}, {victim:?} wiped after {steps} steps: {violation:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wiped_node_that_comes_back_as_who_it_was_is_seen() {
+    for seed in 0..8 {
+        let violation = wipe_after(seed, None, 20, true).expect_err("what it had synced is gone");
+        assert_eq!(violation.property, "P1", "seed {seed}: {violation:?}");
+    }
 }
 
 #[test]
