@@ -227,17 +227,19 @@ impl Replica {
         if self.installs.is_installing() {
             return;
         }
-        let readable = self.log.readable().index;
+        // The core keeps what is not applied, and would offer followers from there what the files do not have any more: a state may have been
+        // saved, or fetched, of which it was not told yet.
+        let most = self.log.readable().index.min(self.applied);
         // A state machine needs what is not in a snapshot that it can fall back on.
         let own = if self.config.state_machine { self.pictures.state_needs } else { u64::MAX };
         let limit = self.first_offset.min(if is_planted(Bug::ReleasePastState) { u64::MAX } else { own });
         let trimmed = |kept: &&Kept| kept.next_offset <= limit || is_planted(Bug::ReleasePastTrim);
         let released = self.checkpoints.released;
-        let last = |kept: &[Kept], most: u64| {
-            let found = kept.iter().rev().find(|kept| trimmed(kept) && kept.index <= most);
+        let last = |kept: &[Kept], upto: u64| {
+            let found = kept.iter().rev().find(|kept| trimmed(kept) && kept.index <= upto);
             found.copied().filter(|kept| kept.index > released)
         };
-        let Some(at) = last(&self.checkpoints.kept, readable) else { return };
+        let Some(at) = last(&self.checkpoints.kept, most) else { return };
         let unpinned = self.unpinned(now, at.index);
         let Some(at) = last(&self.checkpoints.kept, unpinned) else { return };
         self.checkpoints.released = at.index;
