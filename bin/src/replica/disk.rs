@@ -122,11 +122,8 @@ pub fn run<D: Disk>(wal: &mut Wal<D>, queue: &mut VecDeque<DiskJob>) -> Result<R
         // Only now: before this job's frames stand in the log, the index may name entries that they replace.
         wal.note_commit(job.commit);
         if let Some(chore) = job.chore.take() {
-            if let Chore::Release(index) = &chore {
-                ran.released = Some(*index);
-            }
-            match do_chore(wal, &chore) {
-                Ok(saved) => saved.into_iter().for_each(|index| ran.saved.note(index)),
+            match do_chore(wal, &chore, &mut ran) {
+                Ok(()) => {}
                 // Only an install needs room in the log itself: not even the reserve is left. It begins again.
                 Err(DiskError::Log(AppendError::DiskFull { .. })) => {
                     job.chore = Some(chore);
@@ -164,51 +161,51 @@ pub fn let_go_step<D: Disk>(wal: &mut Wal<D>, released: &mut Option<u64>) -> Res
 /// Removed in about the time of a sync.
 const FORGOTTEN_AT_ONCE: usize = 8;
 
-/// Does what is no append. Returns the last entry of the checkpoint that is durable now, if it was about one.
-fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore) -> Result<Option<u64>, DiskError> {
+/// Does what is no append, and notes in `ran` which checkpoint is durable now, or up to where the log is let go of.
+fn do_chore<D: Disk>(wal: &mut Wal<D>, chore: &Chore, ran: &mut Ran) -> Result<(), DiskError> {
     // A checkpoint speaks of entries that must be durable before it is.
     if !is_planted(Bug::SyncSkipped) {
         wal.sync()?;
     }
     match chore {
-        Chore::Save(checkpoint) => save(checkpoint, |it| graven_snapshot::save(wal.disk(), it)),
+        Chore::Save(checkpoint) => {
+            let saved = save(checkpoint, |it| graven_snapshot::save(wal.disk(), it))?;
+            saved.into_iter().for_each(|index| ran.saved.note(index));
+        }
         Chore::Install(checkpoint) => {
             let saved = match is_planted(Bug::InstallUnsaved) {
                 true => Some(checkpoint.base.index),
                 false => save(checkpoint, |it| graven_snapshot::stage(wal.disk(), it))?,
             };
-            if saved.is_some() {
-                match graven_snapshot::note_released(wal.disk(), checkpoint.base.index, Some(checkpoint.base)) {
-                    // As for the checkpoint itself: the log stays as it is, and what is staged counts for nothing.
-                    Err(error) if error.is_full() => return Ok(None),
-                    noted => noted?,
-                }
-                if !is_planted(Bug::InstallKeepsLog) {
-                    wal.reset(checkpoint.base)?;
-                }
-                wal.sync()?;
-                graven_snapshot::settle(wal.disk(), checkpoint.base.index)?;
-                wal.release_before(checkpoint.base.index + 1)?;
-                graven_snapshot::forget(wal.disk(), checkpoint.base.index, usize::MAX)?;
+            let Some(index) = saved else { return Ok(()) };
+            match graven_snapshot::note_released(wal.disk(), index, Some(checkpoint.base)) {
+                // As for the checkpoint itself: the log stays as it is, and what is staged counts for nothing.
+                Err(error) if error.is_full() => return Ok(()),
+                noted => noted?,
             }
-            Ok(saved)
+            if !is_planted(Bug::InstallKeepsLog) {
+                wal.reset(checkpoint.base)?;
+            }
+            wal.sync()?;
+            graven_snapshot::settle(wal.disk(), index)?;
+            wal.release_before(index + 1)?;
+            graven_snapshot::forget(wal.disk(), index, usize::MAX)?;
+            ran.saved.note(index);
         }
-        Chore::Recovered => {
-            Marker::remove(wal.disk())?;
-            Ok(None)
-        }
+        Chore::Recovered => Marker::remove(wal.disk())?,
         Chore::Release(index) => {
             // A damaged checkpoint is the scrubber's business: what it says of the place is a help, and not needed here.
             let base = graven_snapshot::read_base(wal.disk(), *index).ok();
             match graven_snapshot::note_released(wal.disk(), *index, base) {
-                // Its space could never be taken: the files stay.
-                Err(error) if error.is_full() => return Ok(None),
+                // Its space could never be taken: segments and checkpoints stay.
+                Err(error) if error.is_full() => return Ok(()),
                 noted => noted?,
             }
             wal.release_from_now(index + 1);
-            Ok(None)
+            ran.released = Some(*index);
         }
     }
+    Ok(())
 }
 
 fn save(
@@ -233,35 +230,62 @@ mod tests {
 
     use super::*;
 
+    fn new_log(disk: &SimDisk) -> Wal<SimDisk> {
+        let spec = HeaderSpec { kind: Kind::Noop, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: 0 };
+        let first = Frame::seal(spec, Chain::START, Body::default(), 0);
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        let identity = Identity { cluster: 7, node: 1, incarnation: 1 };
+        Wal::create(disk.clone(), identity, options.clone(), &[first]).expect("new");
+        Wal::open(disk.clone(), options).expect("opens").0
+    }
+
+    fn checkpoint(index: u64, state: usize) -> Arc<Checkpoint> {
+        let base = LogBase { index, term: 1, ..LogBase::default() };
+        Arc::new(Checkpoint { cluster: 7, base, state: vec![1; state] })
+    }
+
+    fn jobs(chores: impl IntoIterator<Item = Chore>) -> VecDeque<DiskJob> {
+        let job = |(sequence, chore)| {
+            let chore = Some(chore);
+            DiskJob { sequence, commit: 1, hard_state: None, frames: Vec::new(), chore }
+        };
+        (1..).zip(chores).map(job).collect()
+    }
+
+    /// What cannot be noted as let go of keeps its checkpoints: the next start needs the one with which its log begins.
+    #[test]
+    fn checkpoints_go_only_when_it_is_noted_that_the_log_before_them_may() {
+        for room in [0, 1 << 20] {
+            let disk = SimDisk::new(1);
+            let mut wal = new_log(&disk);
+            for index in 2..=20 {
+                graven_snapshot::save(&disk, &checkpoint(index, 100)).expect("room");
+            }
+            disk.full(Some(disk.used_bytes() + room));
+            let ran = run(&mut wal, &mut jobs([Chore::Release(20)])).expect("a full disk is no failure");
+            let (mut released, mut steps) = (ran.released, 0);
+            while released.is_some() {
+                let_go_step(&mut wal, &mut released).expect("no fault");
+                steps += 1;
+            }
+            let left = graven_snapshot::stored(&disk).expect("a list").len();
+            assert_eq!((steps, left), if room == 0 { (0, 19) } else { (3, 1) });
+        }
+    }
+
     /// A large checkpoint finds no room on a nearly full disk, a small one beside it does.
     #[test]
     fn checkpoints_that_find_no_room_are_not_told_as_saved_because_others_did() {
         let disk = SimDisk::new(1);
-        let spec = HeaderSpec { kind: Kind::Noop, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: 0 };
-        let first = Frame::seal(spec, Chain::START, Body::default(), 0);
-        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
-        Wal::create(disk.clone(), Identity { cluster: 7, node: 1, incarnation: 1 }, options.clone(), &[first])
-            .expect("new");
-        let (mut wal, _) = Wal::open(disk.clone(), options).expect("opens");
+        let mut wal = new_log(&disk);
         graven_snapshot::reserve(&disk).expect("room");
         disk.full(Some(disk.used_bytes() + (64 << 10)));
-        let checkpoint = |index: u64, state: usize| {
-            let base = LogBase { index, term: 1, ..LogBase::default() };
-            Arc::new(Checkpoint { cluster: 7, base, state: vec![1; state] })
-        };
         let chores = [
             Chore::Save(checkpoint(2, 1 << 20)),
             Chore::Save(checkpoint(3, 100)),
             Chore::Install(checkpoint(9, 1 << 20)),
         ];
-        let job = |(sequence, chore)| DiskJob {
-            sequence,
-            commit: 1,
-            hard_state: None,
-            frames: Vec::new(),
-            chore: Some(chore),
-        };
-        let mut queue: VecDeque<_> = (1..).zip(chores).map(job).collect();
+        let mut queue = jobs(chores);
         let ran = run(&mut wal, &mut queue).expect("a full disk is no failure");
         assert_eq!((ran.done, queue.len()), (Some(3), 0));
         assert_eq!([2, 3, 9].map(|index| ran.saved.has(index)), [false, true, false]);
