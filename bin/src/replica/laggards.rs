@@ -33,8 +33,8 @@ pub(super) struct Laggards {
 #[derive(Debug, Clone, Copy, Default)]
 struct Watched {
     lag: Lag,
-    /// Since when it has lacked more than `low` entries.
-    since: Tick,
+    /// Since when it has lacked more than `low` entries; `None` before the first look.
+    since: Option<Tick>,
     low: u64,
     /// The most since then.
     peak: u64,
@@ -45,10 +45,15 @@ impl Watched {
         self.lag.entries = entries;
         self.peak = self.peak.max(entries);
         // It has caught up with where the growing began, or with a quarter of what it lacked.
-        if entries <= self.low || entries < self.peak - self.peak / 4 {
-            (self.since, self.low, self.peak) = (now, entries, entries);
-        }
-        self.lag.growing_us = if entries > self.low { now.since(self.since) } else { 0 };
+        let since = match self.since {
+            Some(since) if entries > self.low && entries >= self.peak - self.peak / 4 => since,
+            _ => {
+                (self.low, self.peak) = (entries, entries);
+                now
+            }
+        };
+        self.since = Some(since);
+        self.lag.growing_us = now.since(since);
     }
 }
 
@@ -82,8 +87,7 @@ impl Replica {
         let own = self.id();
         for (node, matched) in seen.into_iter().filter(|(node, _)| *node != own) {
             let entries = last.saturating_sub(matched);
-            let new = || Watched { since: now, low: entries, peak: entries, ..Watched::default() };
-            self.laggards.followers.entry(node).or_insert_with(new).look(now, entries);
+            self.laggards.followers.entry(node).or_default().look(now, entries);
         }
     }
 }
@@ -93,12 +97,23 @@ mod tests {
     use super::*;
 
     fn growing(lags: &[u64]) -> Vec<u64> {
-        let mut watched = Watched { low: lags[0], peak: lags[0], ..Watched::default() };
+        let mut watched = Watched::default();
         let look = |(second, lag): (u64, &u64)| {
             watched.look(Tick(second), *lag);
             watched.lag.growing_us
         };
         (0..).zip(lags).map(look).collect()
+    }
+
+    #[test]
+    fn one_that_is_offered_a_checkpoint_before_the_first_look_has_not_grown_since_the_start() {
+        let mut laggards = Laggards::default();
+        laggards.offered(NodeId(2));
+        let watched = laggards.followers.get_mut(&NodeId(2)).expect("noted");
+        watched.look(Tick(3_600_000_000), 70_000);
+        assert_eq!(watched.lag, Lag { entries: 70_000, checkpoints: 1, growing_us: 0 });
+        watched.look(Tick(3_600_500_000), 80_000);
+        assert_eq!(watched.lag.growing_us, 500_000);
     }
 
     #[test]
