@@ -27,9 +27,9 @@ pub struct LostEnd {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Recovering {
     lost: LostEnd,
-    /// The last entry that a leader counted on, or knew to be committed, since this start.
+    /// The last entry that the leader of term `told` counted on, or knew to be committed, since this start.
     until: u64,
-    /// The highest term whose leader said, since this start, how far it counted on this node.
+    /// The highest term whose leader said so.
     told: u64,
 }
 
@@ -49,8 +49,13 @@ impl Recovering {
     /// A leader asks for what follows `head.prev`: it counted on everything up to there. What it lets go of, because it was told of the loss
     /// in an earlier life of this node, was committed by then or never counted.
     pub(super) fn counted_on(&mut self, head: &AppendHead) {
-        self.until = self.until.max(head.prev.index.0).max(head.commit.0);
-        self.told = self.told.max(head.term.0);
+        if head.term.0 < self.told {
+            return;
+        }
+        // What an earlier leader commits by counting this node, a later one holds: a majority of the others elected it (Raft paper 5.4.3).
+        let before = if head.term.0 == self.told { self.until } else { 0 };
+        self.until = before.max(head.prev.index.0).max(head.commit.0);
+        self.told = head.term.0;
     }
 }
 
@@ -140,6 +145,15 @@ mod tests {
         let mut recovering = Recovering::new(LOST);
         recovering.counted_on(&head(8, 105, 100));
         assert!(recovering.is_over(109, 8));
+    }
+
+    #[test]
+    fn what_an_earlier_leader_counted_on_does_not_matter_to_a_later_one() {
+        let mut recovering = Recovering::new(LOST);
+        for told in [head(7, 112, 100), head(8, 105, 100), head(7, 120, 100)] {
+            recovering.counted_on(&told);
+        }
+        assert!(recovering.is_over(106, 8), "112 and 120 may never come");
     }
 
     #[test]
