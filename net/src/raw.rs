@@ -4,7 +4,7 @@
 //! ceiling of everything that graven sends.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -162,10 +162,7 @@ impl RawConnection {
     ) -> io::Result<RawConnection> {
         let mut config = quinn::ClientConfig::new(tls.current().quic_client(ALPN_RAW).map_err(io::Error::other)?);
         config.transport_config(settings.profile().build());
-        let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let bound = transport::bind((any, 0).into(), transport::SOCKET_BUFFER_BYTES)?;
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = quinn::Endpoint::new(transport::endpoint(settings.mtu, None), None, bound.socket, runtime)?;
+        let endpoint = transport::dialling(address, settings.mtu)?;
         let connecting = endpoint.connect_with(config, address, &server_name(name)).map_err(io::Error::other)?;
         let connection = tokio::time::timeout(STALL, connecting).await.map_err(io::Error::other)??;
         Ok(RawConnection { connection, _endpoint: endpoint })

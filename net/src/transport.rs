@@ -4,6 +4,8 @@
 //! `docs/decisions/transport.md`. The receiver's side matters as much as the sender's: an endpoint must be *able to receive* large
 //! datagrams ([`endpoint`] sets that) before the other side's path discovery can find that it may send them.
 
+#[cfg(feature = "peer")]
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{
@@ -261,6 +263,17 @@ pub fn bind(address: SocketAddr, buffer_bytes: usize) -> io::Result<BoundSocket>
         send: socket.send_buffer_size()? / doubled,
     };
     Ok(BoundSocket { socket: socket.into(), buffers })
+}
+
+/// A socket of its own for dialling `address`, with no listener.
+///
+/// # Errors
+/// What the system says.
+#[cfg(feature = "peer")]
+pub(crate) fn dialling(address: SocketAddr, mtu: Mtu) -> io::Result<quinn::Endpoint> {
+    let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let bound = bind((any, 0).into(), SOCKET_BUFFER_BYTES)?;
+    quinn::Endpoint::new(endpoint(mtu, None), None, bound.socket, Arc::new(quinn::TokioRuntime))
 }
 
 /// The largest UDP payload tried: ten segments of it, quinn's largest batch, still fit into one 64 KiB send. Above 6550 bytes transfers

@@ -88,12 +88,6 @@ impl<T> Turns<T> {
         self.len
     }
 
-    /// Whether more than one client waits.
-    #[cfg(test)]
-    pub(super) fn is_contended(&self) -> bool {
-        self.order.len() > 1
-    }
-
     /// Takes everything, client by client.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
         let lanes = std::mem::take(&mut self.lanes);
@@ -142,7 +136,7 @@ mod tests {
         (0..20).for_each(|_| turns.push(1, 1, 1 << 20));
         (0..4000).for_each(|_| turns.push(2, 2, 4096));
         let (mut large, mut small) = (0_i64, 0_i64);
-        while turns.is_contended() {
+        while turns.order.len() > 1 {
             match turns.pop() {
                 Some(1) => large += (1 << 20) + OVERHEAD_BYTES,
                 _ => small += 4096 + OVERHEAD_BYTES,

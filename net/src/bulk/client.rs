@@ -1,6 +1,6 @@
 //! The dialling side: one node asked for frames or its checkpoint, everything checked on arrival.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -431,15 +431,7 @@ async fn dial(
     quic: quinn::ClientConfig,
     address: SocketAddr,
 ) -> Result<(quinn::Endpoint, quinn::Connection), Dial> {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let system = |cause: std::io::Error| Dial::Unreachable(cause.to_string());
-    let bound = transport::bind((any, 0).into(), transport::SOCKET_BUFFER_BYTES).map_err(system)?;
-    let runtime = Arc::new(quinn::TokioRuntime);
-    let endpoint = quinn::Endpoint::new(transport::endpoint(config.mtu, None), None, bound.socket, runtime);
-    let endpoint = endpoint.map_err(system)?;
+    let endpoint = transport::dialling(address, config.mtu).map_err(|cause| Dial::Unreachable(cause.to_string()))?;
     let connecting = endpoint.connect_with(quic, address, &server_name(&config.name));
     let connection =
         connecting.map_err(|cause| Dial::Unreachable(cause.to_string()))?.await.map_err(|cause| classify(&cause))?;

@@ -1,6 +1,7 @@
 //! `graven bench`: what this machine's disk and a cluster on it really do.
 
 use clap::{Args, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
 
 use super::Global;
 use super::error::CliResult;
@@ -37,4 +38,28 @@ pub(crate) fn run(args: &BenchArgs, global: &Global) -> CliResult {
         What::QuicListener(listener) => quic::listen(listener, global),
         What::Append(bench) => append::run(bench, global),
     }
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.001..=3600.0).contains(seconds))
+        .ok_or_else(|| format!("{text:?} is not a number of seconds from 0.001 to 3600"))
+}
+
+/// A table whose columns from `numbers` on are numbers.
+fn table(head: &[&str], numbers: usize, rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(head);
+    rows.for_each(|row| {
+        table.add_row(row);
+    });
+    for (at, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if at >= numbers {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }

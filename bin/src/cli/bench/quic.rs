@@ -10,7 +10,6 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
 use graven_net::peer::WINDOW_BYTES;
 use graven_net::raw::{RawConnection, RawListener, RawSettings};
 use graven_net::tls::{Authority, TlsFiles, TlsIdentity};
@@ -29,7 +28,7 @@ use crate::cli::status::human_size;
 /// Arguments of `graven bench quic`.
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Example: graven bench quic --mtu 1452,6500 --window 256K,1M\n\nThe first line is what graven uses between nodes. Figures are medians of the rounds, which visit all settings in turn."
+    after_help = "Example: graven bench quic --mtu 1452,6500 --window 256K,1M\n\nThe first line of the default settings is what graven uses between nodes. Figures are medians of the rounds, which visit all settings in turn."
 )]
 pub(super) struct QuicBench {
     /// Largest datagrams to try, in bytes of UDP payload
@@ -42,7 +41,7 @@ pub(super) struct QuicBench {
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = crate::config::parse_size)]
     bytes: u64,
     /// Time for round trips in each round
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = parse_seconds)]
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = super::parse_seconds)]
     seconds: f64,
     /// Rounds
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -65,11 +64,6 @@ fn parse_window(text: &str) -> Result<u64, String> {
     if (64 << 10..=64 << 20).contains(&bytes) { Ok(bytes) } else { Err("a window has 64K to 64M".to_owned()) }
 }
 
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse().ok().filter(|seconds| (0.01..=3600.0).contains(seconds));
-    seconds.ok_or_else(|| format!("{text:?} is not a number of seconds from 0.01 to 3600"))
-}
-
 /// What goes round: a message of Raft without entries.
 const ECHO_BYTES: usize = 64;
 /// Sent before anything is timed: the path's datagram size and the congestion window are found by then.
@@ -79,6 +73,7 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 /// The longest round trip that is told apart.
 const ROUND_TRIP_MAX_US: u64 = 10_000_000;
 const NAME: &str = "n1";
+const HEAD: [&str; 6] = ["DATAGRAMS", "WINDOW", "64 B THERE AND BACK", "P99", "SENT", "RECEIVED"];
 
 /// What one round saw.
 #[derive(Debug, Clone, Copy)]
@@ -233,27 +228,19 @@ fn show(all: &[Rounds], bench: &QuicBench, global: &Global) -> CliResult {
         let value = json!({ "echo_bytes": ECHO_BYTES, "bytes": bench.bytes, "rounds": bench.rounds, "settings": rows });
         return out::print_line(&value.to_string());
     }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(["DATAGRAMS", "WINDOW", "64 B THERE AND BACK", "P99", "SENT", "RECEIVED"]);
-    for row in &rows {
+    let cells = |row: &Value| {
         let micros = |key: &str| format!("{} us", row[key]);
         let rate = |key: &str| format!("{:.0} MB/s", row[key].as_f64().unwrap_or_default());
-        table.add_row([
+        vec![
             row["datagram_bytes"].to_string(),
             human_size(row["window_bytes"].as_u64().unwrap_or_default()),
             micros("p50_us"),
             micros("p99_us"),
             rate("send_mb_per_second"),
             rate("receive_mb_per_second"),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    out::print_line(&lines.join("\n"))
+        ]
+    };
+    out::print_line(&super::table(&HEAD, 0, rows.iter().map(cells)))
 }
 
 #[cfg(test)]

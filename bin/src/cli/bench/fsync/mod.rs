@@ -48,15 +48,8 @@ pub(super) struct FsyncBench {
     #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = crate::config::parse_size)]
     size: u64,
     /// Time for each way and batch size; without --full at most what 20 s in total allow
-    #[arg(long, value_name = "T", default_value_t = 2.0, value_parser = parse_seconds)]
+    #[arg(long, value_name = "T", default_value_t = 2.0, value_parser = super::parse_seconds)]
     seconds: f64,
-}
-
-fn parse_seconds(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|seconds| (0.001..=3600.0).contains(seconds))
-        .ok_or_else(|| format!("{text:?} is not a number of seconds from 0.001 to 3600"))
 }
 
 /// From a record alone to what a bulk load makes of many.

@@ -1,11 +1,11 @@
 //! The figures, for programs and for people.
 
-use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use super::measure::Figures;
 use super::place::Place;
 use super::raw::{Method, Prepared};
+use crate::cli::bench::table;
 use crate::cli::status::human_size;
 
 /// All that was found out.
@@ -115,7 +115,7 @@ impl Report {
             text.push_str(&format!("warning: {warning}\n"));
         }
         text.push_str("\nraw, one sync a batch; times in microseconds\n");
-        text.push_str(&table(&HEAD, self.raw.iter().map(Row::cells)));
+        text.push_str(&table(&HEAD, 2, self.raw.iter().map(Row::cells)));
         if !self.wal.is_empty() {
             text.push_str(
                 "\n\ngraven's log, one frame and one sync a batch, measured in turns with the same method raw\n",
@@ -128,7 +128,7 @@ impl Report {
                 cells
             });
             let head: Vec<&str> = HEAD.iter().copied().chain(["RAW SYNCS/S", "SHARE"]).collect();
-            text.push_str(&table(&head, rows));
+            text.push_str(&table(&head, 2, rows));
         }
         text.push_str(
             "\n\nhow long a sync takes: each column half as long again as the one before, darker is more often\n",
@@ -165,22 +165,6 @@ impl Report {
 }
 
 const HEAD: [&str; 9] = ["METHOD", "PREPARED", "BATCH", "SYNCS/S", "MB/S", "P50", "P99", "P99.9", "MAX"];
-
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(head);
-    rows.for_each(|row| {
-        table.add_row(row);
-    });
-    for (at, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
-        if at >= 2 {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
-}
 
 /// Column 0 ends at a microsecond; each ends half as far again.
 fn column_of(nanoseconds: u64) -> usize {
