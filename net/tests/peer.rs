@@ -414,17 +414,18 @@ async fn killed_and_restarted_peer_is_noticed_by_its_reset() {
     let back = first.entry();
     let (tls, again) = (house.node(2), house.node(2));
     let (tell, told) = tokio::sync::oneshot::channel();
-    let (die, dead) = std::sync::mpsc::channel::<()>();
+    let (die, dead) = tokio::sync::oneshot::channel::<()>();
     let life = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // Driven until it dies: the other side's lanes may need its answers after its own are up.
         let node = runtime.block_on(async {
             let mut node = Node::start(config(2), tls).await;
             node.plane.set_roster(roster([back]));
             tell.send(node.entry()).unwrap();
             node.wait_up(1).await;
+            dead.await.unwrap();
             node
         });
-        dead.recv().unwrap();
         // The runtime goes first: whatever the plane would still say finds no task that would send it.
         drop(runtime);
         drop(node);
@@ -432,9 +433,9 @@ async fn killed_and_restarted_peer_is_noticed_by_its_reset() {
     let (id, entry) = told.await.unwrap();
     first.plane.set_roster(roster([(id, entry.clone())]));
     first.wait_up(2).await;
-    // The other side counts itself connected once both of its lanes are, and dies only then.
+    // Each side counts itself connected once both of its lanes are; it dies when both do.
     die.send(()).unwrap();
-    life.join().unwrap();
+    tokio::task::spawn_blocking(move || life.join().unwrap()).await.unwrap();
     let listen = entry.address.parse().unwrap();
     let second = Node::start(PeerConfig { listen, ..config(2) }, again).await;
     first.plane.send(NodeId(2), &message(1)).unwrap();
