@@ -21,6 +21,7 @@
 //! the node must not vote any more under its identity.
 
 mod abandon;
+mod asked;
 mod build;
 mod error;
 mod marker;
@@ -52,6 +53,8 @@ use replacement::{keep_aside, put_in_place};
 use sequence::Sequence;
 use survey::{Broken, Run, Segment, entry_of, lost_segment, read_segment};
 
+pub(crate) use asked::ASKED;
+pub use asked::{ask_at_start, is_asked, unask};
 pub use error::MendError;
 pub(crate) use marker::{MARKER, UNFINISHED_MARKER};
 pub use marker::{Marker, MarkerError};

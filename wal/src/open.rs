@@ -15,7 +15,7 @@ use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILE
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
 use crate::map::Mirror;
-use crate::mend::{MARKER, MENDED_PREFIX, UNFINISHED_MARKER};
+use crate::mend::{ASKED, MARKER, MENDED_PREFIX, UNFINISHED_MARKER};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
@@ -147,7 +147,7 @@ pub(crate) fn list_segments_under_change<D: Disk>(disk: &D) -> Result<Vec<u64>, 
     ids.sort_unstable();
     if ids.is_empty() {
         let ours = |name: &String| {
-            [LOCK_NAME, CUT_AREA, UNFINISHED, MARKER, UNFINISHED_MARKER, JOURNAL, UNFINISHED_JOURNAL]
+            [LOCK_NAME, CUT_AREA, UNFINISHED, MARKER, UNFINISHED_MARKER, ASKED, JOURNAL, UNFINISHED_JOURNAL]
                 .contains(&name.as_str())
                 || name.starts_with(MENDED_PREFIX)
         };

@@ -54,6 +54,8 @@ pub enum Bug {
     MendEndUnchecked,
     /// The damaged end of a log is cut, and nothing says so.
     MarkerNotWritten,
+    /// A replacement gets the name of the damaged segment before its bytes are durable.
+    ReplacementUnsynced,
     /// A damaged segment is removed before its replacement has its place.
     OriginalRemovedFirst,
     /// A log gets another identity before the word of it is durable.
@@ -68,7 +70,7 @@ thread_local! {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 26] = [
+    pub const ALL: [Bug; 27] = [
         Bug::DirectorySyncSkipped,
         Bug::FirstSegmentUnsynced,
         Bug::SyncBeforeWrite,
@@ -92,6 +94,7 @@ impl Bug {
         Bug::ReserveSpent,
         Bug::MendEndUnchecked,
         Bug::MarkerNotWritten,
+        Bug::ReplacementUnsynced,
         Bug::OriginalRemovedFirst,
         Bug::JournalUnsynced,
         Bug::IdentityUnsynced,

@@ -176,7 +176,7 @@ fn segment_released_while_it_is_mended_is_left_alone() {
     wal.note_commit(wal.last_index());
     wal.sync().expect("no fault");
     wal.release_before(wal.last_index()).expect("no fault");
-    assert!(matches!(wal.finish_sealed(mender), Err(MendError::NotSealed { .. })));
+    assert!(matches!(wal.finish_sealed(mender), Err(MendError::Gone { .. })));
     assert!(disk.names().iter().all(|name| !name.starts_with("mended-")), "{:?}", disk.names());
     grow(&mut wal, 3, 1900);
     assert!(wal.mend_sealed(SegmentId(1)).is_err(), "it is gone");

@@ -17,7 +17,7 @@ use graven_net::bulk::BulkIdentity;
 use graven_net::server::{DamagedRange, NodeState, Server, ServerConfig};
 use graven_net::tls::{Identity as Certified, NodeIdentity, TlsIdentity};
 use graven_snapshot::Checkpoint;
-use graven_wal::mend::{Filled, Hole as Found, MendError, Mender, SoundFrames};
+use graven_wal::mend::{self, Filled, Hole as Found, MendError, Mender, SoundFrames};
 use graven_wal::{LogBase, OpenError, RealDisk};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
@@ -45,17 +45,50 @@ pub(super) async fn start(
     state_machine: bool,
     mut announce: impl FnMut(),
 ) -> Result<Engine, StartError> {
+    mend_what_was_left(&config, &mut announce).await?;
     for _ in 0..HEALS_MAX {
         match Engine::start(config.clone(), state_machine).await {
             Ok(engine) => return Ok(engine),
             Err(cause) if may_help(&cause) => {
                 error!("the log needs mending: {cause}");
-                heal(&config, &mut announce).await?;
+                heal(&config, Patience::Whole, &mut announce).await?;
             }
             Err(cause) => return Err(cause),
         }
     }
     Engine::start(config, state_machine).await
+}
+
+/// Mends what the node's last life found and could not mend while it ran. That life went on with it, and so may this one: when nobody has
+/// what is missing, or somebody who may have it is down, the node starts as it is.
+///
+/// # Errors
+/// Anything but that the damage stays.
+async fn mend_what_was_left(config: &NodeConfig, announce: &mut impl FnMut()) -> Result<(), StartError> {
+    let disk = RealDisk::open(&config.data_dir);
+    if !waiting(|| mend::is_asked(&disk)) {
+        return Ok(());
+    }
+    info!("damage was found that can be mended only now: the whole log is read");
+    match heal(config, Patience::OneRound, announce).await {
+        Ok(()) => {}
+        Err(cause @ StartError::Unmendable { .. }) => warn!("the node starts as it is: {cause}"),
+        Err(cause) => return Err(cause),
+    }
+    // What is still damaged is found again, and then asked for again.
+    waiting(|| mend::unask(&disk)).map_err(|cause| StartError::Mending {
+        dir: config.data_dir.clone(),
+        cause: format!("the wish to mend it cannot be taken back: {cause}"),
+    })
+}
+
+/// How long damage is mended before the node starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Until it is mended, or nobody can: the node does not start with it.
+    Whole,
+    /// Until everybody who can be reached was asked once.
+    OneRound,
 }
 
 /// One heal closes every hole that was found. A second one is for what broke meanwhile; more would go around in circles.
@@ -83,7 +116,7 @@ fn may_help(cause: &StartError) -> bool {
 ///
 /// # Errors
 /// [`StartError::Unmendable`] and [`StartError::InDoubt`] when this is not the way out; anything that keeps a node from starting.
-async fn heal(config: &NodeConfig, announce: impl FnMut()) -> Result<(), StartError> {
+async fn heal(config: &NodeConfig, patience: Patience, announce: impl FnMut()) -> Result<(), StartError> {
     let tls = load_tls(config)?;
     check_certificate(config, &tls)?;
     let Certified::Node(me) = tls.current().identity().clone() else {
@@ -93,10 +126,11 @@ async fn heal(config: &NodeConfig, announce: impl FnMut()) -> Result<(), StartEr
     let health = Health { state: NodeState::Recovering, range: None };
     let (phase, phase_end) =
         watch::channel(Phase { health, peers: peers.clone(), incarnation: 0, sound: None, base: 0 });
-    let mut healing = Healing { config, tls, me, peers, phase, phase_end, server: None, announce };
+    let mut healing = Healing { config, patience, tls, me, peers, phase, phase_end, server: None, announce };
     let healed = healing.run().await;
     if let Err(cause @ StartError::Unmendable { .. }) = &healed
         && healing.server.is_some()
+        && patience == Patience::Whole
     {
         // Whoever lacks the same must hear this node's answer too, or would wait for it for ever.
         error!("{cause}; this node answers others for {} s more, and ends", LINGER.as_secs());
@@ -110,6 +144,7 @@ async fn heal(config: &NodeConfig, announce: impl FnMut()) -> Result<(), StartEr
 
 struct Healing<'a, F: FnMut()> {
     config: &'a NodeConfig,
+    patience: Patience,
     tls: TlsIdentity,
     me: NodeIdentity,
     peers: Vec<Peer>,
@@ -217,6 +252,11 @@ impl<F: FnMut()> Healing<'_, F> {
                         hole.map_or(wanted.first, |hole| hole.first)
                     );
                     self.show(mender);
+                }
+                Round::Later(sentences) if self.patience == Patience::OneRound => {
+                    let why = format!("not every node could be asked ({})", sentences.join("; "));
+                    let left = mender.holes().get(wanted.hole..).unwrap_or_default().to_vec();
+                    return Err(damaged_beyond(self.config, left, why, Alone::No));
                 }
                 Round::Later(sentences) => {
                     self.say(NodeState::Damaged, range);

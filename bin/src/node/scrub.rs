@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use graven_frame::Frame;
 use graven_net::bulk::Pace;
 use graven_net::server::NodeState;
-use graven_wal::mend::{Filled, MendError, SealedMender, SealedStep};
+use graven_wal::mend::{self, Filled, MendError, SealedMender, SealedStep};
 use graven_wal::{Damage, LogReader, RealDisk, ScrubError, ScrubPosition, SegmentId, Wal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
@@ -80,6 +80,13 @@ enum Unmended {
     Alone,
     #[error("the log is closed")]
     Closed,
+}
+
+impl Unmended {
+    /// Whether the next start may do better: what stands behind may change then too, and the log begin at its checkpoint.
+    fn may_end_with_the_log_closed(&self) -> bool {
+        matches!(self, Unmended::Nobody(_) | Unmended::Mend(MendError::NotSealed { .. }))
+    }
 }
 
 /// Runs until `stopped` says so.
@@ -256,12 +263,19 @@ impl State {
                     info!("segment {} is mended", damage.segment);
                     self.broken.remove(&damage.segment);
                 }
+                Err(Unmended::Mend(MendError::Gone { segment })) => {
+                    info!("segment {segment} was let go of; nothing is left to mend");
+                    self.broken.remove(&damage.segment);
+                }
                 Err(Unmended::Mend(MendError::Whole { segment })) => {
                     warn!("segment {segment} is whole when it is read again: a read failed once, look at the disk");
                     self.broken.remove(&damage.segment);
                 }
                 Err(why) => {
                     warn!("segment {} cannot be mended now: {why}", damage.segment);
+                    if why.may_end_with_the_log_closed() {
+                        self.ask_at_start();
+                    }
                     if let Some(broken) = self.broken.get_mut(&damage.segment) {
                         broken.hopeless = matches!(why, Unmended::Nobody(_) | Unmended::Alone);
                         broken.again = Instant::now() + RETRY;
@@ -271,6 +285,20 @@ impl State {
         }
         self.tell();
         self.tell_protocol().await;
+    }
+
+    /// Has the next start mend the log as a whole.
+    fn ask_at_start(&self) {
+        let disk = RealDisk::open(&self.scrubber.data_dir);
+        if mend::is_asked(&disk) {
+            return;
+        }
+        match mend::ask_at_start(&disk) {
+            Ok(()) => warn!(
+                "start this node again when the others are up: its log is mended as a whole then, before it takes part"
+            ),
+            Err(cause) => error!("cannot note that the next start shall mend the log: {cause}"),
+        }
     }
 
     /// Tells the protocol thread whether damage keeps this node from voting; again and again while it does, so that a leader that could

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::common::{self, Dev, run, wait_for};
-use crate::heal::{append, checkpoints, cluster, data, entries, follower, log, sealed, state, trimmed, verify_stopped};
+use crate::heal::{
+    append, checkpoints, cluster, data, entries, flip, follower, log, sealed, state, trimmed, verify_stopped,
+};
 
 /// A log in which one acknowledged record is another, every sum of it right, as a disk that lies, or a copy put back, could leave it.
 fn forge(dir: &Path) -> u64 {
@@ -197,6 +199,37 @@ fn the_beginning_of_a_trimmed_log_outlasts_one_damage_after_the_other() {
         verify_stopped(&dev, &node);
     }
     dev.start_node(&node);
+}
+
+/// Damage that a running node could not mend is mended by its next start, which goes on with it when the others are down.
+#[test]
+fn what_could_not_be_mended_while_a_node_ran_is_mended_when_it_starts() {
+    let (mut dev, all) = cluster(3);
+    let node = follower(&dev);
+    let dir = data(&dev, &node);
+    wait_for("the node to follow", || (dev.run(&["read", "--node", &node]).stdout == all).then_some(()));
+    verify_stopped(&dev, &node);
+    let (path, entry) = sealed(&dir, 0);
+    let asked = dir.join("mend-at-start");
+    flip(&path, entry["at"].as_u64().expect("a place") + 200);
+    fs::write(&asked, b"").expect("written");
+    dev.start_node(&node);
+    wait_for("the node to be whole", || {
+        let is_ok = state(&dev, &node)["state"] == "ok";
+        (is_ok && dev.run(&["read", "--node", &node]).stdout == all).then_some(())
+    });
+    assert!(log(&dev, &node).contains("the whole log is read") && !asked.exists());
+    verify_stopped(&dev, &node);
+
+    flip(&path, entry["at"].as_u64().expect("a place") + 200);
+    fs::write(&asked, b"").expect("written");
+    for other in ["n1", "n2", "n3"].into_iter().filter(|it| *it != node) {
+        dev.kill(other);
+    }
+    dev.start_node(&node);
+    wait_for("the node to start as it is", || log(&dev, &node).contains("the node starts as it is").then_some(()));
+    wait_for("the node to answer", || (state(&dev, &node)["reachable"] == true).then_some(()));
+    assert!(!asked.exists(), "asked for again when it is found again");
 }
 
 /// Counts what it is given.

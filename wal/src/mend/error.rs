@@ -45,6 +45,12 @@ pub enum MendError {
         /// Why not.
         what: &'static str,
     },
+    /// The segment was let go of: nothing is left to mend.
+    #[error("segment {segment} is no part of the log any more")]
+    Gone {
+        /// The segment.
+        segment: SegmentId,
+    },
     /// Nothing is wrong with the segment, when all of it is read again.
     #[error("nothing is wrong with segment {segment}")]
     Whole {

@@ -13,6 +13,7 @@ use crate::format::{
     TRAILER_BYTES, TWIN_BLOCK, encode_hard_state, encode_reset, encode_trailer, extent, segment_name, twin_of,
 };
 use crate::log::head_crc;
+use crate::planted::{Bug, is_planted};
 use crate::types::{HardState, LogBase, TermRun};
 
 /// Replacements have this name, with the segment's number, until they are whole.
@@ -195,7 +196,7 @@ impl<F: DiskFile> Replacement<F> {
         }
         self.opening.capacity = capacity;
         self.file.write_at(0, &self.opening.encode())?;
-        self.file.sync_data()
+        if is_planted(Bug::ReplacementUnsynced) { Ok(()) } else { self.file.sync_data() }
     }
 
     fn write_hard_state(&mut self, hard_state: HardState) -> io::Result<()> {

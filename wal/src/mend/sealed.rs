@@ -69,7 +69,8 @@ impl<D: Disk> Wal<D> {
     /// Begins to mend a sealed segment. Reads and writes nothing yet; the log goes on meanwhile.
     ///
     /// # Errors
-    /// [`MendError::NotSealed`] when the segment is not there, is the one that is written to, or another one is being mended.
+    /// [`MendError::Gone`] when there is no such segment any more; [`MendError::NotSealed`] when it is the one that is written to, or another
+    /// one is being mended.
     pub fn mend_sealed(&mut self, segment: SegmentId) -> Result<SealedMender<D>, MendError> {
         let refuse = |what| MendError::NotSealed { segment, what };
         if self.mending.upgrade().is_some() {
@@ -77,7 +78,7 @@ impl<D: Disk> Wal<D> {
         }
         let index = self.shared.read();
         let at = index.segments.iter().position(|there| there.view.id == segment.0);
-        let at = at.ok_or_else(|| refuse("there is no such segment any more"))?;
+        let at = at.ok_or(MendError::Gone { segment })?;
         let next = index.segments.get(at + 1).ok_or_else(|| refuse("it is the one that is written to"))?.opened_at;
         let SegmentIndex { view, opened_at, .. } = &index.segments[at];
         let token = Arc::new(());
@@ -99,8 +100,8 @@ impl<D: Disk> Wal<D> {
     /// Puts a mended segment in its place; returns the directory that keeps the damaged file.
     ///
     /// # Errors
-    /// [`MendError::NotSealed`] when it is not ready, or the segment was released in the meantime: nothing is changed then. An error of
-    /// the disk closes the log for good.
+    /// [`MendError::NotSealed`] when it is not ready, [`MendError::Gone`] when the segment was released in the meantime: nothing is changed
+    /// then. An error of the disk closes the log for good.
     pub fn finish_sealed(&mut self, mut mender: SealedMender<D>) -> Result<String, MendError> {
         let segment = SegmentId(mender.id);
         let refuse = |what| MendError::NotSealed { segment, what };
@@ -113,7 +114,7 @@ impl<D: Disk> Wal<D> {
         if !self.shared.read().segments.iter().any(is_it) {
             // Nobody else will want it.
             self.disk.remove(&replacement_name(mender.id)).map_err(io_of("remove the replacement of", mender.id))?;
-            return Err(refuse("it was released in the meantime"));
+            return Err(MendError::Gone { segment });
         }
         let map = whole.map().map_err(io_of("map", mender.id))?;
         if let Err(cause) = put_in_place(&self.disk, mender.id) {
@@ -125,7 +126,7 @@ impl<D: Disk> Wal<D> {
         let view = Arc::new(View { id: mender.id, salt: mender.salt, map, written: AtomicU64::new(closed.end) });
         let mut index = self.shared.write();
         let Some(there) = index.segments.iter_mut().find(|there| is_it(there)) else {
-            return Err(refuse("it was released in the meantime"));
+            return Err(MendError::Gone { segment });
         };
         let (before, capacity) = (std::mem::replace(&mut there.view, view), there.capacity);
         there.points = points_of(&closed, there.last);

@@ -163,6 +163,11 @@ fn end_that_is_cut_without_a_word_is_found() {
 }
 
 #[test]
+fn replacement_in_place_before_it_is_durable_is_found() {
+    is_found(Bug::ReplacementUnsynced, || mend::every_crash_of_mending().map(drop));
+}
+
+#[test]
 fn damaged_segment_that_is_removed_first_is_found() {
     is_found(Bug::OriginalRemovedFirst, || mend::every_crash_of_mending().map(drop));
 }
