@@ -12,6 +12,7 @@ use graven::replica::{Alarm, Answer, Chore, DiskJob, Effect, Fetch, Load, Now, R
 use graven_frame::{Body, Chain, Frame, HeaderSpec, Kind};
 use graven_raft::invariants::check_step;
 use graven_raft::{AppendHead, Message, NodeId, Role};
+use graven_wal::ReadError;
 
 use crate::check::membership::Maker;
 use crate::check::retention::Kept;
@@ -76,6 +77,7 @@ pub(crate) enum Event {
     Loaded { node: u64, life: u64, load: Load },
     Fetched { node: u64, life: u64, fetch: Fetch },
     PictureFetched { node: u64, life: u64, id: u64 },
+    Scrub { node: u64, life: u64 },
     Start { node: u64 },
     Request { node: u64, request: u64 },
     Answer { request: u64, answer: Result<Answer, Rejection> },
@@ -101,6 +103,7 @@ impl Event {
             | Event::Loaded { node, .. }
             | Event::Fetched { node, .. }
             | Event::PictureFetched { node, .. }
+            | Event::Scrub { node, .. }
             | Event::Request { node, .. } => Some(*node),
             Event::Start { .. }
             | Event::Answer { .. }
@@ -304,6 +307,7 @@ impl Cluster {
             Event::Loaded { node, life, load } => self.on_loaded(node, life, load),
             Event::Fetched { node, life, fetch } => self.on_fetched(node, life, fetch),
             Event::PictureFetched { node, life, id } => self.on_picture_fetched(node, life, id),
+            Event::Scrub { node, life } => self.on_scrub(node, life),
             Event::Start { node } => self.on_start(node),
             Event::Request { node, request } => self.on_request(node, request),
             Event::Answer { request, answer } => {
@@ -540,7 +544,18 @@ impl Cluster {
 
     fn on_loaded(&mut self, node: u64, life: u64, load: Load) -> Checked {
         let Some(process) = self.node_mut(node).alive(life) else { return Ok(()) };
-        let frames = process.reader.frames(load.first, load.last, load.max_bytes).unwrap_or_default();
+        let mut frames = match process.reader.frames(load.first, load.last, load.max_bytes) {
+            Ok(frames) => frames,
+            Err(error) => {
+                if let ReadError::Damaged(damage) = error {
+                    self.suspect(node, damage.first_index);
+                }
+                Vec::new()
+            }
+        };
+        if let Some(index) = first_broken(&mut frames) {
+            self.suspect(node, index);
+        }
         self.trace
             .line(self.now_us, format_args!("n{node} loads {} from {}: {}", load.token, load.first, frames.len()));
         self.input_of(node, life, |replica, now| replica.loaded(now, load.token, frames))
@@ -560,9 +575,10 @@ impl Cluster {
         let (now_us, profile) = (self.now_us, self.profile);
         let mut rng = self.rng.fork();
         let place = self.node_mut(node);
-        if place.process.is_some() {
+        if place.process.is_some() || self.mend_what_was_left(node)? {
             return Ok(());
         }
+        let place = self.node_mut(node);
         let (recovered, frames) = match place.start(&mut rng, now_us, &profile) {
             Ok(found) => found,
             Err(error) => {
@@ -595,8 +611,20 @@ impl Cluster {
         }
         self.checkers.started(node, &recovered.base, &frames, recovered.known_commit)?;
         self.begins_elsewhere(node, recovered.base.next_offset)?;
+        if self.profile.scrubs {
+            let life = self.node(node).life;
+            self.after(1_000, 20_000, Event::Scrub { node, life });
+        }
         self.carry_out(node)
     }
+}
+
+/// Keeps the frames before the first one whose body is not what was written, and says which that was.
+pub(crate) fn first_broken(frames: &mut Vec<Frame>) -> Option<u64> {
+    let at = frames.iter().position(|frame| frame.verify(None).is_err())?;
+    let index = frames[at].header().index;
+    frames.truncate(at);
+    Some(index)
 }
 
 /// The entry with which every log begins: the same on all nodes.

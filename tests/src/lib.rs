@@ -25,6 +25,7 @@ pub mod profile;
 pub mod report;
 pub mod rng;
 mod rot;
+mod scrub;
 pub mod trace;
 pub mod transcript;
 mod workload;

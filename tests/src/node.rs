@@ -18,6 +18,7 @@ use crate::check::retention;
 use crate::clock::Clock;
 use crate::profile::Profile;
 use crate::rng::Rng;
+use crate::scrub::Scrub;
 
 /// Small, so that a short run goes through many segments.
 const SEGMENT_BYTES: [u64; 2] = [32 << 10, 64 << 10];
@@ -98,6 +99,8 @@ pub struct Process {
     pub(crate) first_seen: u64,
     /// Entries up to here are let go of, and files of them are left.
     pub(crate) released: Option<u64>,
+    /// Its scrubber.
+    pub(crate) scrub: Scrub,
 }
 
 fn options(segment_bytes: u64) -> Options {
@@ -203,6 +206,7 @@ impl Node {
             cursors_seen: None,
             first_seen: recovered.first_index,
             released: None,
+            scrub: Scrub::default(),
         });
         Ok((recovered, frames))
     }

@@ -9,6 +9,7 @@ use crate::check::{Checked, Violation};
 use crate::cluster::Cluster;
 use crate::disks::{FULL_DISKS, HUNG_DISKS};
 use crate::node::Node;
+use crate::rot::Sick;
 
 /// Runs that go on, healed, under a cut that stays; in thousandths.
 const LASTING_CUTS: u64 = 500;
@@ -187,6 +188,7 @@ impl Cluster {
             leaderless: self.leader().is_none(),
             changing,
             pictures: self.without_pictures(),
+            damaged: self.sick.as_ref().filter(|_| self.profile.scrubs).map(Sick::node),
         }
     }
 

@@ -177,6 +177,7 @@ pub const ALL: &[Planted] = &[
         .under(Profile::ROT),
     in_wal("marker-not-written", wal::Bug::MarkerNotWritten, 100, &["P1", "P2", "leader completeness"])
         .under(Profile::ROT),
+    in_wal("replacement-unsynced", wal::Bug::ReplacementUnsynced, 300, &["recovery", "P1"]).under(Profile::SCRUB),
     in_wal("directory-sync-skipped", wal::Bug::DirectorySyncSkipped, 100, &["recovery"]),
     in_wal("sync-before-write", wal::Bug::SyncBeforeWrite, 100, &["recovery"]).under(Profile::DISKS),
     in_wal("length-before-crc", wal::Bug::LengthBeforeCrc, 100, &["recovery"]),

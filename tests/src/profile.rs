@@ -64,6 +64,8 @@ pub struct Profile {
     pub trim_us: u64,
     /// Pause between nodes whose logs rot.
     pub rot_us: u64,
+    /// Nodes read their sealed segments again while they run, some of which rot then.
+    pub scrubs: bool,
     /// Pause between snapshots with names that are put, dropped or lost.
     pub picture_us: u64,
     /// Pause between moves of cursors and looks at them.
@@ -110,6 +112,7 @@ impl Profile {
         member_us: 0,
         trim_us: 0,
         rot_us: 0,
+        scrubs: false,
         picture_us: 0,
         cursor_us: 0,
         states: 0,
@@ -322,6 +325,15 @@ impl Profile {
         promises: &[Counter::ROTS, Counter::MENDED, Counter::CUT_ENDS],
         ..Profile::CALM
     };
+    /// Sealed segments of running nodes rot too, whose scrubbers find that and mend it.
+    pub const SCRUB: Profile = Profile {
+        name: "scrub",
+        scrubs: true,
+        rot_us: 80_000,
+        crash_us: 400_000,
+        promises: &[Counter::ROTS, Counter::MENDED, Counter::SCRUBBED, Counter::SCRUB_MENDED],
+        ..Profile::ROT
+    };
     /// Everything at once.
     pub const CHAOS: Profile = Profile {
         name: "chaos",
@@ -340,6 +352,7 @@ impl Profile {
         member_us: 0,
         trim_us: 1_000_000,
         rot_us: 0,
+        scrubs: false,
         picture_us: 1_000_000,
         cursor_us: 0,
         states: 0,
@@ -368,7 +381,7 @@ impl Profile {
             Counter::DEPOSED,
         ],
     };
-    /// All that take turns; [`Profile::RETENTION`] and [`Profile::ROT`] have seeds of their own.
+    /// All that take turns; [`Profile::RETENTION`], [`Profile::ROT`] and [`Profile::SCRUB`] have seeds of their own.
     pub const ALL: [Profile; 16] = [
         Profile::CHAOS,
         Profile::MEMBERS,
@@ -391,7 +404,10 @@ impl Profile {
     /// The profile of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Profile> {
-        Profile::ALL.into_iter().chain([Profile::RETENTION, Profile::ROT]).find(|profile| profile.name == name)
+        Profile::ALL
+            .into_iter()
+            .chain([Profile::RETENTION, Profile::ROT, Profile::SCRUB])
+            .find(|profile| profile.name == name)
     }
 
     /// What `sum`, over runs of this profile, owes to its promises: the first counter that did not move. Nothing is owed below

@@ -99,6 +99,12 @@ pub struct Stats {
     /// Logs that lost their end.
     #[serde(skip)]
     pub cut_ends: u64,
+    /// Damage that a running node's scrubber found.
+    #[serde(skip)]
+    pub scrubbed: u64,
+    /// Segments that a running node mended.
+    #[serde(skip)]
+    pub scrub_mended: u64,
 }
 
 /// A counter that a profile promises to move.
@@ -130,7 +136,7 @@ counters! {
     STALLS stalls, FULL_DISKS full_disks, FLIPS flips, TRANSFERS transfers, DEPOSED deposed, READS reads, JUDGED judged,
     RETRIES retries, CHECKPOINTS checkpoints, RELEASES releases, INSTALLS installs,
     SNAPSHOTS snapshots, SPREAD spread, STATES states, CURSORS cursors, TRIMS_BY_AGE trims_by_age,
-    ROTS rots, MENDED mended, CUT_ENDS cut_ends,
+    ROTS rots, MENDED mended, CUT_ENDS cut_ends, SCRUBBED scrubbed, SCRUB_MENDED scrub_mended,
 }
 
 impl std::fmt::Debug for Counter {

@@ -11,7 +11,7 @@ use graven_wal::ReadError;
 
 use crate::check::{Asked, Checked, Violation};
 use crate::client::Wish;
-use crate::cluster::{Cluster, Event, LANES};
+use crate::cluster::{Cluster, Event, LANES, first_broken};
 use crate::node::Node;
 
 /// Somebody who waits for an answer.
@@ -307,8 +307,17 @@ impl Cluster {
         for _ in 0..4 {
             match feed.step(&view) {
                 Step::Read => {
-                    let frames = match feed.read(&process.reader, &view, 4096) {
+                    let mut frames = match feed.read(&process.reader, &view, 4096) {
                         Ok(frames) => frames,
+                        // It is told so, and goes to another node.
+                        Err(ReadError::Damaged(damage))
+                            if self.sick.as_ref().is_some_and(|it| it.is(follower.node)) =>
+                        {
+                            let node = follower.node;
+                            follower.feed = None;
+                            self.suspect(node, damage.first_index);
+                            return Ok(());
+                        }
                         // Its view is older than a trim: it looks again.
                         Err(ReadError::Trimmed { .. }) if feed.next_offset() < news.first_offset => {
                             view = news;
@@ -320,8 +329,15 @@ impl Cluster {
                             return Err(Violation { property: "P4", detail });
                         }
                     };
+                    let broken = first_broken(&mut frames);
                     for frame in &frames {
                         self.checkers.delivered(at, frame)?;
+                    }
+                    if let Some(index) = broken {
+                        let node = follower.node;
+                        follower.feed = None;
+                        self.suspect(node, index);
+                        return Ok(());
                     }
                 }
                 Step::CaughtUp { next_offset } => {

@@ -21,6 +21,8 @@ pub struct Left {
     pub changing: bool,
     /// Nodes that do not have exactly the snapshots that have a name.
     pub pictures: Vec<u64>,
+    /// The node whose log is damaged.
+    pub damaged: Option<u64>,
 }
 
 impl Left {
