@@ -21,7 +21,7 @@
 //! the node must not vote any more under its identity.
 
 mod abandon;
-mod asked;
+pub(crate) mod asked;
 mod build;
 mod error;
 mod marker;
@@ -53,7 +53,6 @@ use replacement::{keep_aside, put_in_place};
 use sequence::Sequence;
 use survey::{Broken, Run, Segment, entry_of, lost_segment, read_segment};
 
-pub(crate) use asked::ASKED;
 pub use asked::{ask_at_start, is_asked, unask};
 pub use error::MendError;
 pub(crate) use marker::{MARKER, UNFINISHED_MARKER};

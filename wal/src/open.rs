@@ -15,7 +15,8 @@ use crate::format::{FORMAT_VERSION, OPENING_BYTES, Opening, OpeningFound, TRAILE
 use crate::index::{LogIndex, SegmentIndex, View};
 use crate::log::{Active, Wal, settled_options};
 use crate::map::Mirror;
-use crate::mend::{ASKED, MARKER, MENDED_PREFIX, UNFINISHED_MARKER};
+use crate::mend::asked::ASKED;
+use crate::mend::{MARKER, MENDED_PREFIX, UNFINISHED_MARKER};
 use crate::planted::{Bug, is_planted};
 use crate::pool::{FoundPrepared, Pool};
 use crate::reader::Shared;
