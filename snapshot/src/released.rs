@@ -89,10 +89,7 @@ pub fn reserve<D: Disk>(disk: &D) -> Result<(), CheckpointError> {
 }
 
 fn make<D: Disk>(disk: &D) -> Result<(), CheckpointError> {
-    match disk.remove(UNFINISHED) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed("remove", UNFINISHED)(cause)),
-        _ => {}
-    }
+    disk.remove_unfinished(UNFINISHED).map_err(failed("remove", UNFINISHED))?;
     let file = disk.create(UNFINISHED, WriteMode::Buffered).map_err(failed("make", UNFINISHED))?;
     file.allocate(2 * BLOCK_BYTES).map_err(failed("take space for", UNFINISHED))?;
     file.write_at(0, &[0; 2 * BLOCK_BYTES as usize]).map_err(failed("write", UNFINISHED))?;

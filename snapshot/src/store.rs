@@ -114,7 +114,7 @@ fn save_as<D: Disk>(disk: &D, checkpoint: &Checkpoint, name: &str) -> Result<(),
 }
 
 fn write<D: Disk>(disk: &D, bytes: &[u8]) -> Result<(), CheckpointError> {
-    remove_if_there(disk, UNFINISHED)?;
+    disk.remove_unfinished(UNFINISHED).map_err(failed("remove", UNFINISHED))?;
     let file = disk.create(UNFINISHED, WriteMode::Buffered).map_err(failed("make", UNFINISHED))?;
     // Its space first: a full disk is known before a byte is written.
     file.allocate(bytes.len() as u64).map_err(failed("take space for", UNFINISHED))?;

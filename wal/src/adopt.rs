@@ -109,10 +109,7 @@ pub fn settle<D: Disk>(wal: &mut Wal<D>) -> Result<(), OpenError> {
 impl IdentityChange {
     /// Writes the journal, durably.
     fn write<D: Disk>(&self, disk: &D) -> io::Result<()> {
-        match disk.remove(UNFINISHED_JOURNAL) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        disk.remove_unfinished(UNFINISHED_JOURNAL)?;
         let file = disk.create(UNFINISHED_JOURNAL, WriteMode::Buffered)?;
         file.write_at(0, &self.encode())?;
         file.sync_data()?;

@@ -1,7 +1,5 @@
 //! Making a new log.
 
-use std::io;
-
 use graven_frame::{Frame, Kind};
 
 use crate::cut::{self, CUT_AREA};
@@ -32,10 +30,7 @@ pub(crate) fn create<D: Disk>(
     check_empty(disk)?;
     let bytes = first_segment(disk, identity, &options, first)?;
     let io = |operation| move |cause| CreateError::Io { operation, cause };
-    match disk.remove(UNFINISHED) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(io("remove an unfinished log")(cause)),
-        _ => {}
-    }
+    disk.remove_unfinished(UNFINISHED).map_err(io("remove an unfinished log"))?;
     let file = disk.create(UNFINISHED, WriteMode::Buffered).map_err(io("create the first segment"))?;
     file.allocate(options.segment_bytes).map_err(io("allocate the first segment"))?;
     file.write_at(0, &bytes).map_err(io("write the first segment"))?;

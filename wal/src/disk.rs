@@ -58,6 +58,19 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// The disk's.
     fn remove(&self, name: &str) -> io::Result<()>;
 
+    /// Removes a file that was never finished, if there is one, durably: a new one under its name can then be renamed without that rename ever
+    /// meaning the old one. Changes of names that no sync followed may be lost one by one, and of a removal, a creation and a rename the
+    /// rename alone may be left.
+    ///
+    /// # Errors
+    /// The disk's.
+    fn remove_unfinished(&self, name: &str) -> io::Result<()> {
+        match self.remove(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| self.sync_dir()),
+        }
+    }
+
     /// Makes a directory inside this one; files in it are named `directory/file`. It may be there already.
     ///
     /// # Errors

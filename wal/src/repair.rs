@@ -315,10 +315,7 @@ impl Work {
 
     /// Puts a segment with what is kept, and the hard state behind it, in the place of the damaged one.
     fn replace<D: Disk>(&self, disk: &D, name: &str, hard_state: HardState) -> io::Result<()> {
-        match disk.remove(REPLACEMENT) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        disk.remove_unfinished(REPLACEMENT)?;
         let id = self.opening.segment;
         let payload = encode_hard_state(hard_state);
         let prefix = Prefix {

@@ -113,10 +113,7 @@ impl Marker {
             Err(MarkerError::Damaged) => self.hard_state_certain = false,
             Err(error) => return Err(error),
         }
-        match disk.remove(UNFINISHED_MARKER) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_in("write")(error)),
-            _ => {}
-        }
+        disk.remove_unfinished(UNFINISHED_MARKER).map_err(io_in("write"))?;
         let file = disk.create(UNFINISHED_MARKER, WriteMode::Buffered).map_err(io_in("create"))?;
         file.write_at(0, &self.encode()).map_err(io_in("write"))?;
         file.sync_data().map_err(io_in("sync"))?;

@@ -63,10 +63,7 @@ impl<F: DiskFile> Replacement<F> {
     /// Begins to write a segment that has this opening; `opening.capacity` is what it has at least.
     pub(crate) fn begin<D: Disk<File = F>>(disk: &D, opening: Opening) -> io::Result<Replacement<F>> {
         let name = replacement_name(opening.segment);
-        match disk.remove(&name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        disk.remove_unfinished(&name)?;
         let file = disk.create(&name, WriteMode::Buffered)?;
         file.allocate(opening.capacity)?;
         Ok(Replacement {

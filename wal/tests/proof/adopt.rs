@@ -5,7 +5,7 @@ use graven_frame::Frame;
 use graven_wal::adopt::{IdentityChange, adopt, pending, settle};
 use graven_wal::inspect;
 use graven_wal::sim::SimDisk;
-use graven_wal::{HardState, Identity, OpenError, Options, Wal};
+use graven_wal::{Disk as _, HardState, Identity, OpenError, Options, Wal, WriteMode};
 
 const TO: Identity = Identity { cluster: 0xC2, node: 1, incarnation: 0x2AC };
 /// What a second attempt would like, and must not get when the first one has begun.
@@ -65,6 +65,26 @@ fn every_segment_gets_the_new_identity_and_nothing_else_changes() {
     }
     wal.close().expect("no fault");
     check(&disk, TO, &all, "grown");
+}
+
+/// A journal that an earlier attempt did not finish is replaced by another of the same name: a rename that alone outlives a power cut must
+/// not make the old one the journal.
+#[test]
+fn a_journal_that_was_never_finished_stays_none() {
+    let (start, _) = log();
+    start.create("adopting.new", WriteMode::Buffered).expect("no fault");
+    start.sync_dir().expect("no fault");
+    let whole = start.copy();
+    change(&whole, TO).expect("no fault");
+    for cut in 0..whole.changes() {
+        let disk = start.copy();
+        disk.power_off_after(cut);
+        change(&disk, TO).expect_err("no power");
+        for left in 0..disk.unsynced().len() {
+            let after = disk.crash_keeping(|number| number == left);
+            pending(&after).unwrap_or_else(|error| panic!("cut {cut}, only {left} is left: {error}"));
+        }
+    }
 }
 
 /// Power cuts at every call of the change, and at every call of going on with some of them.
