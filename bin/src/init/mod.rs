@@ -7,6 +7,7 @@
 pub mod join;
 pub mod recover;
 pub mod restore;
+pub mod survivor;
 
 use std::fs;
 use std::io::{self, Write};

@@ -14,18 +14,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use graven_frame::{Body, Frame, HeaderSpec, Kind};
 use graven_net::protocol::FEATURE_LEVEL;
 use graven_net::tls::{Authority, Role};
-use graven_snapshot::{Checkpoint, CheckpointError, Flaw};
+use graven_snapshot::CheckpointError;
 use graven_wal::mend::{Marker, MarkerError};
-use graven_wal::{AppendError, HardState, Identity, OpenError, Options, RealDisk, Recovered, Wal, adopt, inspect};
+use graven_wal::{AppendError, Identity, OpenError, Options, RealDisk, adopt, inspect};
 
 use super::join::NEWEST_FILE;
+use super::survivor::{self, SurvivorLog};
 use super::{CLIENT_FILE, InitError, NewNode, client_toml, make_dir, sync_dir, sync_tree, write_file};
 use crate::config::{NodeConfig, split_address};
-use crate::members::{Member, MemberRole, Members, MembersError};
-use crate::replica::restore::{self, RestoreError};
+use crate::members::{Member, MemberRole, MembersError};
+use crate::replica::restore::RestoreError;
 
 /// What the survivor has, and what becomes of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,18 +169,15 @@ pub fn recover(config: &NodeConfig) -> Result<RecoveredCluster, RecoverError> {
     let options = Options { segment_bytes: config.wal.segment_bytes, ..Options::default() };
     let wanted = match adopt::pending(&disk)? {
         Some(change) => change.to,
-        None => check(&disk, &options)?,
+        None => survivor::new_identity(&disk, &options, rand::random())?,
     };
     let place = Place::prepare(&home, config, wanted)?;
-    let (mut wal, recovered) = adopt::adopt(disk, options, wanted)?;
-    rename_checkpoints(wal.disk(), wanted.cluster)?;
-    let (members, index) = found_cluster(&mut wal, &recovered, config)?;
-    place.note_newest(members.newest_id())?;
-    Marker::remove(wal.disk())?;
+    let log = SurvivorLog::adopt(disk, options, wanted, |identity| member_of(config, identity), now_ms())?;
+    place.note_newest(log.newest_id)?;
+    log.forget_lost_end()?;
     place.install(config)?;
     let dir = place.settle()?;
-    adopt::settle(&mut wal)?;
-    wal.close()?;
+    let index = log.settle()?;
     // The node's own copy is in use; a second one of its key only lies around.
     let _ = fs::remove_file(dir.join(&config.name).join("node.key"));
     Ok(RecoveredCluster {
@@ -192,91 +189,21 @@ pub fn recover(config: &NodeConfig) -> Result<RecoveredCluster, RecoverError> {
     })
 }
 
-/// Whether the log can become another cluster's; the identity it gets.
-fn check(disk: &RealDisk, options: &Options) -> Result<Identity, RecoverError> {
-    let (wal, recovered) = Wal::open(disk.clone(), options.clone())?;
-    let members = members_of(&wal, &recovered)?;
-    wal.close()?;
-    if members.feature_level > FEATURE_LEVEL {
-        return Err(RecoverError::FeatureLevel { in_force: members.feature_level });
-    }
-    if is_alone(&members, recovered.identity.node) {
-        return Err(RecoverError::Alone);
-    }
-    let identity = recovered.identity;
-    // It stays the node that its log names: a new node that is given this log meets its old memberships first, and must not take the one
-    // that gives it for an impostor. Whoever comes with a directory of before is of the old cluster, whatever its incarnation.
-    Ok(Identity { cluster: rand::random(), ..identity })
-}
-
-/// Whether this node decides alone.
-fn is_alone(members: &Members, node: u64) -> bool {
-    let membership = members.membership();
-    membership.outgoing.is_empty() && membership.voters.into_iter().map(|voter| voter.0).eq([node])
-}
-
-/// The members that the log names last.
-fn members_of(wal: &Wal<RealDisk>, recovered: &Recovered) -> Result<Members, RecoverError> {
-    let reader = wal.reader();
-    let (restored, _) = restore::restore(wal.disk(), recovered, &reader)?;
-    restore::newest_members(recovered, &reader, &restored)?.ok_or(RecoverError::NoMembers)
-}
-
-/// Writes the checkpoints anew, as the new cluster's. One that is damaged stays as it is, and is set aside by a start as ever.
-fn rename_checkpoints(disk: &RealDisk, cluster: u128) -> Result<(), RecoverError> {
-    for index in graven_snapshot::stored(disk)? {
-        match graven_snapshot::load(disk, index) {
-            Ok(found) if found.cluster == cluster => {}
-            Ok(found) => graven_snapshot::save(disk, &Checkpoint { cluster, ..found })?,
-            Err(CheckpointError::Flawed { flaw, .. }) if !matches!(flaw, Flaw::Newer { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-/// Appends the entry that says that this node is alone, unless it is there, and makes it durable. Returns the members of before, and its index.
-fn found_cluster(
-    wal: &mut Wal<RealDisk>,
-    recovered: &Recovered,
-    config: &NodeConfig,
-) -> Result<(Members, u64), RecoverError> {
-    let before = members_of(wal, recovered)?;
-    let identity = recovered.identity;
-    if is_alone(&before, identity.node) {
-        // By the run that was interrupted.
-        return Ok((before, recovered.memberships.last().copied().unwrap_or(recovered.last_index)));
-    }
-    let me = Member {
+/// This node, as the only member of its new cluster.
+fn member_of(config: &NodeConfig, identity: &Identity) -> Member {
+    Member {
         id: identity.node,
         name: config.name.clone(),
         peer_address: config.advertise.peer.clone(),
         client_address: config.advertise.client.clone(),
         incarnation: identity.incarnation.to_le_bytes(),
         role: MemberRole::Voter,
-    };
-    // The newest id is remembered beside the authority, but a lost directory must not give an old one again.
-    let newest = before.nodes.iter().max_by_key(|member| member.id).filter(|member| member.id != me.id).cloned();
-    let removed = newest.map(|member| Member { role: MemberRole::Removed, ..member });
-    let nodes: Vec<Member> = std::iter::once(me).chain(removed).collect();
-    let mut members = Members { nodes, feature_level: before.feature_level };
-    members.nodes.sort_by_key(|member| member.id);
-    let term = recovered.hard_state.term.max(recovered.last_term) + 1;
-    wal.set_hard_state(HardState { term, vote: Some(identity.node) })?;
-    let body = Body::from_chunks(vec![members.encode_voiding_sessions()?.into()]);
-    let crc = body.crc();
+    }
+}
+
+fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let spec = HeaderSpec {
-        kind: Kind::Membership,
-        term,
-        index: recovered.last_index + 1,
-        base_offset: recovered.next_offset,
-        count: 0,
-        timestamp_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(recovered.last_timestamp_ms),
-    };
-    wal.append(&[Frame::seal(spec, recovered.last_chain, body, crc)])?;
-    wal.sync()?;
-    Ok((members, spec.index))
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The directory that gets the new authority and keeps the old certificates.
