@@ -91,6 +91,12 @@ impl Writer {
         self.budget = Some(appends);
     }
 
+    /// Its session, and an append of it that stands or waits to be acknowledged.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<Group> {
+        self.session.and(self.pending.back()).map(|pending| pending.group.clone())
+    }
+
     /// Whether all it was to do is acknowledged.
     #[must_use]
     pub fn is_finished(&self) -> bool {

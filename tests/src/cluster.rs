@@ -207,6 +207,11 @@ impl Cluster {
         cluster
     }
 
+    /// Nodes whose start was ordered and is not wanted.
+    pub(crate) fn forget_starts(&mut self, of: impl Fn(u64) -> bool) {
+        self.events.retain(|Reverse(next)| !matches!(next.event, Event::Start { node } if of(node)));
+    }
+
     /// The node that leads the newest term, if any node leads.
     #[must_use]
     pub fn leader(&self) -> Option<u64> {

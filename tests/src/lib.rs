@@ -26,6 +26,8 @@ pub mod report;
 pub mod rng;
 mod rot;
 mod scrub;
+#[cfg(test)]
+mod survivor;
 pub mod trace;
 pub mod transcript;
 mod workload;

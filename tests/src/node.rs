@@ -51,6 +51,8 @@ pub struct Node {
     /// Changes the daemon's settings for each life. Without it, appends and windows are drawn anew each time, mostly tiny.
     pub(crate) configure: Option<fn(&mut graven_raft::Config)>,
     segment_bytes: u64,
+    /// The cluster it belongs to.
+    cluster: u128,
     /// The named snapshots whose files are on its disk, durably.
     pub(crate) pictures: BTreeSet<u64>,
     /// The snapshots of its state machine that are on its disk, durably.
@@ -119,9 +121,14 @@ impl Node {
     /// When the disk refuses, which this one does not.
     #[must_use]
     pub fn new(id: u64, seed: u64, first: Option<&Frame>) -> Node {
+        Node::of_cluster(CLUSTER, id, seed, first)
+    }
+
+    /// The same, of this cluster.
+    pub(crate) fn of_cluster(cluster: u128, id: u64, seed: u64, first: Option<&Frame>) -> Node {
         let disk = SimDisk::new(seed);
         let segment_bytes = *Rng::new(seed).pick(&SEGMENT_BYTES);
-        let identity = Identity { cluster: CLUSTER, node: id, incarnation: u128::from(id) };
+        let identity = Identity { cluster, node: id, incarnation: u128::from(id) };
         let created =
             Wal::create(disk.clone(), identity, options(segment_bytes), first.map_or(&[], std::slice::from_ref));
         assert!(created.is_ok(), "a simulated disk refuses a new log: {created:?}");
@@ -132,11 +139,17 @@ impl Node {
             process: None,
             configure: None,
             segment_bytes,
+            cluster,
             pictures: BTreeSet::new(),
             states: StatesKept::default(),
             paused_until: 0,
             hangs_until: 0,
         }
+    }
+
+    /// From here on it belongs to another cluster, as its disk says already.
+    pub(crate) fn join_cluster(&mut self, cluster: u128) {
+        self.cluster = cluster;
     }
 
     /// Opens the disk and starts a process on what is found there. Returns what was found.
@@ -179,7 +192,7 @@ impl Node {
             raft,
             ring_bytes: RING_BYTES,
             state_machine,
-            cluster: CLUSTER,
+            cluster: self.cluster,
             checkpoint_bytes: CHECKPOINT_BYTES,
             recovering: crate::rot::recovering(&self.disk)?,
             retention: if profile.retention { retention::settings() } else { Retention::default() },

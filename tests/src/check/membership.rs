@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-use graven::members::Members;
+use graven::members::{Members, voids_sessions};
 use graven_frame::{Frame, Kind};
 use graven_raft::{Membership, NodeId};
 
@@ -96,6 +96,19 @@ pub fn membership_in(frame: &Frame) -> Option<Membership> {
         return None;
     }
     Members::decode(&frame.body().concat()).ok().map(|members| members.membership())
+}
+
+/// The memberships in a log, by index: those since its cluster was founded.
+#[must_use]
+pub fn memberships_in(frames: &[Frame]) -> Vec<(u64, Membership)> {
+    let from = frames.iter().rposition(begins_a_cluster).unwrap_or(0);
+    frames[from..].iter().filter_map(|frame| Some((frame.header().index, membership_in(frame)?))).collect()
+}
+
+/// Whether `frame` makes a survivor the first node of a new cluster.
+#[must_use]
+pub fn begins_a_cluster(frame: &Frame) -> bool {
+    frame.header().kind == Kind::Membership && voids_sessions(&frame.body().concat())
 }
 
 /// Whether `nodes` are a quorum: a majority of the voters, and of the outgoing ones while there are any.

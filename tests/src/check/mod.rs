@@ -160,10 +160,23 @@ impl Checkers {
         // What it has of another log goes, now or at its next start.
         self.durability.diverges(node, &before);
         self.matching.restarted(node, &before)?;
-        let memberships =
-            before.iter().filter_map(|frame| Some((frame.header().index, membership::membership_in(frame)?)));
-        self.changes.restarted(node, memberships.collect());
+        self.changes.restarted(node, membership::memberships_in(&before));
         Ok(())
+    }
+
+    /// `node` is the first of a new cluster, whose log begins with these frames; it has files of those behind the first `base`, and
+    /// `commit` entries are committed there.
+    ///
+    /// # Errors
+    /// The property that does not hold.
+    pub fn inherits(&mut self, node: u64, frames: &[Frame], base: u64, commit: u64) -> Checked {
+        frames.iter().for_each(|frame| self.durability.synced(node, frame));
+        self.matching.restarted(node, frames)?;
+        self.changes.restarted(node, membership::memberships_in(frames));
+        if let Some(last) = frames[..base as usize].last() {
+            self.trims.inherits(base, last.next_offset());
+        }
+        self.committed(node, 0, commit)
     }
 
     /// `node` lost the end of its log, and has `frames` behind `base`.
@@ -231,9 +244,7 @@ impl Checkers {
         self.matching.restarted(node, frames)?;
         self.agreement.restarted(node);
         self.append_only.deposed(node);
-        let memberships =
-            frames.iter().filter_map(|frame| Some((frame.header().index, membership::membership_in(frame)?)));
-        self.changes.restarted(node, memberships.collect());
+        self.changes.restarted(node, membership::memberships_in(frames));
         // The first entry is committed by being everywhere from the start.
         if commit > self.agreement.log().len().max(1) as u64 {
             return violated(
@@ -255,6 +266,10 @@ impl Checkers {
         self.agreement.overwriting(node, frame)?;
         // What a leader commits in this very step is looked at when the step is over.
         let committed = (self.agreement.log().len() as u64).max(maker.map_or(0, |maker| maker.commit));
+        if membership::begins_a_cluster(frame) {
+            // No quorum of before has a say any more.
+            self.changes.restarted(node, Vec::new());
+        }
         self.changes.writing(node, header.index, membership::membership_in(frame).as_ref(), committed, maker)?;
         self.matching.writing(node, frame)
     }

@@ -31,6 +31,11 @@ impl Trims {
         Ok(())
     }
 
+    /// A new cluster's log begins at offset `first` from its start on, behind entry `index`: the trim that let it begin there may be lost.
+    pub fn inherits(&mut self, index: u64, first: u64) {
+        self.committed.push((index, first));
+    }
+
     /// Where the log begins, by all that is committed.
     #[must_use]
     pub fn first_offset(&self) -> u64 {
