@@ -208,6 +208,7 @@ impl Cluster {
     }
 
     /// Nodes whose start was ordered and is not wanted.
+    #[cfg(test)]
     pub(crate) fn forget_starts(&mut self, of: impl Fn(u64) -> bool) {
         self.events.retain(|Reverse(next)| !matches!(next.event, Event::Start { node } if of(node)));
     }

@@ -148,6 +148,7 @@ impl Node {
     }
 
     /// From here on it belongs to another cluster, as its disk says already.
+    #[cfg(test)]
     pub(crate) fn join_cluster(&mut self, cluster: u128) {
         self.cluster = cluster;
     }
