@@ -61,6 +61,7 @@ struct Client {
     connections: usize,
     subscriptions: usize,
     sessions: Bucket,
+    asking: Bucket,
     /// Its share of append groups. A group counts from its first byte on, so whoever begins many and ends none has all there is of it.
     appends: Arc<Budget>,
     requests: Arc<Semaphore>,
@@ -70,9 +71,10 @@ struct Client {
 impl Client {
     fn new(number: u64, limits: &Limits) -> Client {
         let sessions = Bucket::new(SESSIONS_PER_SECOND, SESSIONS_AT_ONCE, Instant::now());
+        let asking = Bucket::new(REQUESTS_PER_SECOND, REQUESTS_PER_SECOND, Instant::now());
         let (appends, requests) = (Budget::new(limits.append_bytes), Arc::new(Semaphore::new(REQUESTS_AT_ONCE)));
         let downloads = Arc::new(Semaphore::new(DOWNLOADS_SHARE));
-        Client { number, connections: 0, subscriptions: 0, sessions, appends, requests, downloads }
+        Client { number, connections: 0, subscriptions: 0, sessions, asking, appends, requests, downloads }
     }
 }
 
@@ -121,6 +123,15 @@ impl Accounts {
         let mut state = self.lock();
         let client = state.client(name, &self.limits);
         (client.number, client.appends.clone())
+    }
+
+    /// Takes the right to make one request while other clients are connected, or says how long to wait for it.
+    pub(super) fn request(&self, name: &Arc<str>) -> Result<(), Duration> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let all = state.connections;
+        let client = state.client(name, &self.limits);
+        if client.connections == all || client.asking.take(now) { Ok(()) } else { Err(client.asking.wait(now)) }
     }
 
     /// The requests of the client called `name` that may be worked on at once. It has a connection.
@@ -224,6 +235,9 @@ impl Drop for Held {
 const SESSIONS_PER_SECOND: u32 = 64;
 /// And at once: a program with many appenders starts.
 const SESSIONS_AT_ONCE: u32 = 512;
+/// Requests that one client makes in each second while others are connected, and at once: a request costs this thread some 50 us with its
+/// stream, so one client gets a tenth of it for requests. Alone it may take what there is.
+const REQUESTS_PER_SECOND: u32 = 2048;
 /// Requests of one client that are worked on at the same time, on all its connections. A node answers one in some 20 us, so those of others
 /// wait for a millisecond at most.
 const REQUESTS_AT_ONCE: usize = 64;
@@ -264,6 +278,20 @@ mod tests {
         assert!((SESSIONS_AT_ONCE as usize..SESSIONS_AT_ONCE as usize + 20).contains(&opened), "{opened}");
         assert!(accounts.open_session(&greedy).is_err_and(|wait| wait <= Duration::from_secs(1)));
         assert!(accounts.open_session(&other).is_ok());
+    }
+
+    #[test]
+    fn requests_are_held_back_while_others_are_connected() {
+        let accounts = Accounts::new(Limits { connections: 4, subscriptions: 1, window_bytes: 0, append_bytes: 8 });
+        let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
+        let _own = accounts.connect(&greedy).unwrap();
+        let many = 4 * REQUESTS_PER_SECOND;
+        assert!((0..many).all(|_| accounts.request(&greedy).is_ok()), "alone it may take what there is");
+        let _others = accounts.connect(&other).unwrap();
+        let made = (0..many).filter(|_| accounts.request(&greedy).is_ok()).count() as u32;
+        assert!((REQUESTS_PER_SECOND..REQUESTS_PER_SECOND * 3 / 2).contains(&made), "{made}");
+        assert!(accounts.request(&greedy).is_err_and(|wait| wait <= Duration::from_millis(1)));
+        assert!(accounts.request(&other).is_ok());
     }
 
     #[test]

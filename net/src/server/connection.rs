@@ -71,15 +71,24 @@ impl<S> Shared<S> {
     }
 }
 
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// As connections end.
+    InPeace,
+    /// This side ended it over something that no client may send.
+    BrokeTheProtocol,
+}
+
 /// Serves a connection whose handshake is done until it ends.
-pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn::Connection) {
+pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn::Connection) -> Ended {
     let (caller, not_after) = match caller_of(&connection, &shared.welcome) {
         Ok(found) => found,
         Err(sentence) => {
             let address = connection.remote_address();
             shared.say(|more| tracing::info!(%address, "client refused: {sentence}{more}"));
             connection.close(CLOSE_UNAUTHENTICATED.into(), sentence.as_bytes());
-            return;
+            return Ended::InPeace;
         }
     };
     let _counted = match shared.accounts.connect(&caller.name) {
@@ -88,7 +97,7 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
             let sentence = full_sentence(&full, "client connections", "max_connections");
             shared.say(|more| tracing::warn!(client = %caller.name, "connection refused: {sentence}{more}"));
             connection.close(CLOSE_BUSY.into(), sentence.as_bytes());
-            return;
+            return Ended::InPeace;
         }
     };
     match tokio::time::timeout(shared.handshake_timeout, greet(&shared, &connection)).await {
@@ -101,22 +110,23 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
                 shared.say(|more| tracing::info!(client = %caller.name, "connection closed: {sentence}{more}"));
             }
             connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
-            return;
+            return Ended::InPeace;
         }
         Err(_) => {
             connection.close(CLOSE_PROTOCOL.into(), b"no hello in time");
-            return;
+            return Ended::InPeace;
         }
     }
     let _wide = widen(&shared, &caller, &connection);
     tracing::debug!(client = %caller.name, role = %caller.role, address = %connection.remote_address(), "client connected");
-    let mut draining = shared.draining.clone();
+    let (mut draining, mut ended) = (shared.draining.clone(), Ended::InPeace);
     tokio::select! {
         () = push_leader(shared.service.leader(), &connection) => {}
         sentence = accept_streams(&shared, &caller, &connection) => {
             if let Some(sentence) = sentence {
                 shared.say(|more| tracing::warn!(client = %caller.name, "connection closed: {sentence}{more}"));
                 connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
+                ended = Ended::BrokeTheProtocol;
             }
         }
         () = expiry(not_after) => {
@@ -126,6 +136,7 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
     if *draining.borrow_and_update() {
         connection.close(CLOSE_SHUTDOWN.into(), b"the node is shutting down");
     }
+    ended
 }
 
 /// Gives a connection the windows that fast transfers need, while there are enough; it works without them, only slower.
@@ -339,6 +350,9 @@ async fn serve_request<S: Service>(shared: &Shared<S>, caller: Caller, request: 
             while let Err(wait) = shared.accounts.open_session(&caller.name) {
                 tokio::time::sleep(wait).await;
             }
+        }
+        while let Err(wait) = shared.accounts.request(&caller.name) {
+            tokio::time::sleep(wait).await;
         }
         let requests = shared.accounts.requests(&caller.name);
         // Never closed.
