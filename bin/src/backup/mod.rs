@@ -12,6 +12,9 @@ mod write;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use graven_snapshot::{Checkpoint, CheckpointError};
+use graven_wal::Disk;
+
 pub use manifest::{FramesFile, MANIFEST, Manifest, PlainFile};
 pub use read::{Backup, Frames};
 pub use write::Writer;
@@ -26,6 +29,22 @@ pub const FILE_BYTES: u64 = 64 << 20;
 /// The name of the file of frames that begins with this entry.
 fn frames_name(first: u64) -> String {
     format!("frames-{first:016x}")
+}
+
+/// The checkpoint with which a copy of a log begins whose files begin behind entry `base`, and whose last entry copied is `last`: the oldest one
+/// from which on everything is there that is not trimmed. `None` when there is none.
+///
+/// # Errors
+/// [`CheckpointError`]: it is damaged, or cannot be read.
+pub fn beginning<D: Disk>(
+    disk: &D,
+    base: u64,
+    first_offset: u64,
+    last: u64,
+) -> Result<Option<Checkpoint>, CheckpointError> {
+    let Some(index) = graven_snapshot::stored(disk)?.into_iter().find(|index| *index >= base) else { return Ok(None) };
+    let found = graven_snapshot::load(disk, index)?;
+    Ok(Some(found).filter(|found| found.base.next_offset <= first_offset && index < last))
 }
 
 /// Bytes that are not what was written.

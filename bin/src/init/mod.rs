@@ -7,6 +7,7 @@
 pub mod join;
 pub mod recover;
 pub mod restore;
+pub mod restored;
 pub mod survivor;
 
 use std::fs;
@@ -468,9 +469,8 @@ pub fn restore_client_files(dir: &Path, nodes: &[NewNode]) -> Result<bool, InitE
 fn first_entry(members: &Members) -> Result<Frame, InitError> {
     let body = Body::from_chunks(vec![members.encode()?.into()]);
     let crc = body.crc();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let timestamp_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-    let spec = HeaderSpec { kind: Kind::Membership, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms };
+    let spec =
+        HeaderSpec { kind: Kind::Membership, term: 1, index: 1, base_offset: 0, count: 0, timestamp_ms: now_ms() };
     Ok(Frame::seal(spec, Chain::START, body, crc))
 }
 
@@ -511,6 +511,12 @@ fn sync_tree(staging: &Path) -> Result<(), InitError> {
         }
     }
     sync_dir(staging)
+}
+
+/// The time of day, in milliseconds since 1970.
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use graven_net::protocol::FEATURE_LEVEL;
 use graven_net::tls::{Authority, Role};
@@ -22,7 +21,7 @@ use graven_wal::{AppendError, Identity, OpenError, Options, RealDisk, adopt, ins
 
 use super::join::NEWEST_FILE;
 use super::survivor::{self, SurvivorLog};
-use super::{CLIENT_FILE, InitError, NewNode, client_toml, make_dir, sync_dir, sync_tree, write_file};
+use super::{CLIENT_FILE, InitError, NewNode, client_toml, make_dir, now_ms, sync_dir, sync_tree, write_file};
 use crate::config::{NodeConfig, split_address};
 use crate::members::{Member, MemberRole, MembersError};
 use crate::replica::restore::RestoreError;
@@ -199,11 +198,6 @@ fn member_of(config: &NodeConfig, identity: &Identity) -> Member {
         incarnation: identity.incarnation.to_le_bytes(),
         role: MemberRole::Voter,
     }
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The directory that gets the new authority and keeps the old certificates.

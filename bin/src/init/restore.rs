@@ -14,18 +14,17 @@
 use std::fs;
 use std::io;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use graven_frame::{Body, Frame, HeaderSpec, Kind};
 use graven_net::protocol::FEATURE_LEVEL;
 use graven_snapshot::{Checkpoint, CheckpointError};
-use graven_wal::{AppendError, HardState, LogBase, OpenError, Options, RealDisk, Wal};
+use graven_wal::{AppendError, OpenError, Options, RealDisk};
 
-use super::{Created, InitError, NewCluster, STAGING};
+use super::restored::{End, RestoredLog};
+use super::{Created, InitError, NewCluster, STAGING, now_ms};
 use crate::backup::{Backup, BackupError};
 use crate::config::NodeConfig;
-use crate::members::{Members, MembersError};
-use crate::replica::fold::{Fold, drop_snapshot};
+use crate::members::MembersError;
+use crate::replica::fold::Fold;
 
 /// Why a cluster was not restored. Nothing was made.
 #[derive(Debug, thiserror::Error)]
@@ -109,18 +108,6 @@ pub struct Restoration {
     was_there: bool,
 }
 
-/// Frames handed to a log at once.
-const BATCH_BYTES: usize = 1 << 20;
-/// Bytes between two syncs of a log that is made: what the system may have to write at the end.
-const SYNC_BYTES: u64 = 64 << 20;
-
-/// What each node's log gets behind the backup's entries.
-struct End {
-    entries: Vec<Frame>,
-    checkpoint: Checkpoint,
-    term: u64,
-}
-
 impl Restoration {
     /// Looks whether the cluster can be made; changes nothing. What an interrupted run left does not count.
     ///
@@ -154,14 +141,15 @@ impl Restoration {
         let members = self.cluster.members(before.newest_id() + 1, before.feature_level);
         let made = self.cluster.create_with(|staging, cluster| {
             self.cluster.stage_nodes(staging, cluster, &members, &[])?;
-            let end = end_of(fold, &members, cluster)?;
+            let end = End::of(fold, &members, cluster, now_ms())?;
             let base = backup.checkpoint()?.map(|found| Checkpoint { cluster, ..found });
             let mut written = 0;
             for node in &self.cluster.nodes {
                 let config =
                     NodeConfig::load(staging.join(&node.name).join("graven.toml")).map_err(InitError::Setting)?;
-                let log = Log::open(&config)?;
-                log.fill(backup, base.as_ref(), &end, |bytes| {
+                let options = Options { segment_bytes: config.wal.segment_bytes, ..Options::default() };
+                let log = RestoredLog::open(&config.name, RealDisk::open(&config.data_dir), options)?;
+                log.fill(backup.frames(), base.as_ref(), &end, |bytes| {
                     written += bytes;
                     progress(written);
                 })?;
@@ -185,116 +173,5 @@ impl Restoration {
             // Only when it is empty.
             let _ = fs::remove_dir(&self.cluster.dir);
         }
-    }
-}
-
-/// The entries behind the backup's, and the checkpoint of everything.
-fn end_of(mut fold: Fold, members: &Members, cluster: u128) -> Result<End, RestoreError> {
-    let names = fold.snapshots();
-    let term = fold.at().term + 1;
-    let bodies = std::iter::once((Kind::Membership, members.encode_voiding_sessions()?))
-        .chain(names.iter().map(|name| (Kind::Snapshot, drop_snapshot(name))));
-    let mut entries = Vec::new();
-    for (kind, body) in bodies {
-        let frame = next_entry(fold.at(), term, kind, body);
-        // It is ours and follows what it was made to follow.
-        fold.push(&frame).map_err(|cause| BackupError::Source(cause.to_string()))?;
-        entries.push(frame);
-    }
-    let checkpoint = fold.checkpoint(cluster).ok_or(RestoreError::NoMembers)?;
-    Ok(End { entries, checkpoint, term })
-}
-
-fn next_entry(before: &LogBase, term: u64, kind: Kind, body: Vec<u8>) -> Frame {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let body = Body::from_chunks(vec![body.into()]);
-    let crc = body.crc();
-    let spec = HeaderSpec {
-        kind,
-        term,
-        index: before.index + 1,
-        base_offset: before.next_offset,
-        count: 0,
-        timestamp_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX).max(before.timestamp_ms),
-    };
-    Frame::seal(spec, before.chain, body, crc)
-}
-
-/// The log of one new node.
-struct Log {
-    name: String,
-    wal: Wal<RealDisk>,
-}
-
-impl Log {
-    fn open(config: &NodeConfig) -> Result<Log, RestoreError> {
-        let name = config.name.clone();
-        let options = Options { segment_bytes: config.wal.segment_bytes, ..Options::default() };
-        match Wal::open(RealDisk::open(&config.data_dir), options) {
-            Ok((wal, _)) => Ok(Log { name, wal }),
-            Err(cause) => Err(RestoreError::Open { name, cause }),
-        }
-    }
-
-    /// Writes everything, durably. `wrote` is told of bytes as they are written.
-    fn fill(
-        mut self,
-        backup: &Backup,
-        base: Option<&Checkpoint>,
-        end: &End,
-        mut wrote: impl FnMut(u64),
-    ) -> Result<(), RestoreError> {
-        if let Some(base) = base {
-            self.begin_behind(base)?;
-        }
-        let (mut batch, mut bytes, mut unsynced) = (Vec::new(), 0, 0);
-        // Checked once more as they are read: nothing else than what was verified goes into a log.
-        for frame in backup.frames() {
-            let frame = frame?;
-            bytes += frame.encoded_len();
-            batch.push(frame);
-            if bytes >= BATCH_BYTES {
-                self.append(&batch)?;
-                unsynced += bytes as u64;
-                wrote(bytes as u64);
-                batch.clear();
-                bytes = 0;
-            }
-            if unsynced >= SYNC_BYTES {
-                unsynced = 0;
-                self.log(|wal| wal.sync())?;
-            }
-        }
-        self.append(&batch)?;
-        wrote(bytes as u64);
-        self.log(|wal| wal.set_hard_state(HardState { term: end.term, vote: None }))?;
-        self.append(&end.entries)?;
-        // Every node has all of it, durably, before any of them starts: all of it is committed.
-        self.log(|wal| wal.sync())?;
-        self.wal.note_commit(end.checkpoint.base.index);
-        self.checkpoint(|disk| graven_snapshot::save(disk, &end.checkpoint))?;
-        let Log { name, wal } = self;
-        wal.close().map_err(|cause| RestoreError::Append { name, cause })
-    }
-
-    /// Makes the empty log one that begins behind a checkpoint, in the order in which a node installs one.
-    fn begin_behind(&mut self, base: &Checkpoint) -> Result<(), RestoreError> {
-        self.checkpoint(|disk| graven_snapshot::stage(disk, base))?;
-        self.checkpoint(|disk| graven_snapshot::note_released(disk, base.base.index, Some(base.base)))?;
-        self.log(|wal| wal.reset(base.base))?;
-        self.log(|wal| wal.sync())?;
-        self.checkpoint(|disk| graven_snapshot::settle(disk, base.base.index))
-    }
-
-    fn append(&mut self, frames: &[Frame]) -> Result<(), RestoreError> {
-        self.log(|wal| wal.append(frames))
-    }
-
-    fn log<T>(&mut self, what: impl FnOnce(&mut Wal<RealDisk>) -> Result<T, AppendError>) -> Result<T, RestoreError> {
-        what(&mut self.wal).map_err(|cause| RestoreError::Append { name: self.name.clone(), cause })
-    }
-
-    fn checkpoint(&mut self, what: impl FnOnce(&RealDisk) -> Result<(), CheckpointError>) -> Result<(), RestoreError> {
-        what(self.wal.disk()).map_err(|cause| RestoreError::Checkpoint { name: self.name.clone(), cause })
     }
 }

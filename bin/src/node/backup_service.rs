@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use graven_frame::Frame;
 use graven_net::server::{BackupHead, BackupRequest, ErrorCode, Failure, OpenedBackup};
-use graven_snapshot::CheckpointError;
 use graven_wal::{ReadError, RealDisk};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::bulk::whole;
 use super::engine::Shared;
 use super::service::{NodeService, read_index, unreadable};
+use crate::backup;
 use crate::replica::View;
 
 /// Backups that a node gives at the same time: each has a thread, two batches in memory, and reads as fast as the disk.
@@ -82,20 +82,13 @@ fn begin(shared: &Shared, view: &View) -> Result<(u64, u64, Vec<u8>), Failure> {
         return Ok((1, last, Vec::new()));
     }
     let disk = RealDisk::open(&shared.config.data_dir);
-    let lost = |cause: &CheckpointError| {
+    // One that was let go of meanwhile, or is damaged: the client asks again, here or elsewhere.
+    let found = backup::beginning(&disk, base, view.first_offset, last).map_err(|cause| {
         let message = format!("this node cannot read what its log begins with: {cause}; ask another one");
         Failure::refused(ErrorCode::Unavailable, message)
-    };
-    for index in graven_snapshot::stored(&disk).map_err(|cause| lost(&cause))? {
-        if index < base {
-            continue;
-        }
-        // One that was let go of meanwhile, or is damaged: the client asks again, here or elsewhere.
-        let found = graven_snapshot::load(&disk, index).map_err(|cause| lost(&cause))?;
-        if found.base.next_offset <= view.first_offset && index < last {
-            return Ok((index + 1, last, found.encode()));
-        }
-        break;
+    })?;
+    if let Some(found) = found {
+        return Ok((found.base.index + 1, last, found.encode()));
     }
     let message = "this node has no checkpoint of the beginning of its log; ask another one";
     Err(Failure::refused(ErrorCode::Unavailable, message))
