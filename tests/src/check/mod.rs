@@ -101,6 +101,8 @@ pub struct Checkers {
     /// Named cursors.
     pub cursors: cursors::Cursors,
     voters: u64,
+    /// Entries that the log began with when the cluster did. Bodies of snapshots that they name were elsewhere.
+    inherited: u64,
     /// Membership changes that were committed.
     pub membership_changes: u64,
 }
@@ -130,6 +132,7 @@ impl Checkers {
             names: names::Names::default(),
             cursors: cursors::Cursors::default(),
             voters: nodes,
+            inherited: 0,
             membership_changes: 0,
         }
     }
@@ -170,6 +173,7 @@ impl Checkers {
     /// # Errors
     /// The property that does not hold.
     pub fn inherits(&mut self, node: u64, frames: &[Frame], base: u64, commit: u64) -> Checked {
+        self.inherited = frames.len() as u64;
         frames.iter().for_each(|frame| self.durability.synced(node, frame));
         self.matching.restarted(node, frames)?;
         self.changes.restarted(node, membership::memberships_in(frames));
@@ -323,7 +327,9 @@ impl Checkers {
             self.once.committed(frame, &mut self.history)?;
             self.refusals.committed(frame);
             self.trims.committed(frame)?;
-            self.names.committed(frame, self.voters)?;
+            if index > self.inherited {
+                self.names.committed(frame, self.voters)?;
+            }
             self.cursors.committed(frame)?;
             self.membership_changes += u64::from(index > 1 && frame.header().kind == Kind::Membership);
         }

@@ -31,9 +31,12 @@ impl Trims {
         Ok(())
     }
 
-    /// A new cluster's log begins at offset `first` from its start on, behind entry `index`: the trim that let it begin there may be lost.
+    /// A new cluster's log begins at offset `first` from its start on, behind entry `index`: the trim that let it begin there may be lost. The
+    /// first word of that counts.
     pub fn inherits(&mut self, index: u64, first: u64) {
-        self.committed.push((index, first));
+        if self.committed.is_empty() {
+            self.committed.push((index, first));
+        }
     }
 
     /// Where the log begins, by all that is committed.
