@@ -111,7 +111,8 @@ impl Admission {
         if !proven && state.open.len() >= self.limits.places / 2 {
             return may_not;
         }
-        let mine = state.cells_of(source);
+        let hash = state.hasher.hash_one(source);
+        let mine = [hash, hash >> 32].map(|half| (half % CELLS as u64) as usize);
         if !state.all.has_one(now) || !mine.into_iter().any(|cell| state.cells[cell].take(now)) {
             return may_not;
         }
@@ -123,13 +124,6 @@ impl Admission {
         state.next += 1;
         state.open.push(Open { number, source, evicted: evicted.clone() });
         Verdict::Begin(Place { admission: self.clone(), number, evicted })
-    }
-
-    /// Takes `handshakes` from what `address` may begin, as if it had begun them: what came of its last one was not worth it.
-    pub(crate) fn charge(&self, address: SocketAddr, handshakes: u32, now: Instant) {
-        let mut state = self.lock();
-        let mine = state.cells_of(Source::of(address));
-        mine.into_iter().for_each(|cell| state.cells[cell].charge(handshakes, now));
     }
 
     /// Handshakes under way.
@@ -144,11 +138,6 @@ impl Admission {
 }
 
 impl State {
-    fn cells_of(&self, source: Source) -> [usize; 2] {
-        let hash = self.hasher.hash_one(source);
-        [hash, hash >> 32].map(|half| (half % CELLS as u64) as usize)
-    }
-
     /// Makes room: the oldest of the source that holds the most places, the one that came first among equals.
     fn evict(&mut self) {
         let held = |source: Source| self.open.iter().filter(|open| open.source == source).count();
@@ -210,12 +199,6 @@ impl Bucket {
         has_one
     }
 
-    /// Takes `many` at once, also what is not there: nothing can be taken then until that was made up for. Never more than a second's.
-    fn charge(&mut self, many: u32, now: Instant) {
-        self.has_one(now);
-        self.level = (self.level - f64::from(many)).max(-self.per_second);
-    }
-
     /// How long until there is one.
     pub(crate) fn wait(&mut self, now: Instant) -> Duration {
         if self.has_one(now) {
@@ -264,18 +247,6 @@ mod tests {
 
     fn at(host: u8) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, host], 4433))
-    }
-
-    #[test]
-    fn a_host_that_is_charged_begins_one_a_second_and_others_are_as_before() {
-        let now = Instant::now();
-        let admission = Admission::new(Limits { places: 8, per_second: 400, burst: 400 });
-        for _ in 0..3 {
-            admission.charge(at(1), 1_000, now);
-        }
-        assert!(matches!(admission.judge(at(1), true, now + Duration::from_millis(900)), Verdict::Ignore));
-        assert!(matches!(admission.judge(at(1), true, now + Duration::from_millis(1_100)), Verdict::Begin(_)));
-        assert!(matches!(admission.judge(at(2), true, now), Verdict::Begin(_)));
     }
 
     fn admission(places: usize, per_second: u32, burst: u32) -> Arc<Admission> {

@@ -71,24 +71,15 @@ impl<S> Shared<S> {
     }
 }
 
-/// How a connection ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// As connections end.
-    InPeace,
-    /// This side ended it over something that no client may send.
-    BrokeTheProtocol,
-}
-
 /// Serves a connection whose handshake is done until it ends.
-pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn::Connection) -> Ended {
+pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn::Connection) {
     let (caller, not_after) = match caller_of(&connection, &shared.welcome) {
         Ok(found) => found,
         Err(sentence) => {
             let address = connection.remote_address();
             shared.say(|more| tracing::info!(%address, "client refused: {sentence}{more}"));
             connection.close(CLOSE_UNAUTHENTICATED.into(), sentence.as_bytes());
-            return Ended::InPeace;
+            return;
         }
     };
     let _counted = match shared.accounts.connect(&caller.name) {
@@ -97,7 +88,7 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
             let sentence = full_sentence(&full, "client connections", "max_connections");
             shared.say(|more| tracing::warn!(client = %caller.name, "connection refused: {sentence}{more}"));
             connection.close(CLOSE_BUSY.into(), sentence.as_bytes());
-            return Ended::InPeace;
+            return;
         }
     };
     match tokio::time::timeout(shared.handshake_timeout, greet(&shared, &connection)).await {
@@ -110,23 +101,22 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
                 shared.say(|more| tracing::info!(client = %caller.name, "connection closed: {sentence}{more}"));
             }
             connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
-            return Ended::InPeace;
+            return;
         }
         Err(_) => {
             connection.close(CLOSE_PROTOCOL.into(), b"no hello in time");
-            return Ended::InPeace;
+            return;
         }
     }
     let _wide = widen(&shared, &caller, &connection);
     tracing::debug!(client = %caller.name, role = %caller.role, address = %connection.remote_address(), "client connected");
-    let (mut draining, mut ended) = (shared.draining.clone(), Ended::InPeace);
+    let mut draining = shared.draining.clone();
     tokio::select! {
         () = push_leader(shared.service.leader(), &connection) => {}
         sentence = accept_streams(&shared, &caller, &connection) => {
             if let Some(sentence) = sentence {
                 shared.say(|more| tracing::warn!(client = %caller.name, "connection closed: {sentence}{more}"));
                 connection.close(CLOSE_PROTOCOL.into(), sentence.as_bytes());
-                ended = Ended::BrokeTheProtocol;
             }
         }
         () = expiry(not_after) => {
@@ -136,7 +126,6 @@ pub(super) async fn serve<S: Service>(shared: Arc<Shared<S>>, connection: quinn:
     if *draining.borrow_and_update() {
         connection.close(CLOSE_SHUTDOWN.into(), b"the node is shutting down");
     }
-    ended
 }
 
 /// Gives a connection the windows that fast transfers need, while there are enough; it works without them, only slower.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::Service;
 use super::accounts::{Accounts, Limits};
-use super::connection::{self, Ended, Shared, Windows, feature_level};
+use super::connection::{self, Shared, Windows, feature_level};
 use crate::admission::{self, Admission, Lines, Place, Verdict};
 use crate::bulk::server::Bulk;
 use crate::bulk::{self, BulkSource};
@@ -321,7 +321,7 @@ async fn accept<S: Service>(
                     continue;
                 }
             };
-        let (shared, bulk, admission) = (shared.clone(), bulk.clone(), admission.clone());
+        let (shared, bulk) = (shared.clone(), bulk.clone());
         tasks.spawn(async move {
             let Some(connection) = shake_hands(&shared, incoming, place).await else { return };
             match bulk.filter(|_| tls::agreed_alpn(&connection).is_some_and(|name| name == ALPN_BULK)) {
@@ -330,12 +330,7 @@ async fn accept<S: Service>(
                     connection.set_send_window(shared.wide.send);
                     bulk::server::serve(bulk, connection).await;
                 }
-                None => {
-                    let address = connection.remote_address();
-                    if connection::serve(shared, connection).await == Ended::BrokeTheProtocol {
-                        admission.charge(address, HANDSHAKES_FOR_A_BREACH, Instant::now());
-                    }
-                }
+                None => connection::serve(shared, connection).await,
             }
         });
     }
@@ -383,8 +378,6 @@ fn refused(cause: &ConnectionError) -> Option<String> {
 
 /// A client that reads its snapshot from a pipe may wait for whoever fills it, and one that hangs must not hold a place and a file for ever.
 const UPLOAD_IDLE: Duration = Duration::from_secs(30);
-/// What a host pays for a connection that broke the protocol: after a few of them it begins one in each second.
-const HANDSHAKES_FOR_A_BREACH: u32 = 256;
 /// How long the close may take to reach clients.
 const CLOSE_DELIVERY: Duration = Duration::from_millis(500);
 /// First packets that wait for a decision, before `accept` sees them.
